@@ -1,0 +1,263 @@
+//! The thread pool of the CPU backend: parallel loops that start in about a microsecond.
+//!
+//! A training step of a small model is a few hundred loops of tens of microseconds each, so waking threads through
+//! the kernel would cost more than the work. Workers therefore spin for a moment after each loop before they sleep.
+//!
+//! Tasks are claimed one at a time from a counter, so a core that is slow (or taken away by another program) does
+//! not hold up the rest. Which thread runs a task is left open; *what* each task computes must not depend on it. That
+//! is how results are the same bits for any number of threads: loops are cut by the problem's size, never by the
+//! number of threads, and sums over tasks are taken in task order.
+//!
+//! The claim word holds (epoch, next task). A worker reads it, reads the job, then advances the word by
+//! compare-exchange. The job is only overwritten after every task of its epoch has finished, which needs the word to
+//! have moved past all of them; so an exchange that succeeds proves that the job just read was the right one, and a
+//! worker that wakes late simply fails its exchange.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+/// Spins before a waiting worker sleeps: some tens of microseconds, a few times the gap between two loops of a step.
+const SPINS_BEFORE_SLEEP: u32 = 20_000;
+
+type Body<'a> = dyn Fn(usize) + Sync + 'a;
+
+thread_local! {
+    /// True while this thread runs a task: loops started from inside one run serially.
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
+struct Shared {
+    /// Epoch in the high half, next unclaimed task in the low half.
+    claim: AtomicU64,
+    tasks: AtomicUsize,
+    /// A `*const &Body`, alive while its epoch's tasks run.
+    body: AtomicPtr<()>,
+    completed: AtomicUsize,
+    panicked: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+    sleepers: AtomicUsize,
+    stop: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+/// A fixed set of threads for parallel loops; dropping it joins them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One loop at a time: two threads that share a pool take turns.
+    turn: Mutex<()>,
+}
+
+impl Pool {
+    /// A pool that runs loops on `threads` threads: the caller's own and `threads - 1` workers.
+    ///
+    /// # Errors
+    /// The operating system refused to start a thread.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            claim: AtomicU64::new(0),
+            tasks: AtomicUsize::new(0),
+            body: AtomicPtr::new(std::ptr::null_mut()),
+            completed: AtomicUsize::new(0),
+            panicked: Mutex::new(None),
+            sleepers: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let workers = (1..threads.max(1))
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new().name(format!("engine-cpu-{index}")).spawn(move || worker(&shared))
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Self { shared, workers, turn: Mutex::new(()) })
+    }
+
+    /// Number of threads that run a loop, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `body(task)` once for every `task` in `0..tasks`, in any order and on any thread, and returns when all
+    /// calls have returned. A panic in a task is passed on to the caller after the loop.
+    pub fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+        if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
+            (0..tasks).for_each(body);
+            return;
+        }
+        assert!(tasks <= u32::MAX as usize, "a loop has at most 2^32 - 1 tasks");
+        let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let shared = &*self.shared;
+        let body: &Body<'_> = &body;
+        let body_pointer: *const &Body<'_> = &body;
+        shared.completed.store(0, Ordering::Relaxed);
+        shared.tasks.store(tasks, Ordering::Relaxed);
+        shared.body.store(body_pointer.cast_mut().cast(), Ordering::Relaxed);
+        let epoch = (shared.claim.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xFFFF_FFFF;
+        // SeqCst pairs with the sleepers' registration: either we see the sleeper, or it sees this epoch.
+        shared.claim.store(epoch << 32, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            let _guard = shared.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            shared.wake.notify_all();
+        }
+        shared.work();
+        let mut spins = 0u32;
+        while shared.completed.load(Ordering::Acquire) < tasks {
+            spins += 1;
+            if spins < SPINS_BEFORE_SLEEP {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        let panic = shared.panicked.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+
+    /// Cuts `0..length` into pieces of `piece` (the last may be shorter) and calls `body(piece_index, range)` for each.
+    pub fn run_pieces(&self, length: usize, piece: usize, body: impl Fn(usize, std::ops::Range<usize>) + Sync) {
+        let piece = piece.max(1);
+        self.run(length.div_ceil(piece), |index| {
+            let start = index * piece;
+            body(index, start..length.min(start + piece));
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        {
+            let _guard = self.shared.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            self.shared.wake.notify_all();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of its tasks, so joining only fails where the process is going down anyway.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Claims and runs tasks of the current epoch until none is left.
+    fn work(&self) {
+        let mut claim = self.claim.load(Ordering::Acquire);
+        loop {
+            let task = (claim & 0xFFFF_FFFF) as usize;
+            let tasks = self.tasks.load(Ordering::Relaxed);
+            let body = self.body.load(Ordering::Relaxed);
+            if task >= tasks {
+                return;
+            }
+            match self.claim.compare_exchange(claim, claim + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    // SAFETY: the exchange succeeded, so `body` belongs to this epoch (see the module's story) and
+                    // its owner waits in `run` until `completed` counts this task.
+                    let body: &Body<'_> = unsafe { *body.cast::<&Body<'_>>() };
+                    IN_TASK.set(true);
+                    let result = catch_unwind(AssertUnwindSafe(|| body(task)));
+                    IN_TASK.set(false);
+                    if let Err(payload) = result {
+                        *self.panicked.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(payload);
+                    }
+                    self.completed.fetch_add(1, Ordering::Release);
+                    claim = self.claim.load(Ordering::Acquire);
+                }
+                Err(current) => claim = current,
+            }
+        }
+    }
+}
+
+fn worker(shared: &Shared) {
+    let mut seen = 0u64;
+    let mut spins = 0u32;
+    loop {
+        let epoch = shared.claim.load(Ordering::Acquire) >> 32;
+        if epoch != seen {
+            seen = epoch;
+            spins = 0;
+            shared.work();
+            continue;
+        }
+        if shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        spins += 1;
+        if spins < SPINS_BEFORE_SLEEP {
+            std::hint::spin_loop();
+            continue;
+        }
+        spins = 0;
+        let mut guard = shared.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        shared.sleepers.fetch_add(1, Ordering::SeqCst);
+        while shared.claim.load(Ordering::SeqCst) >> 32 == seen && !shared.stop.load(Ordering::SeqCst) {
+            guard = shared.wake.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        shared.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn every_task_runs_exactly_once_over_many_loops() {
+        let pool = Pool::new(4).unwrap();
+        for round in 0..2000usize {
+            let tasks = round % 37;
+            let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
+            pool.run(tasks, |task| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "round {round}");
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_for_the_next_loop() {
+        let pool = Pool::new(3).unwrap();
+        for _ in 0..5 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let sum = AtomicUsize::new(0);
+            pool.run(100, |task| {
+                sum.fetch_add(task, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 4950);
+        }
+    }
+
+    #[test]
+    fn a_loop_inside_a_task_runs_serially() {
+        let pool = Pool::new(2).unwrap();
+        let sum = AtomicUsize::new(0);
+        pool.run(8, |_| {
+            pool.run(10, |inner| {
+                sum.fetch_add(inner, Ordering::Relaxed);
+            })
+        });
+        assert_eq!(sum.into_inner(), 8 * 45);
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2).unwrap();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(16, |task| assert!(task != 7, "task seven"));
+        }));
+        assert!(result.is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(4, |task| {
+            sum.fetch_add(task, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 6);
+    }
+}

@@ -1,0 +1,1 @@
+//! Bytes on disk -> batches of token ids: tokenisers, memory-mapped shards, samplers.

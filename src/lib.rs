@@ -1,0 +1,8 @@
+//! `engine`: a compute engine for transformers. See ARCHITECTURE.md for the map.
+
+pub mod cpu;
+pub mod data;
+pub mod model;
+pub mod ops;
+pub mod tape;
+pub mod train;

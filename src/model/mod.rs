@@ -1,0 +1,1 @@
+//! Transformer blocks and whole models out of tape operations; import and export.

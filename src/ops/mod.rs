@@ -1,0 +1,174 @@
+//! The contract: for each operation its arguments, shapes, checks, and a plain f64 reference.
+//!
+//! This is one of the engine's two seams (the other is the GPU driver). A backend implements each operation in a
+//! module of the same name; the functions here check the arguments, then hand them to the device's backend. Nothing
+//! here knows what differentiation is: forward and backward are two operations, which the tape pairs.
+//!
+//! Conventions: row-major, last index fastest; `B` batch, `T` sequence, `C` channels, `H` query heads, `HK` key/value
+//! heads, `D` head size, `F` FFN width, `V` vocabulary. Gradients written into an argument called `grad_*` overwrite
+//! it, or add to it where the call says [`Write::Add`].
+
+pub mod adamw;
+pub mod attention;
+pub mod dropout;
+pub mod embedding;
+pub mod ffn;
+pub mod grad_norm;
+pub mod layer_norm;
+pub mod linear;
+pub mod linear_cross_entropy;
+pub mod philox;
+pub mod sgd;
+pub mod softmax_cross_entropy;
+#[cfg(test)]
+pub mod testing;
+
+use crate::cpu::Cpu;
+use std::marker::PhantomData;
+
+/// Where operations run.
+pub enum Device {
+    /// Multi-threaded SIMD code on this machine's processor.
+    Cpu(Cpu),
+}
+
+/// Arguments that do not fit together: always a mistake of the caller, found before anything is computed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {what}")]
+pub struct Error {
+    /// Name of the operation.
+    pub operation: &'static str,
+    /// What does not fit, with the figures.
+    pub what: String,
+}
+
+impl Error {
+    pub(crate) fn new(operation: &'static str, what: impl Into<String>) -> Self {
+        Self { operation, what: what.into() }
+    }
+}
+
+/// Fails unless `found == expected`; `what` names the argument.
+pub(crate) fn check_len(operation: &'static str, what: &str, found: usize, expected: usize) -> Result<(), Error> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::new(operation, format!("{what} has {found} elements, expected {expected}")))
+    }
+}
+
+/// What to do with the previous contents of a gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Overwrite them; they may be uninitialised or NaN.
+    Set,
+    /// Add to them.
+    Add,
+}
+
+/// Read access to a range of a device's memory.
+#[derive(Clone, Copy)]
+pub struct View<'a, T> {
+    address: *const T,
+    length: usize,
+    lifetime: PhantomData<&'a [T]>,
+}
+
+/// Exclusive access to a range of a device's memory.
+pub struct ViewMut<'a, T> {
+    address: *mut T,
+    length: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> From<&'a [T]> for View<'a, T> {
+    fn from(slice: &'a [T]) -> Self {
+        Self { address: slice.as_ptr(), length: slice.len(), lifetime: PhantomData }
+    }
+}
+
+impl<'a, T> From<&'a Vec<T>> for View<'a, T> {
+    fn from(vector: &'a Vec<T>) -> Self {
+        Self::from(vector.as_slice())
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for ViewMut<'a, T> {
+    fn from(slice: &'a mut [T]) -> Self {
+        Self { address: slice.as_mut_ptr(), length: slice.len(), lifetime: PhantomData }
+    }
+}
+
+impl<'a, T> From<&'a mut Vec<T>> for ViewMut<'a, T> {
+    fn from(vector: &'a mut Vec<T>) -> Self {
+        Self::from(vector.as_mut_slice())
+    }
+}
+
+impl<'a, T> View<'a, T> {
+    /// A view of `length` elements at `address`.
+    ///
+    /// # Safety
+    /// The range must be valid for reads on the device that the view is used with, for the lifetime `'a`.
+    pub unsafe fn from_raw(address: *const T, length: usize) -> Self {
+        Self { address, length, lifetime: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// True where there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The elements, for the CPU backend: every view it is handed lies in this process's memory.
+    pub(crate) fn host(&self) -> &'a [T] {
+        // SAFETY: made from a slice, or valid by the promise made to `from_raw`.
+        unsafe { std::slice::from_raw_parts(self.address, self.length) }
+    }
+}
+
+impl<'a, T> ViewMut<'a, T> {
+    /// A view of `length` elements at `address`.
+    ///
+    /// # Safety
+    /// The range must be valid for reads and writes on the device that the view is used with, and not be used
+    /// through anything else, for the lifetime `'a`.
+    pub unsafe fn from_raw(address: *mut T, length: usize) -> Self {
+        Self { address, length, lifetime: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// True where there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The elements, for the CPU backend: every view it is handed lies in this process's memory.
+    pub(crate) fn host(self) -> &'a mut [T] {
+        // SAFETY: made from an exclusive slice, or valid and exclusive by the promise made to `from_raw`.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.length) }
+    }
+}
+
+/// Dropout as every operation that has it takes it: each element is kept with probability `1 - probability` and
+/// scaled by `1 / (1 - probability)`. Whether element `i` is kept is a pure function of `(seed, step, site, i)`, so
+/// the backward pass and a recomputed forward pass see the same mask without storing it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Chance that an element is zeroed, in `0.0..1.0`.
+    pub probability: f32,
+    /// The run's seed.
+    pub seed: u64,
+    /// Optimizer step and micro-batch, counted together.
+    pub step: u64,
+    /// Which dropout of the model this is.
+    pub site: u32,
+}

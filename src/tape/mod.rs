@@ -1,0 +1,1 @@
+//! Reverse-mode autograd over the operations of `ops`.
