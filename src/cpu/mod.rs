@@ -5,6 +5,7 @@
 //! assert only what a bug of ours could break. No state outlives a call except the thread pool and scratch memory.
 
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
@@ -13,6 +14,7 @@ pub mod grad_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod key_value_cache;
 pub mod pool;
 pub mod scratch;
 pub mod sgd;
