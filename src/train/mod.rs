@@ -1,1 +1,5 @@
 //! The training loop and all that belongs to a run.
+
+pub mod config;
+pub mod presets;
+pub mod schedule;
