@@ -2,3 +2,7 @@
 
 pub mod huggingface;
 pub mod weights;
+
+pub mod block;
+pub mod gpt;
+pub use gpt::{Gpt, LossOptions};

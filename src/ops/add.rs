@@ -29,12 +29,7 @@ pub fn forward(device: &Device, arguments: Forward<'_>) -> Result<(), Error> {
 ///
 /// # Errors
 /// Lengths that differ.
-pub fn accumulate(
-    device: &Device,
-    source: View<'_, f32>,
-    target: ViewMut<'_, f32>,
-    write: Write,
-) -> Result<(), Error> {
+pub fn accumulate(device: &Device, source: View<'_, f32>, target: ViewMut<'_, f32>, write: Write) -> Result<(), Error> {
     check_len(NAME, "target", target.len(), source.len())?;
     match device {
         Device::Cpu(cpu) => cpu::add::accumulate(cpu, source, target, write),
@@ -55,8 +50,7 @@ mod tests {
             let sum: Vec<f64> = left.iter().zip(&right).map(|(&a, &b)| f64::from(a) + f64::from(b)).collect();
             for (name, device) in cpu_devices() {
                 let mut output = poisoned(length);
-                let arguments =
-                    Forward { left: (&left).into(), right: (&right).into(), output: (&mut output).into() };
+                let arguments = Forward { left: (&left).into(), right: (&right).into(), output: (&mut output).into() };
                 forward(&device, arguments).unwrap();
                 assert_close(&name, &output, &sum, 1e-6, 0.0);
                 let mut target = poisoned(length);

@@ -8,8 +8,8 @@
 //! heads, `D` head size, `F` FFN width, `V` vocabulary. Gradients written into an argument called `grad_*` overwrite
 //! it, or add to it where the call says [`Write::Add`].
 
-pub mod add;
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;

@@ -276,7 +276,11 @@ impl Planner<'_, '_> {
         let needs = node.needs.clone().expect("a training tape only holds operations with a backward pass");
         let inputs: Vec<_> = (0..node.inputs.len())
             .map(|place| {
-                if needs.inputs.contains(&place) { self.buffer_of(node.inputs[place], index, true) } else { (usize::MAX, 0, 0) }
+                if needs.inputs.contains(&place) {
+                    self.buffer_of(node.inputs[place], index, true)
+                } else {
+                    (usize::MAX, 0, 0)
+                }
             })
             .collect();
         let outputs = (0..node.outputs.len())
@@ -308,9 +312,11 @@ impl Planner<'_, '_> {
             .parameters
             .iter()
             .map(|id| {
-                self.tape.parameters.specification(*id).trainable.then(|| {
-                    if self.written_parameters.insert(id.0) { Write::Set } else { Write::Add }
-                })
+                self.tape
+                    .parameters
+                    .specification(*id)
+                    .trainable
+                    .then(|| if self.written_parameters.insert(id.0) { Write::Set } else { Write::Add })
             })
             .collect();
         let scratch = self.scratch(needs.scratch);
@@ -351,8 +357,7 @@ impl Planner<'_, '_> {
                 !needs.outputs.iter().any(|&output| node.outputs[output] == value)
             })
             && self.readers(value) == 1;
-        let buffer =
-            if is_free { inputs[place].0 } else { self.new_buffer(info.bytes(), Category::Gradient) };
+        let buffer = if is_free { inputs[place].0 } else { self.new_buffer(info.bytes(), Category::Gradient) };
         self.touch(buffer);
         self.gradients.insert(value, buffer);
         (buffer, Write::Set)
@@ -526,8 +531,7 @@ mod tests {
 
     #[test]
     fn buffers_alive_together_never_overlap_and_others_share() {
-        let buffers =
-            vec![buffer(128, 0, 3), buffer(64, 1, 2), buffer(128, 4, 6), buffer(64, 3, 5), buffer(192, 6, 7)];
+        let buffers = vec![buffer(128, 0, 3), buffer(64, 1, 2), buffer(128, 4, 6), buffer(64, 3, 5), buffer(192, 6, 7)];
         let (offsets, arena) = place(&buffers);
         for (i, a) in buffers.iter().enumerate() {
             for (j, b) in buffers.iter().enumerate().skip(i + 1) {

@@ -250,4 +250,3 @@ fn non_finite(name: &str, values: &[f32]) -> Option<NonFinite> {
     let index = values.iter().position(|value| !value.is_finite())?;
     Some(NonFinite { tensor: name.to_owned(), index, value: values[index] })
 }
-

@@ -103,12 +103,7 @@ impl<'r> Run<'r> {
 
     /// This run's dropout at a site; `None` where the probability is 0.
     pub(super) fn dropout(&self, probability: f32, site: u32) -> Option<Dropout> {
-        (probability > 0.0).then_some(Dropout {
-            probability,
-            seed: self.options.seed,
-            step: self.options.step,
-            site,
-        })
+        (probability > 0.0).then_some(Dropout { probability, seed: self.options.seed, step: self.options.step, site })
     }
 
     /// Gradient of each counted row's loss.

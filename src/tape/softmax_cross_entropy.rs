@@ -27,8 +27,7 @@ impl Tape<'_> {
     ) -> Result<Loss, Error> {
         let (rows, vocabulary) = self.rows_and_columns("softmax_cross_entropy", logits)?;
         self.check_rows("softmax_cross_entropy", targets, rows)?;
-        let operation =
-            SoftmaxCrossEntropy { shape: Shape { rows, vocabulary, label_smoothing, ignored: IGNORED } };
+        let operation = SoftmaxCrossEntropy { shape: Shape { rows, vocabulary, label_smoothing, ignored: IGNORED } };
         let losses = self.push_node(operation, &[logits, targets], &[], &[("loss", vec![rows], false)])?[0];
         Ok(self.push_loss(losses, targets))
     }
