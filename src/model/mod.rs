@@ -4,5 +4,6 @@ pub mod huggingface;
 pub mod weights;
 
 pub mod block;
+pub mod generate;
 pub mod gpt;
 pub use gpt::{Gpt, LossOptions};

@@ -79,6 +79,7 @@ mod softmax_cross_entropy;
 pub use attention::AttentionOptions;
 pub use ffn::FfnParameters;
 pub use key_value_cache::Cache;
+pub(crate) use memory::Memory;
 pub use memory::OutOfMemory;
 pub use parameters::{Error as ParameterError, Initial, ParameterId, Parameters, Run as ParameterRun, Specification};
 pub use program::{MemoryUse, NonFinite, Program, RunOptions};

@@ -186,6 +186,12 @@ impl Parameters {
         Some(unsafe { self.gradients.view(bytes(range)) }.host())
     }
 
+    /// Where the parameter's gradient lies in the block of gradients; `None` where it is frozen. The optimizer's state
+    /// is laid out the same way.
+    pub(crate) fn gradient_bytes(&self, id: ParameterId) -> Option<Range<usize>> {
+        self.list[id.0].gradients.as_ref().map(bytes)
+    }
+
     /// Ranges that the optimizer treats alike; together they hold every trainable parameter.
     pub fn runs(&self) -> &[Run] {
         &self.runs
