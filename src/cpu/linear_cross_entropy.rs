@@ -1,5 +1,71 @@
-use super::Cpu;
-use crate::ops::linear_cross_entropy::*;
-pub fn forward(_cpu: &Cpu, _shape: &Shape, _arguments: Forward<'_>) {
-    todo!()
+//! Output projection and cross-entropy on the CPU: each chunk of rows goes through all of its products while its
+//! logits are there.
+//!
+//! A chunk: `logits = x · Wᵀ`; the loss turns them into their gradient in place; `dx = dlogits · W` and
+//! `dW += dlogitsᵀ · x`.
+
+use super::gemm::{self, Epilogue, Matrix, Product};
+use super::linear::Grads;
+use super::{Cpu, softmax_cross_entropy};
+use crate::ops::linear_cross_entropy::{Forward, Shape};
+use crate::ops::softmax_cross_entropy as loss;
+use crate::ops::{View, ViewMut, Write};
+
+/// Computes losses and gradients; see [`crate::ops::linear_cross_entropy::forward`].
+pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
+    let (rows, vocabulary, channels) = (shape.loss.rows, shape.loss.vocabulary, shape.channels);
+    let (input, weight, targets) = (arguments.input.host(), arguments.weight.host(), arguments.targets.host());
+    let (logits, losses) = (arguments.logits.host(), arguments.losses.host());
+    let mut gradients = arguments.gradients.map(|gradients| {
+        let grad_input = gradients.grad_input.map(|(grad, write)| (grad.host(), write));
+        let grad_weight = gradients.grad_weight.map(|(grad, write)| (grad.host(), write));
+        (gradients.grad_loss, grad_input, grad_weight)
+    });
+    if rows == 0
+        && let Some((_, _, Some((grad, Write::Set)))) = &mut gradients
+    {
+        grad.fill(0.0);
+    }
+    for start in (0..rows).step_by(shape.chunk_rows) {
+        let chunk = start..rows.min(start + shape.chunk_rows);
+        let logits = &mut logits[..chunk.len() * vocabulary];
+        let input = &input[chunk.start * channels..chunk.end * channels];
+        let product = gemm::Shape { rows: chunk.len(), columns: vocabulary, depth: channels };
+        gemm::run(
+            cpu,
+            Product {
+                shape: product,
+                left: Matrix::straight(input, channels),
+                right: Matrix::transposed(weight, channels),
+                target: &mut *logits,
+                target_stride: vocabulary,
+                write: Write::Set,
+                epilogue: Epilogue::default(),
+                left_sums: None,
+            },
+        );
+        let loss_shape = loss::Shape { rows: chunk.len(), ..shape.loss };
+        let targets = View::from(&targets[chunk.clone()]);
+        let losses = ViewMut::from(&mut losses[chunk.clone()]);
+        let Some((grad_loss, grad_input, grad_weight)) = &mut gradients else {
+            let logits = View::from(&*logits);
+            softmax_cross_entropy::forward(cpu, &loss_shape, loss::Forward { logits, targets, losses });
+            continue;
+        };
+        let arguments = loss::ForwardBackward { logits: (&mut *logits).into(), targets, losses, grad_loss: *grad_loss };
+        softmax_cross_entropy::forward_backward(cpu, &loss_shape, arguments);
+        let grad_input = grad_input.as_mut();
+        let grad_weight = grad_weight.as_mut();
+        Grads {
+            shape: product,
+            input,
+            weight,
+            grad_input: grad_input
+                .map(|(grad, write)| (&mut grad[chunk.start * channels..chunk.end * channels], *write)),
+            // The first chunk does what the caller asks for, the others add to it.
+            grad_weight: grad_weight.map(|(grad, write)| (&mut **grad, if start == 0 { *write } else { Write::Add })),
+            grad_bias: None,
+        }
+        .compute(cpu, logits);
+    }
 }

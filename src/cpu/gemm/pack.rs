@@ -1,0 +1,161 @@
+//! Packing: parts of the operands copied into the order in which the micro-kernel reads them.
+//!
+//! A panel of the right operand holds, for every step `p`, [`micro::columns`] neighbouring columns; a panel of the
+//! left one, [`micro::rows`] neighbouring rows. What is missing at the edges is zero. A weight `(out, in)` read as the
+//! transposed right operand goes through `LANES x LANES` transposes in registers.
+
+use super::{Matrix, micro};
+use crate::cpu::simd::Vector;
+use std::ops::Range;
+
+/// Floats that [`right`] needs for `depth` steps and `columns` columns.
+#[inline(always)]
+pub fn right_floats<V: Vector>(depth: usize, columns: usize) -> usize {
+    depth * columns.next_multiple_of(micro::columns::<V>())
+}
+
+/// Floats that [`left`] needs: it stores whole vectors, so the last one may reach behind the last panel.
+#[inline(always)]
+pub fn left_floats<V: Vector>(rows: usize, depth: usize) -> usize {
+    depth * rows.next_multiple_of(micro::rows::<V>()) + V::LANES
+}
+
+/// Packs steps `depth` and columns `columns` of the right operand into panels.
+#[inline(always)]
+pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: &mut [f32]) {
+    assert!(packed.len() >= right_floats::<V>(depth.len(), columns.len()));
+    matrix.check(depth.end, columns.end);
+    if depth.is_empty() || columns.is_empty() {
+        return;
+    }
+    // SAFETY: `check` says that the matrix holds all of the steps and columns, the assertion that `packed` has room.
+    unsafe {
+        if matrix.transposed {
+            right_transposed::<V>(matrix, depth, columns, packed.as_mut_ptr());
+        } else {
+            right_straight::<V>(matrix, depth, columns, packed.as_mut_ptr());
+        }
+    }
+}
+
+/// Copies row by row of the matrix, so that it is read in order.
+#[inline(always)]
+unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: *mut f32) {
+    let width = micro::columns::<V>();
+    let panel_floats = depth.len() * width;
+    let whole = columns.len() / width;
+    let rest = columns.len() % width;
+    // SAFETY: the caller's contract.
+    unsafe {
+        for p in 0..depth.len() {
+            let source = matrix.elements.as_ptr().add((depth.start + p) * matrix.stride + columns.start);
+            let target = packed.add(p * width);
+            for panel in 0..whole {
+                let (source, target) = (source.add(panel * width), target.add(panel * panel_floats));
+                V::load(source).store(target);
+                V::load(source.add(V::LANES)).store(target.add(V::LANES));
+            }
+            if rest > 0 {
+                let (source, target) = (source.add(whole * width), target.add(whole * panel_floats));
+                let (first, second) = (rest.min(V::LANES), rest.saturating_sub(V::LANES));
+                V::load_partial(source, first).store(target);
+                V::load_partial(source.add(first), second).store(target.add(V::LANES));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn right_transposed<V: Vector>(
+    matrix: Matrix<'_>,
+    depth: Range<usize>,
+    columns: Range<usize>,
+    packed: *mut f32,
+) {
+    let width = micro::columns::<V>();
+    let panel_floats = depth.len() * width;
+    // SAFETY: the caller's contract.
+    unsafe {
+        for (group, column) in columns.clone().step_by(V::LANES).enumerate() {
+            let target = packed.add(group / 2 * panel_floats + group % 2 * V::LANES);
+            let source = matrix.elements.as_ptr().add(column * matrix.stride + depth.start);
+            let filled = V::LANES.min(columns.end - column);
+            for p in (0..depth.len()).step_by(V::LANES) {
+                let steps = V::LANES.min(depth.len() - p);
+                let (source, target) = (source.add(p), target.add(p * width));
+                if steps == V::LANES && filled == V::LANES {
+                    V::transpose(source, matrix.stride, target, width);
+                } else {
+                    transpose_edge::<V>(source, matrix.stride, filled, steps, target, width);
+                }
+            }
+        }
+        // The second half of the last panel, where no column reaches it.
+        let groups = columns.len().div_ceil(V::LANES);
+        if groups % 2 == 1 {
+            let target = packed.add(groups / 2 * panel_floats + V::LANES);
+            for p in 0..depth.len() {
+                V::zero().store(target.add(p * width));
+            }
+        }
+    }
+}
+
+/// Transposes `rows x columns` elements, at most `LANES` each way; missing columns of the result are zero.
+#[inline(always)]
+unsafe fn transpose_edge<V: Vector>(
+    source: *const f32,
+    source_stride: usize,
+    rows: usize,
+    columns: usize,
+    target: *mut f32,
+    target_stride: usize,
+) {
+    let (mut before, mut after) = ([0.0f32; 256], [0.0f32; 256]);
+    // SAFETY: `source` is readable for rows x columns, `target` writable for `columns` rows of LANES.
+    unsafe {
+        for row in 0..rows {
+            V::load_partial(source.add(row * source_stride), columns).store(before.as_mut_ptr().add(row * V::LANES));
+        }
+        V::transpose(before.as_ptr(), V::LANES, after.as_mut_ptr(), V::LANES);
+        for column in 0..columns {
+            V::load(after.as_ptr().add(column * V::LANES)).store(target.add(column * target_stride));
+        }
+    }
+}
+
+/// Packs rows `rows` and steps `depth` of a transposed left operand into panels. Where `sums` is given, adds each
+/// row's sum over these steps to it, which is the bias gradient: the operand passes through registers anyway.
+#[inline(always)]
+pub fn left<V: Vector>(
+    matrix: Matrix<'_>,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    packed: &mut [f32],
+    mut sums: Option<&mut [f32]>,
+) {
+    assert!(matrix.transposed && packed.len() >= left_floats::<V>(rows.len(), depth.len()));
+    matrix.check(rows.end, depth.end);
+    let height = micro::rows::<V>();
+    for (panel, row) in rows.clone().step_by(height).enumerate() {
+        let filled = height.min(rows.end - row);
+        // SAFETY: `check` says that the matrix holds the rows and steps; `packed` has room for whole panels and a
+        // vector more, and a vector that reaches into the next panel is overwritten when that one is packed.
+        let sum = unsafe {
+            let source = matrix.elements.as_ptr().add(depth.start * matrix.stride + row);
+            let target = packed.as_mut_ptr().add(panel * height * depth.len());
+            let mut sum = V::zero();
+            for p in 0..depth.len() {
+                let value = V::load_partial(source.add(p * matrix.stride), filled);
+                sum = sum.add(value);
+                value.store(target.add(p * height));
+            }
+            sum
+        };
+        if let Some(sums) = sums.as_deref_mut() {
+            let part = &mut sums[row - rows.start..][..filled];
+            // SAFETY: `part` has `filled` elements.
+            unsafe { V::load_partial(part.as_ptr(), filled).add(sum).store_partial(part.as_mut_ptr(), filled) };
+        }
+    }
+}
