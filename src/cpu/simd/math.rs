@@ -1,10 +1,10 @@
 //! Elementary functions over [`Vector`]: exp, tanh, erf, log, and the activations built from them.
 //!
 //! All are branch-free: one polynomial or one quotient of polynomials for the whole range, and at most a few selects
-//! for the ends. The coefficients are minimax fits of the relative error (Lawson's iteration), made for these
-//! formulas and then searched among their f32
-//! neighbours; the tests sweep the whole range on every level against f64 and state the errors.
-//! Errors are given where multiply-add is fused; the portable level may be one unit worse. Everywhere NaN in gives NaN out, which decides the order of the arguments of `min`, `max` and `less`.
+//! for the ends. The coefficients are minimax fits (Lawson's iteration) made for these formulas, then searched among
+//! their f32 neighbours. The tests sweep the whole range on every level against f64 and state the errors; those given
+//! here hold where multiply-add is fused, the portable level may be one unit worse. Everywhere NaN in gives NaN out,
+//! which decides the order of the arguments of `min`, `max` and `less`.
 
 use super::Vector;
 
