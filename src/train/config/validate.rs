@@ -225,7 +225,8 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused_by_the_name_of_their_key() {
-        let refused: [(&str, fn(&mut Config)); 28] = [
+        type Change = fn(&mut Config);
+        let refused: [(&str, Change); 28] = [
             ("model.layers", |c| c.model.layers = 0),
             ("model.heads", |c| c.model.heads = 0),
             ("model.channels", |c| c.model.channels = 0),
