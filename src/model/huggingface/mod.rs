@@ -7,6 +7,8 @@
 //! loaded.
 
 mod gpt2;
+#[cfg(test)]
+mod tests;
 
 pub use gpt2::Gpt2Config;
 

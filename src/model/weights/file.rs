@@ -158,7 +158,10 @@ fn check_entries(
         if start > end {
             return Err(wrong(&name, format!("its bytes end at {end}, before they start at {start}")));
         }
-        if bits % 8 != 0 || bits / 8 != end - start {
+        if bits % 8 != 0 {
+            return Err(wrong(&name, format!("{dtype:?} {} is no whole number of bytes", show_shape(&shape))));
+        }
+        if bits / 8 != end - start {
             let shape = show_shape(&shape);
             return Err(wrong(
                 &name,
