@@ -38,22 +38,31 @@ impl Gpt {
     /// # Errors
     /// Not enough memory.
     pub fn new(config: Gpt2Config, seed: u64) -> Result<(Self, Parameters), ParameterError> {
-        let specs = config.parameters();
-        let branch_deviation = config.initializer_range / (2.0 * config.layers.max(1) as f32).sqrt();
-        let list = specs.iter().map(|spec| specification(spec, config.initializer_range, branch_deviation)).collect();
-        let parameters = Parameters::new(list, seed)?;
+        let parameters = Parameters::new(specifications(&config), seed)?;
+        Ok((Self::bind(config, &parameters), parameters))
+    }
+
+    /// A model whose parameters have no memory, to measure what it would need.
+    ///
+    /// # Errors
+    /// Sizes beyond all memory.
+    pub fn unallocated(config: Gpt2Config) -> Result<(Self, Parameters), ParameterError> {
+        let parameters = Parameters::unallocated(specifications(&config))?;
+        Ok((Self::bind(config, &parameters), parameters))
+    }
+
+    fn bind(config: Gpt2Config, parameters: &Parameters) -> Self {
         let find = |name: &str| parameters.find(name).expect("a name of this model");
         let token_embedding = find("token_embedding.weight");
-        let model = Self {
+        Self {
             token_embedding,
             position_embedding: find("position_embedding.weight"),
-            blocks: (0..config.layers).map(|layer| Block::find(&parameters, &format!("blocks.{layer}"))).collect(),
-            final_norm: Affine::find(&parameters, "final_norm"),
+            blocks: (0..config.layers).map(|layer| Block::find(parameters, &format!("blocks.{layer}"))).collect(),
+            final_norm: Affine::find(parameters, "final_norm"),
             head: if config.tied { token_embedding } else { find("head.weight") },
-            specs,
+            specs: config.parameters(),
             config,
-        };
-        Ok((model, parameters))
+        }
     }
 
     /// A model with the parameters of a Hugging Face folder, which a checkpoint is too.
@@ -195,6 +204,12 @@ pub enum LoadError {
     Folder(#[from] huggingface::Error),
     #[error(transparent)]
     Parameters(#[from] ParameterError),
+}
+
+fn specifications(config: &Gpt2Config) -> Vec<Specification> {
+    let branch_deviation = config.initializer_range / (2.0 * config.layers.max(1) as f32).sqrt();
+    let specification = |spec: &ParameterSpec| specification(spec, config.initializer_range, branch_deviation);
+    config.parameters().iter().map(specification).collect()
 }
 
 /// Initial values and weight decay by what a parameter is: decay is for matrices only.

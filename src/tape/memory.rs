@@ -44,10 +44,15 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
+    /// No memory at all.
+    pub(crate) fn none() -> Self {
+        Self { start: NonNull::<Line>::dangling().cast(), bytes: 0, _pages: None }
+    }
+
     pub(crate) fn allocate(what: &str, bytes: usize) -> Result<Self, OutOfMemory> {
         let out_of_memory = || OutOfMemory { what: what.to_owned(), bytes };
         if bytes == 0 {
-            return Ok(Self { start: NonNull::<Line>::dangling().cast(), bytes, _pages: None });
+            return Ok(Self::none());
         }
         // Fresh pages rather than the allocator: they are zero without being touched, and can still become huge.
         let length = bytes.checked_add(HUGE_BYTES).ok_or_else(out_of_memory)?;

@@ -52,6 +52,8 @@ pub struct Parameters {
     by_name: HashMap<String, ParameterId>,
     values: Memory,
     gradients: Memory,
+    /// Bytes of the two blocks, which are there unless this is only a layout.
+    bytes: (usize, usize),
     runs: Vec<Run>,
 }
 
@@ -66,14 +68,19 @@ pub struct Run {
     pub decays: bool,
 }
 
-/// Two parameters of one name.
+/// Parameters that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("two parameters are called {0}")]
     Duplicate(String),
+    #[error("parameter {name} of {shape:?} is larger than any memory: make the model smaller")]
+    TooLarge { name: String, shape: Vec<usize> },
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
 }
+
+/// Elements of all parameters together, at most: a bound under which no size in bytes overflows.
+const LARGEST: usize = 1 << 44;
 
 const PAD: usize = ALIGNMENT / size_of::<f32>();
 
@@ -84,11 +91,34 @@ impl Parameters {
     /// # Errors
     /// Two parameters of one name, or not enough memory.
     pub fn new(specifications: Vec<Specification>, seed: u64) -> Result<Self, Error> {
+        let mut parameters = Self::unallocated(specifications)?;
+        parameters.values = Memory::allocate("the parameters", parameters.bytes.0)?;
+        parameters.gradients = Memory::allocate("the gradients", parameters.bytes.1)?;
+        for index in 0..parameters.list.len() {
+            let initial = parameters.list[index].specification.initial;
+            fill(parameters.values_mut(ParameterId(index)), initial, seed, index);
+        }
+        Ok(parameters)
+    }
+
+    /// Lays parameters out without their memory, to record and measure a computation before it is known to fit.
+    /// Everything but values and gradients can be asked for.
+    ///
+    /// # Errors
+    /// Two parameters of one name, or sizes beyond all memory.
+    pub fn unallocated(specifications: Vec<Specification>) -> Result<Self, Error> {
         let mut by_name = HashMap::new();
+        let mut lengths = Vec::with_capacity(specifications.len());
+        let mut total = 0usize;
         for (index, specification) in specifications.iter().enumerate() {
             if by_name.insert(specification.name.clone(), ParameterId(index)).is_some() {
                 return Err(Error::Duplicate(specification.name.clone()));
             }
+            let too_large = || Error::TooLarge { name: specification.name.clone(), shape: specification.shape.clone() };
+            let length = specification.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+            let length = length.filter(|&length| length <= LARGEST).ok_or_else(too_large)?;
+            total = total.checked_add(length).filter(|&total| total <= LARGEST).ok_or_else(too_large)?;
+            lengths.push(length);
         }
         // Groups in order: decayed, not decayed, frozen; gradients have the same offsets as values, as frozen is last.
         let group = |s: &Specification| if s.trainable { usize::from(!s.decays) } else { 2 };
@@ -99,27 +129,21 @@ impl Parameters {
         let (mut offset, mut trainable) = (0usize, 0usize);
         for &index in &order {
             let specification = &specifications[index];
-            let length: usize = specification.shape.iter().product();
-            let padded = length.next_multiple_of(PAD);
-            ranges[index] = offset..offset + length;
+            let end = offset + lengths[index].next_multiple_of(PAD);
+            ranges[index] = offset..offset + lengths[index];
             if specification.trainable {
                 match runs.last_mut() {
                     Some(run) if run.decays == specification.decays => {
-                        run.values.end = offset + padded;
-                        run.gradients.end = offset + padded;
+                        (run.values.end, run.gradients.end) = (end, end);
                     }
-                    _ => runs.push(Run {
-                        values: offset..offset + padded,
-                        gradients: offset..offset + padded,
-                        decays: specification.decays,
-                    }),
+                    _ => {
+                        runs.push(Run { values: offset..end, gradients: offset..end, decays: specification.decays });
+                    }
                 }
-                trainable = offset + padded;
+                trainable = end;
             }
-            offset += padded;
+            offset = end;
         }
-        let values = Memory::allocate("the parameters", offset * size_of::<f32>())?;
-        let gradients = Memory::allocate("the gradients", trainable * size_of::<f32>())?;
         let list = specifications
             .into_iter()
             .zip(ranges)
@@ -129,12 +153,8 @@ impl Parameters {
                 specification,
             })
             .collect();
-        let mut parameters = Self { list, by_name, values, gradients, runs };
-        for index in 0..parameters.list.len() {
-            let initial = parameters.list[index].specification.initial;
-            fill(parameters.values_mut(ParameterId(index)), initial, seed, index);
-        }
-        Ok(parameters)
+        let bytes = (offset * size_of::<f32>(), trainable * size_of::<f32>());
+        Ok(Self { list, by_name, values: Memory::none(), gradients: Memory::none(), bytes, runs })
     }
 
     /// All parameters, in the order in which they were specified.
@@ -164,7 +184,7 @@ impl Parameters {
 
     /// Bytes of the values and of the gradients.
     pub fn bytes(&self) -> (usize, usize) {
-        (self.values.bytes(), self.gradients.bytes())
+        self.bytes
     }
 
     /// The parameter's values.

@@ -1,0 +1,614 @@
+//! The training loop: batches, forward and backward, clipping, optimizer; and around each update what a run needs:
+//! evaluation, samples, checkpoints, records, warnings, and a clean stop on a signal.
+//!
+//! The loop prints nothing. It tells an [`Observer`] what happens, which a tool turns into lines on a terminal.
+
+use super::checkpoint::{self, Best, Checkpoints, Contents, TrainerState};
+use super::config::{Config, Order};
+use super::memory::MemoryTable;
+use super::metrics::{EvaluationRecord, JsonLines, METRICS_FILE, NOTES_FILE, Note, NoteKind, StepRecord};
+use super::optimizer::Optimizer;
+use super::outliers::Detector;
+use super::schedule::Schedule;
+use super::signals::{self, Signal};
+use super::source::{self, Source};
+use super::tensorboard::EventWriter;
+use crate::data::{self, Sampler};
+use crate::model::generate::{Generator, Sampling};
+use crate::model::huggingface::Gpt2Config;
+use crate::model::{Gpt, LossOptions};
+use crate::ops::Device;
+use crate::tape::{self, Loss, Mode, Parameters, Program, RunOptions, Tape, Value};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Told what happens in a run.
+pub trait Observer {
+    /// One line for a person.
+    fn message(&mut self, text: &str);
+    /// An update was made.
+    fn step(&mut self, report: &StepReport);
+    /// An evaluation was made.
+    fn evaluation(&mut self, step: usize, val_loss: f64);
+}
+
+/// Figures of an update, for a progress line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Updates made, and to be made in all.
+    pub step: usize,
+    pub steps: usize,
+    pub loss: f64,
+    pub learning_rate: f64,
+    pub grad_norm: f64,
+    pub tokens_per_second: f64,
+    pub flops_per_second: f64,
+    /// Share of the machine's measured peak.
+    pub mfu: f64,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All updates were made.
+    Done,
+    /// A signal stopped it; a checkpoint was written.
+    Stopped(Signal),
+}
+
+/// Why a run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    #[error(transparent)]
+    Data(#[from] data::Error),
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    #[error(transparent)]
+    Model(#[from] crate::model::huggingface::Error),
+    #[error(transparent)]
+    Tape(#[from] tape::Error),
+    #[error(transparent)]
+    Parameters(#[from] tape::ParameterError),
+    #[error(transparent)]
+    OutOfMemory(#[from] tape::OutOfMemory),
+    #[error(transparent)]
+    Operation(#[from] crate::ops::Error),
+    #[error(transparent)]
+    Memory(#[from] super::memory::MemoryError),
+    #[error(transparent)]
+    Write(#[from] crate::util::atomic_file::WriteError),
+    #[error("cannot resume: {0}")]
+    Resume(String),
+    #[error("model.initial: {0}")]
+    Initial(String),
+    #[error(
+        "step {step}: the {what}; {found}; lower optimizer.learning_rate or set train.clip, and go on from the last \
+         checkpoint with --resume"
+    )]
+    NotFinite { step: usize, what: String, found: String },
+}
+
+/// A run: data, model, optimizer, and where they stand.
+pub struct Trainer {
+    config: Config,
+    folder: PathBuf,
+    device: Arc<Device>,
+    peak_flops: f64,
+    source: Source,
+    model: Gpt,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    sampler: Sampler,
+    training: Recorded,
+    evaluation: Option<Recorded>,
+    checkpoints: Checkpoints,
+    metrics: JsonLines,
+    notes: JsonLines,
+    events: EventWriter,
+    state: TrainerState,
+    memory: MemoryTable,
+    ids: Vec<i32>,
+    targets: Vec<i32>,
+}
+
+/// A program with its inputs and loss.
+struct Recorded {
+    program: Program,
+    ids: Value,
+    targets: Value,
+    loss: Loss,
+}
+
+/// What a run will need before anything of it exists: for `--dry-run`, and to refuse what does not fit.
+pub struct Estimate {
+    pub memory: MemoryTable,
+    pub parameters: usize,
+    pub flops_per_token: f64,
+    pub train_tokens: usize,
+    pub val_tokens: usize,
+    pub vocabulary: usize,
+}
+
+impl Recorded {
+    fn tape<'p>(
+        config: &Config,
+        device: &Arc<Device>,
+        model: &Gpt,
+        parameters: &'p Parameters,
+        mode: Mode,
+    ) -> Result<(Tape<'p>, Value, Value, Loss), Error> {
+        let shape = [config.train.batch, config.model.block];
+        let mut tape = Tape::new(Arc::clone(device), parameters, mode);
+        let (ids, targets) = (tape.input_ids("ids", &shape), tape.input_ids("targets", &shape));
+        let options =
+            LossOptions { recompute: config.train.recompute, chunk_rows: Some(config.train.chunk_rows.max(1)) };
+        let loss = model.record_loss(&mut tape, ids, targets, options)?;
+        Ok((tape, ids, targets, loss))
+    }
+
+    fn new(
+        config: &Config,
+        device: &Arc<Device>,
+        model: &Gpt,
+        parameters: &Parameters,
+        mode: Mode,
+    ) -> Result<Self, Error> {
+        let (tape, ids, targets, loss) = Self::tape(config, device, model, parameters, mode)?;
+        Ok(Self { program: tape.finish()?, ids, targets, loss })
+    }
+
+    /// Runs a batch; the sum of its losses and the number of its counted rows.
+    fn run(
+        &mut self,
+        parameters: &mut Parameters,
+        ids: &[i32],
+        targets: &[i32],
+        options: &RunOptions,
+    ) -> Result<(f64, u64), Error> {
+        self.program.write_ids(self.ids, ids);
+        self.program.write_ids(self.targets, targets);
+        self.program.run(parameters, options)?;
+        Ok(self.program.loss_sum(self.loss))
+    }
+}
+
+/// The model that a configuration describes.
+fn model_config(config: &Config, vocabulary: usize, end_of_text: Option<u32>) -> Gpt2Config {
+    let model = &config.model;
+    let dropout = model.dropout as f32;
+    Gpt2Config {
+        vocabulary,
+        block: model.block,
+        channels: model.channels,
+        layers: model.layers,
+        heads: model.heads,
+        ffn: model.ffn(),
+        tied: model.tied,
+        embedding_dropout: dropout,
+        attention_dropout: dropout,
+        residual_dropout: dropout,
+        bos: end_of_text,
+        eos: end_of_text,
+        ..Gpt2Config::gpt2()
+    }
+}
+
+impl Trainer {
+    /// Sets a run up in `folder`, which must exist: fresh, or from its newest checkpoint with `resume`.
+    ///
+    /// # Errors
+    /// Data that cannot be used, a run that does not fit into memory, a checkpoint that does not fit the
+    /// configuration, a folder that cannot be written to.
+    pub fn new(config: Config, folder: &Path, device: Arc<Device>, resume: bool) -> Result<Self, Error> {
+        let (source, vocabulary) = source::open(&config)?;
+        let block = config.model.block;
+        let order = match config.data.order {
+            Order::Shuffled => data::Order::Shuffled,
+            Order::Random => data::Order::Random,
+            Order::Sequential => data::Order::Sequential,
+        };
+        let mut sampler = Sampler::new(source.train.len(), order, config.train.batch, block, config.train.seed)?;
+        let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
+        let memory = estimate(&config, &device, vocabulary)?.memory;
+        memory.check()?;
+
+        let (model, mut parameters) = Gpt::new(model_config(&config, vocabulary, end_of_text), config.train.seed)?;
+        let mut optimizer = Optimizer::new(&config.optimizer, &parameters)?;
+        let checkpoints = Checkpoints::open(folder)?;
+        let z = config.train.outlier_z;
+        let mut state = TrainerState {
+            step: 0,
+            optimizer_updates: 0,
+            tokens: 0,
+            seconds: 0.0,
+            seed: config.train.seed,
+            sampler: sampler.state(),
+            data_fingerprint: source.train.fingerprint(),
+            best: None,
+            loss_detector: Detector::new("loss", z),
+            norm_detector: Detector::new("gradient norm", z),
+        };
+        if resume {
+            let newest = checkpoints.newest()?;
+            let saved = checkpoint::read_state(&newest)?;
+            check_resumable(&config, &model, &newest, &saved, &state)?;
+            sampler.restore(&saved.sampler)?;
+            checkpoint::read(&newest, &model, &mut parameters, &mut optimizer, &saved)?;
+            state = saved;
+            state.loss_detector.set_threshold(z);
+            state.norm_detector.set_threshold(z);
+        } else if let Some(initial) = &config.model.initial {
+            let initial = checkpoint::resolve(initial)?;
+            model.load_parameters(&initial, &mut parameters).map_err(|error| Error::Initial(error.to_string()))?;
+        }
+        let training = Recorded::new(&config, &device, &model, &parameters, Mode::Training)?;
+        let has_val = source.val.len() > block;
+        let evaluation = has_val.then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
+        let evaluation = evaluation.transpose()?;
+        let Device::Cpu(cpu) = &*device;
+        let size = config.train.batch * block;
+        Ok(Self {
+            peak_flops: crate::cpu::peak::fma_flops(cpu),
+            schedule: Schedule::new(&config),
+            metrics: JsonLines::resume(folder.join(METRICS_FILE), state.step)?,
+            notes: JsonLines::resume(folder.join(NOTES_FILE), state.step)?,
+            events: EventWriter::create(folder, state.step)?,
+            folder: folder.to_owned(),
+            config,
+            device,
+            source,
+            model,
+            parameters,
+            optimizer,
+            sampler,
+            training,
+            evaluation,
+            checkpoints,
+            state,
+            memory,
+            ids: vec![0; size],
+            targets: vec![0; size],
+        })
+    }
+
+    /// Memory by category.
+    pub fn memory(&self) -> &MemoryTable {
+        &self.memory
+    }
+
+    /// The run's configuration, with the vocabulary filled in.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Gpt {
+        &self.model
+    }
+
+    /// The data.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Updates made so far.
+    pub fn step(&self) -> usize {
+        self.state.step
+    }
+
+    /// Floating-point operations a second of this machine, as measured.
+    pub fn peak_flops(&self) -> f64 {
+        self.peak_flops
+    }
+
+    /// The best evaluation so far.
+    pub fn best(&self) -> Option<Best> {
+        self.state.best
+    }
+
+    /// Seconds of training so far, those before a resume included.
+    pub fn seconds(&self) -> f64 {
+        self.state.seconds
+    }
+
+    /// Makes the updates that are left, until they are done or a signal arrives. A checkpoint is there afterwards.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite; a file that cannot be written.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+        let steps = self.config.train.steps;
+        let mut is_saved = self.state.step > 0;
+        let outcome = loop {
+            if let Some(signal) = signals::received() {
+                break Outcome::Stopped(signal);
+            }
+            if self.state.step >= steps {
+                break Outcome::Done;
+            }
+            self.update(observer)?;
+            is_saved = false;
+            let is_due = |every: usize| every > 0 && self.state.step.is_multiple_of(every);
+            let is_last = self.state.step >= steps;
+            let (evaluate, save) = (is_due(self.config.train.eval_every), is_due(self.config.train.checkpoint_every));
+            let sample = self.config.train.sample_every > 0 && (is_due(self.config.train.sample_every) || is_last);
+            let is_best = if evaluate || is_last { self.evaluate(observer)? } else { false };
+            if sample {
+                self.sample(observer)?;
+            }
+            if save || (is_best && self.config.train.keep_best) {
+                self.save(is_best)?;
+                is_saved = true;
+            }
+        };
+        if !is_saved {
+            self.save(false)?;
+        }
+        Ok(outcome)
+    }
+
+    /// One update.
+    fn update(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let start = Instant::now();
+        let accumulate = self.config.train.accumulate;
+        let (mut sum, mut counted) = (0.0, 0u64);
+        for micro in 0..accumulate {
+            self.sampler.next_batch(&self.source.train, &mut self.ids, &mut self.targets)?;
+            let options = self.run_options(micro);
+            let (batch_sum, batch_counted) =
+                self.training.run(&mut self.parameters, &self.ids, &self.targets, &options)?;
+            if !batch_sum.is_finite() {
+                return Err(self.not_finite(micro, format!("loss is {batch_sum}")));
+            }
+            sum += batch_sum;
+            counted += batch_counted;
+        }
+        let loss = sum / counted.max(1) as f64;
+        let learning_rate = self.config.optimizer.learning_rate * self.schedule.factor(self.state.step);
+        let update =
+            self.optimizer.update(&self.device, &mut self.parameters, learning_rate, self.config.train.clip)?;
+        if !update.is_finite {
+            return Err(self.not_finite(accumulate - 1, format!("gradient's norm is {}", update.grad_norm)));
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens = self.config.tokens_per_step();
+        self.state.step += 1;
+        self.state.tokens += tokens as u64;
+        self.state.seconds += seconds;
+        self.state.optimizer_updates = self.optimizer.updates();
+        self.record(observer, loss, learning_rate, update.grad_norm, tokens as f64 / seconds)
+    }
+
+    fn run_options(&self, micro: usize) -> RunOptions {
+        let accumulate = self.config.train.accumulate;
+        RunOptions {
+            seed: self.config.train.seed,
+            step: (self.state.step * accumulate + micro) as u64,
+            accumulate: micro > 0,
+            loss_factor: 1.0 / accumulate as f64,
+            ..RunOptions::default()
+        }
+    }
+
+    /// Writes down an update, and warns of outliers.
+    fn record(
+        &mut self,
+        observer: &mut dyn Observer,
+        loss: f64,
+        lr: f64,
+        grad_norm: f64,
+        tokens_per_second: f64,
+    ) -> Result<(), Error> {
+        let step = self.state.step;
+        let flops_per_second = tokens_per_second * self.model.flops_per_token(self.config.model.block);
+        let mfu = flops_per_second / self.peak_flops;
+        let outliers = [self.state.loss_detector.observe(loss), self.state.norm_detector.observe(grad_norm)];
+        for outlier in outliers.into_iter().flatten() {
+            self.note(observer, NoteKind::Warning, format!("step {step}: {outlier}"))?;
+        }
+        self.metrics.append(&StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu })?;
+        let scalars = [
+            ("train/loss", loss),
+            ("train/learning_rate", lr),
+            ("train/grad_norm", grad_norm),
+            ("speed/tokens_per_second", tokens_per_second),
+            ("speed/mfu", mfu),
+        ];
+        self.events.scalars(step, &scalars)?;
+        observer.step(&StepReport {
+            step,
+            steps: self.config.train.steps,
+            loss,
+            learning_rate: lr,
+            grad_norm,
+            tokens_per_second,
+            flops_per_second,
+            mfu,
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, observer: &mut dyn Observer, kind: NoteKind, text: String) -> Result<(), Error> {
+        observer.message(&text);
+        self.notes.append(&Note { step: self.state.step, kind, text })?;
+        Ok(())
+    }
+
+    /// Mean loss on the same windows of the validation data each time; whether it is the lowest so far.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
+        let Some(evaluation) = &mut self.evaluation else { return Ok(false) };
+        let (batch, block) = (self.config.train.batch, self.config.model.block);
+        let mut sampler =
+            Sampler::new(self.source.val.len(), data::Order::Shuffled, batch, block, self.config.train.seed)?;
+        let batches = self.config.train.eval_batches.max(1).min(sampler.windows_per_epoch().div_ceil(batch));
+        let (mut sum, mut counted) = (0.0, 0u64);
+        for _ in 0..batches {
+            sampler.next_batch(&self.source.val, &mut self.ids, &mut self.targets)?;
+            let options = RunOptions::default();
+            let (batch_sum, batch_counted) =
+                evaluation.run(&mut self.parameters, &self.ids, &self.targets, &options)?;
+            sum += batch_sum;
+            counted += batch_counted;
+        }
+        let (step, val_loss) = (self.state.step, sum / counted.max(1) as f64);
+        let record = EvaluationRecord::new(step, val_loss);
+        self.events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", record.perplexity)])?;
+        self.metrics.append(&record)?;
+        observer.evaluation(step, val_loss);
+        let is_best = self.state.best.is_none_or(|best| val_loss < best.val_loss);
+        if is_best {
+            self.state.best = Some(Best { step, val_loss });
+        }
+        Ok(is_best)
+    }
+
+    /// Writes some text, to see what the model has learned.
+    fn sample(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let Some(tokenizer) = &self.source.tokenizer else { return Ok(()) };
+        let train = &self.config.train;
+        let mut prompt = tokenizer.encode(&train.sample_prompt)?;
+        if prompt.is_empty() {
+            prompt.push(tokenizer.end_of_text().unwrap_or(0));
+        }
+        let sampling = Sampling { temperature: train.sample_temperature, seed: train.seed, ..Sampling::default() };
+        let device = Arc::clone(&self.device);
+        let mut generator = Generator::new(device, &self.model, &mut self.parameters, &[prompt])?;
+        for draw in 0..train.sample_tokens {
+            let token = sampling.choose(generator.logits(0), 0, draw as u64);
+            if Some(token) == tokenizer.end_of_text() || draw + 1 == train.sample_tokens {
+                break;
+            }
+            generator.push(&mut self.parameters, &[token])?;
+        }
+        let text = tokenizer.decode(generator.tokens(0));
+        let step = self.state.step;
+        observer.message(&format!("--- sample after step {step}\n{}\n---", text.trim()));
+        self.notes.append(&Note { step, kind: NoteKind::Sample, text: text.clone() })?;
+        self.events.text(step, "sample", &text)?;
+        Ok(())
+    }
+
+    fn save(&mut self, is_best: bool) -> Result<(), Error> {
+        self.state.sampler = self.sampler.state();
+        // Records are cut back to the checkpoint on resume, so they must be on the disk before it is.
+        self.metrics.sync()?;
+        self.notes.sync()?;
+        let contents = Contents {
+            model: &self.model,
+            parameters: &self.parameters,
+            optimizer: &self.optimizer,
+            tokenizer: self.source.tokenizer.as_ref(),
+            state: &self.state,
+        };
+        self.checkpoints.write(&contents)?;
+        if is_best {
+            self.checkpoints.mark_best(self.state.step)?;
+        }
+        let best = self.state.best.filter(|_| self.config.train.keep_best).map(|best| best.step);
+        self.checkpoints.prune(self.config.train.keep_last, best)?;
+        Ok(())
+    }
+
+    /// Finds the first tensor that is not finite, by running the batch again.
+    fn not_finite(&mut self, micro: usize, what: String) -> Error {
+        let options = self.run_options(micro);
+        let Recorded { program, ids, targets, .. } = &mut self.training;
+        program.write_ids(*ids, &self.ids);
+        program.write_ids(*targets, &self.targets);
+        let found = match program.find_non_finite(&mut self.parameters, &options) {
+            Ok(Some(found)) => {
+                format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
+            }
+            _ => "no single tensor holds one: their sum overflows".to_owned(),
+        };
+        Error::NotFinite { step: self.state.step + 1, what, found }
+    }
+}
+
+/// Refuses to go on with another model or other data.
+fn check_resumable(
+    config: &Config,
+    model: &Gpt,
+    folder: &Path,
+    saved: &TrainerState,
+    fresh: &TrainerState,
+) -> Result<(), Error> {
+    let saved_model = Gpt2Config::load(folder)?;
+    let differs = |what: &str, saved: String, now: String| {
+        Err(Error::Resume(format!(
+            "{what} was {saved} and is now {now}; use the values of the run, or start a new one"
+        )))
+    };
+    let ours = model.config();
+    for (key, saved, now) in [
+        ("model.layers", saved_model.layers, ours.layers),
+        ("model.heads", saved_model.heads, ours.heads),
+        ("model.channels", saved_model.channels, ours.channels),
+        ("model.ffn", saved_model.ffn, ours.ffn),
+        ("model.block", saved_model.block, ours.block),
+        ("the vocabulary", saved_model.vocabulary, ours.vocabulary),
+    ] {
+        if saved != now {
+            return differs(key, saved.to_string(), now.to_string());
+        }
+    }
+    if saved_model.tied != ours.tied {
+        return differs("model.tied", saved_model.tied.to_string(), ours.tied.to_string());
+    }
+    if saved.seed != config.train.seed {
+        return differs("train.seed", saved.seed.to_string(), config.train.seed.to_string());
+    }
+    if saved.data_fingerprint != fresh.data_fingerprint {
+        return Err(Error::Resume(
+            "the training data is not what the run learned from; put the old data back, or start a new run".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// What a run will need. Nothing of its size is allocated.
+///
+/// # Errors
+/// Data that cannot be used.
+pub fn estimate_run(config: &Config, device: &Arc<Device>) -> Result<Estimate, Error> {
+    let (source, vocabulary) = source::open(config)?;
+    let mut estimate = estimate(config, device, vocabulary)?;
+    (estimate.train_tokens, estimate.val_tokens) = (source.train.len(), source.val.len());
+    Ok(estimate)
+}
+
+fn estimate(config: &Config, device: &Arc<Device>, vocabulary: usize) -> Result<Estimate, Error> {
+    let (model, parameters) = Gpt::unallocated(model_config(config, vocabulary, None))?;
+    let measure = |mode| -> Result<tape::MemoryUse, Error> {
+        Ok(Recorded::tape(config, device, &model, &parameters, mode)?.0.measure()?)
+    };
+    let (training, evaluation) = (measure(Mode::Training)?, measure(Mode::Inference)?);
+    let (values, gradients) = parameters.bytes();
+    let (first, second) = Optimizer::state_bytes(&config.optimizer, gradients);
+    let mut memory = MemoryTable::new();
+    memory
+        .add("parameters", values as u64)
+        .add("gradients", gradients as u64)
+        .add("optimizer state", (first + second) as u64)
+        .add("activations", training.activations as u64)
+        .add("gradients of activations", training.gradients as u64)
+        .add("scratch", training.scratch as u64)
+        .add("gaps", (training.arena - training.activations - training.gradients - training.scratch) as u64)
+        .add("evaluation", evaluation.arena as u64);
+    Ok(Estimate {
+        memory,
+        parameters: parameters.count(),
+        flops_per_token: model.flops_per_token(config.model.block),
+        train_tokens: 0,
+        val_tokens: 0,
+        vocabulary,
+    })
+}
