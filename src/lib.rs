@@ -6,3 +6,4 @@ pub mod model;
 pub mod ops;
 pub mod tape;
 pub mod train;
+pub mod util;

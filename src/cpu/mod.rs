@@ -5,12 +5,14 @@
 //! assert only what a bug of ours could break. No state outlives a call except the thread pool and scratch memory.
 
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
 pub mod gemm;
 pub mod grad_norm;
+pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;

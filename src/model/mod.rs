@@ -1,1 +1,9 @@
 //! Transformer blocks and whole models out of tape operations; import and export.
+
+pub mod huggingface;
+pub mod weights;
+
+pub mod block;
+pub mod generate;
+pub mod gpt;
+pub use gpt::{Gpt, LossOptions};

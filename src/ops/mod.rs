@@ -9,11 +9,13 @@
 //! it, or add to it where the call says [`Write::Add`].
 
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
 pub mod grad_norm;
+pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
@@ -25,6 +27,9 @@ pub mod testing;
 
 use crate::cpu::Cpu;
 use std::marker::PhantomData;
+
+/// The target that marks a row as not counted in a loss, as in PyTorch.
+pub const IGNORED: i32 = -100;
 
 /// Where operations run.
 pub enum Device {

@@ -1,8 +1,8 @@
 //! Philox 4x32-10, the counter-based random generator (Salmon et al. 2011, "Parallel random numbers: as easy as
 //! 1, 2, 3"): any element of any stream in constant time, so masks need no memory and no order of threads.
 
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Four random words for a counter and a key.
 #[inline(always)]

@@ -141,6 +141,29 @@ impl Vector for Avx2 {
         unsafe { _mm256_and_si256(a, b) }
     }
     #[inline(always)]
+    fn int_xor(a: Self::Int, b: Self::Int) -> Self::Int {
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+    /// The instruction multiplies even lanes only, so the odd ones are shifted down, and both are put together again.
+    #[inline(always)]
+    fn int_multiply_wide(a: Self::Int, b: Self::Int) -> (Self::Int, Self::Int) {
+        unsafe {
+            let even = _mm256_mul_epu32(a, b);
+            let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
+            let low = _mm256_blend_epi32::<0xAA>(even, _mm256_slli_epi64::<32>(odd));
+            let high = _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<32>(even), odd);
+            (low, high)
+        }
+    }
+    /// There is a signed comparison only; moving both by 2^31 keeps the order.
+    #[inline(always)]
+    fn int_less_unsigned(a: Self::Int, b: Self::Int) -> Self::Mask {
+        unsafe {
+            let half = _mm256_set1_epi32(i32::MIN);
+            _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_xor_si256(b, half), _mm256_xor_si256(a, half)))
+        }
+    }
+    #[inline(always)]
     fn int_shift_left<const N: i32>(a: Self::Int) -> Self::Int {
         unsafe { _mm256_slli_epi32::<N>(a) }
     }

@@ -125,6 +125,25 @@ impl Vector for Avx512 {
         unsafe { _mm512_and_si512(a, b) }
     }
     #[inline(always)]
+    fn int_xor(a: Self::Int, b: Self::Int) -> Self::Int {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    /// The instruction multiplies even lanes only, so the odd ones are shifted down, and both are put together again.
+    #[inline(always)]
+    fn int_multiply_wide(a: Self::Int, b: Self::Int) -> (Self::Int, Self::Int) {
+        unsafe {
+            let even = _mm512_mul_epu32(a, b);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
+            let low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64::<32>(odd));
+            let high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64::<32>(even), odd);
+            (low, high)
+        }
+    }
+    #[inline(always)]
+    fn int_less_unsigned(a: Self::Int, b: Self::Int) -> Self::Mask {
+        unsafe { _mm512_cmplt_epu32_mask(a, b) }
+    }
+    #[inline(always)]
     fn int_shift_left<const N: i32>(a: Self::Int) -> Self::Int {
         unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(N)) }
     }

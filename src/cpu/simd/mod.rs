@@ -27,7 +27,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod math;
+pub mod philox;
 mod portable;
+#[cfg(test)]
+mod tests;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
@@ -67,6 +70,15 @@ pub trait Vector: Copy {
     /// # Safety
     /// `pointer` must be valid for reads of `count` values.
     unsafe fn load_partial(pointer: *const f32, count: usize) -> Self;
+    /// Reads `min(count, LANES)` values; the other lanes are zero. For loops whose last vector is not full.
+    ///
+    /// # Safety
+    /// `pointer` must be valid for reads of `min(count, LANES)` values.
+    #[inline(always)]
+    unsafe fn load_up_to(pointer: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe { if count >= Self::LANES { Self::load(pointer) } else { Self::load_partial(pointer, count) } }
+    }
     /// Writes `LANES` values.
     ///
     /// # Safety
@@ -77,6 +89,15 @@ pub trait Vector: Copy {
     /// # Safety
     /// `pointer` must be valid for writes of `count` values.
     unsafe fn store_partial(self, pointer: *mut f32, count: usize);
+    /// Writes the first `min(count, LANES)` lanes. For loops whose last vector is not full.
+    ///
+    /// # Safety
+    /// `pointer` must be valid for writes of `min(count, LANES)` values.
+    #[inline(always)]
+    unsafe fn store_up_to(self, pointer: *mut f32, count: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { if count >= Self::LANES { self.store(pointer) } else { self.store_partial(pointer, count) } }
+    }
     /// Writes `LANES` values past the caches where the machine can; for data that is not read again soon.
     ///
     /// # Safety
@@ -115,8 +136,23 @@ pub trait Vector: Copy {
     fn to_int(self) -> Self::Int;
     fn from_int(value: Self::Int) -> Self;
     fn int_splat(value: i32) -> Self::Int;
+    /// Reads `LANES` integers.
+    ///
+    /// # Safety
+    /// `pointer` must be valid for reads of `LANES` integers.
+    #[inline(always)]
+    unsafe fn int_load(pointer: *const i32) -> Self::Int {
+        // SAFETY: the caller's contract; a load moves bits whatever they mean.
+        unsafe { Self::load(pointer.cast()).to_bits() }
+    }
+    /// Wraps around on overflow.
     fn int_add(a: Self::Int, b: Self::Int) -> Self::Int;
     fn int_and(a: Self::Int, b: Self::Int) -> Self::Int;
+    fn int_xor(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Low and high halves of the 64-bit products of lanes taken as unsigned.
+    fn int_multiply_wide(a: Self::Int, b: Self::Int) -> (Self::Int, Self::Int);
+    /// Per lane `a < b`, both taken as unsigned.
+    fn int_less_unsigned(a: Self::Int, b: Self::Int) -> Self::Mask;
     fn int_shift_left<const N: i32>(a: Self::Int) -> Self::Int;
     /// Logical shift right.
     fn int_shift_right<const N: i32>(a: Self::Int) -> Self::Int;

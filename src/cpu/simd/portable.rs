@@ -174,6 +174,19 @@ impl Vector for Portable {
         std::array::from_fn(|i| a[i] & b[i])
     }
     #[inline(always)]
+    fn int_xor(a: Self::Int, b: Self::Int) -> Self::Int {
+        std::array::from_fn(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    fn int_multiply_wide(a: Self::Int, b: Self::Int) -> (Self::Int, Self::Int) {
+        let wide: [u64; N] = std::array::from_fn(|i| u64::from(a[i] as u32) * u64::from(b[i] as u32));
+        (wide.map(|product| product as u32 as i32), wide.map(|product| (product >> 32) as u32 as i32))
+    }
+    #[inline(always)]
+    fn int_less_unsigned(a: Self::Int, b: Self::Int) -> Self::Mask {
+        std::array::from_fn(|i| (a[i] as u32) < b[i] as u32)
+    }
+    #[inline(always)]
     fn int_shift_left<const S: i32>(a: Self::Int) -> Self::Int {
         map_int(a, |v| ((v as u32) << S) as i32)
     }

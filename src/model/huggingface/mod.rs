@@ -1,0 +1,342 @@
+//! Hugging Face model folders: `config.json` to and from our configuration, tensors to and from our layout.
+//!
+//! GPT-2 as `transformers` stores it (`GPT2LMHeadModel`) has three habits: its linear weights are `Conv1D`, that is
+//! `(in, out)`, the transpose of ours; names may lack the prefix `transformer.` (files of the bare `GPT2Model`); old
+//! files carry attention masks as buffers. A list of [`ParameterSpec`] says which tensor becomes which parameter;
+//! loading checks all of a folder against the list before the first value is handed out, so that a model is never half
+//! loaded.
+
+mod gpt2;
+#[cfg(test)]
+mod tests;
+
+pub use gpt2::Gpt2Config;
+
+use super::weights::{self, NewTensor, WeightFile, WeightFolder, one_line, show_shape};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// File name of the configuration in a model folder.
+pub const CONFIG_FILE: &str = "config.json";
+/// File name of the optimizer's state in a checkpoint folder.
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// What tensor names of a whole model begin with, and those of the bare `GPT2Model` do not.
+const PREFIX: &str = "transformer.";
+/// The output projection, which is the token embedding where the two are tied.
+const HEAD: &str = "lm_head.weight";
+const TOKEN_EMBEDDING: &str = "transformer.wte.weight";
+
+/// Why a model folder cannot be used, in one line: what, where, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of tensors is damaged, or cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// `config.json` asks for something that this engine does not do, or makes no sense.
+    #[error("{}: {key} is {found}: {expected}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value there.
+        found: String,
+        /// What it would have to be.
+        expected: String,
+    },
+    /// Parameters of the model that are not in the folder.
+    #[error("{}: tensor {tensor} {} is missing{}; use weights that belong to this config.json",
+        folder.display(), show_shape(shape), and_more(*others))]
+    Missing {
+        /// The folder.
+        folder: PathBuf,
+        /// The first of them.
+        tensor: String,
+        /// The shape it should have.
+        shape: Vec<usize>,
+        /// How many more are missing.
+        others: usize,
+    },
+    /// Tensors in the folder that are no parameters of the model.
+    #[error("{}: tensor {tensor} {} is no part of the model that config.json describes{}; use weights that belong to it",
+        folder.display(), show_shape(shape), and_more(*others))]
+    Extra {
+        /// The folder.
+        folder: PathBuf,
+        /// The first of them.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// How many more there are.
+        others: usize,
+    },
+    /// A tensor of another size than the model has.
+    #[error("{}: tensor {tensor} has shape {}, but the model expects {}; use weights of the model's size, or change the model's configuration",
+        folder.display(), show_shape(found), show_shape(expected))]
+    Shape {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the folder.
+        found: Vec<usize>,
+        /// The shape that the configuration implies.
+        expected: Vec<usize>,
+    },
+    /// The same parameter under two names, with no telling which is meant.
+    #[error("{}: both {first} and {second} could be {meaning}; {remedy}", folder.display())]
+    Ambiguous {
+        /// The folder.
+        folder: PathBuf,
+        /// One tensor.
+        first: String,
+        /// The other.
+        second: String,
+        /// What both could be.
+        meaning: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+}
+
+fn and_more(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(" (and {others} more)") }
+}
+
+/// One parameter, here and in a Hugging Face folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Our name: `blocks.0.attention.qkv.weight`.
+    pub name: String,
+    /// Our shape; linear weights are `(out, in)`.
+    pub shape: Vec<usize>,
+    /// Its name in the folder, prefix included: `transformer.h.0.attn.c_attn.weight`.
+    pub huggingface_name: String,
+    /// The folder holds the transpose.
+    pub transposed: bool,
+}
+
+impl ParameterSpec {
+    /// The shape in the folder.
+    pub fn huggingface_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if self.transposed {
+            shape.reverse();
+        }
+        shape
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// True for what old versions of `transformers` stored beside the parameters: causal masks and their fill value.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+}
+
+/// Hands the values of each parameter of a model folder to `set(index in specs, values)`, in our layout, as f32.
+///
+/// The folder is checked as a whole first: `set` is called for every parameter or for none. `lm_head.weight` may be
+/// there although the model is tied, provided that it is the token embedding.
+///
+/// # Errors
+/// [`Error::Weights`] for damaged files; [`Error::Missing`], [`Error::Extra`], [`Error::Shape`] and
+/// [`Error::Ambiguous`] where the tensors are not those of `specs`.
+pub fn load_parameters(
+    folder: &Path,
+    specs: &[ParameterSpec],
+    mut set: impl FnMut(usize, &[f32]),
+) -> Result<(), Error> {
+    let weights = WeightFolder::open(folder)?;
+    let tensors = match_tensors(&weights, specs)?;
+    for (_, name) in &tensors {
+        weights.get(name)?.check_float()?;
+    }
+    let mut turned = Vec::new();
+    for (index, name) in tensors {
+        let values = weights.get(&name)?.to_f32()?;
+        if specs[index].transposed {
+            let (rows, columns) = (specs[index].shape[1], specs[index].shape[0]);
+            turned.resize(values.len(), 0.0);
+            weights::transpose(&values, rows, columns, &mut turned);
+            set(index, &turned);
+        } else {
+            set(index, &values);
+        }
+    }
+    Ok(())
+}
+
+/// Which tensor of the folder is which parameter: `(index in specs, name in the folder)`, one for each parameter.
+fn match_tensors(weights: &WeightFolder, specs: &[ParameterSpec]) -> Result<Vec<(usize, String)>, Error> {
+    let folder = weights.path();
+    let by_name: HashMap<&str, usize> =
+        specs.iter().enumerate().map(|(index, spec)| (spec.huggingface_name.as_str(), index)).collect();
+    let mut found: Vec<Option<&str>> = vec![None; specs.len()];
+    let mut extra: Vec<&str> = Vec::new();
+    let mut head = None;
+    for name in weights.names() {
+        let full_name = if name.starts_with(PREFIX) || name == HEAD {
+            Cow::Borrowed(name)
+        } else {
+            format!("{PREFIX}{name}").into()
+        };
+        let Some(&index) = by_name.get(full_name.as_ref()) else {
+            match name {
+                HEAD => head = Some(name),
+                _ if is_buffer(name) => {}
+                _ => extra.push(name),
+            }
+            continue;
+        };
+        if let Some(other) = found[index].replace(name) {
+            return Err(Error::Ambiguous {
+                folder: folder.to_owned(),
+                first: one_line(other),
+                second: one_line(name),
+                meaning: "the same parameter",
+                remedy: "remove one of them",
+            });
+        }
+        let (shape, expected) = (weights.get(name)?.shape(), specs[index].huggingface_shape());
+        if shape != expected {
+            let (folder, tensor) = (folder.to_owned(), one_line(name));
+            return Err(Error::Shape { folder, tensor, found: shape.to_vec(), expected });
+        }
+    }
+    let missing: Vec<usize> = (0..specs.len()).filter(|&index| found[index].is_none()).collect();
+    if let Some(&first) = missing.first() {
+        return Err(Error::Missing {
+            folder: folder.to_owned(),
+            tensor: specs[first].huggingface_name.clone(),
+            shape: specs[first].huggingface_shape(),
+            others: missing.len() - 1,
+        });
+    }
+    if let Some(&first) = extra.first() {
+        let shape = weights.get(first)?.shape().to_vec();
+        let (folder, tensor) = (folder.to_owned(), one_line(first));
+        return Err(Error::Extra { folder, tensor, shape, others: extra.len() - 1 });
+    }
+    let embedding = by_name.get(TOKEN_EMBEDDING).and_then(|&index| found[index]);
+    if let (Some(head), Some(embedding)) = (head, embedding) {
+        let (ours, theirs) = (weights.get(embedding)?, weights.get(head)?);
+        if ours.shape() != theirs.shape() || ours.dtype() != theirs.dtype() || ours.bytes() != theirs.bytes() {
+            return Err(Error::Ambiguous {
+                folder: folder.to_owned(),
+                first: one_line(embedding),
+                second: head.into(),
+                meaning: "the output projection, and they differ although tie_word_embeddings is true",
+                remedy: "set it to false in config.json to use both",
+            });
+        }
+    }
+    Ok(found.into_iter().flatten().map(str::to_owned).enumerate().collect())
+}
+
+/// Writes `config.json` and `model.safetensors` into `folder`, which is made if need be, as `transformers` reads them.
+///
+/// `values(index in specs)` gives a parameter in our layout.
+///
+/// # Errors
+/// [`Error::Weights`] where a file cannot be written or values do not fill their shape.
+pub fn save_parameters<'a>(
+    folder: &Path,
+    config: &Gpt2Config,
+    specs: &[ParameterSpec],
+    values: impl Fn(usize) -> &'a [f32],
+) -> Result<(), Error> {
+    std::fs::create_dir_all(folder).map_err(|source| weights::Error::Io {
+        action: "make the folder",
+        path: folder.to_owned(),
+        source,
+    })?;
+    let tensors: Vec<NewTensor> = specs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| NewTensor {
+            name: spec.huggingface_name.as_str().into(),
+            shape: spec.huggingface_shape(),
+            values: values(index),
+            transposed: spec.transposed,
+        })
+        .collect();
+    // `transformers` refuses files that do not say which framework's layout they have.
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    weights::write(&folder.join(weights::WEIGHTS_FILE), &tensors, &metadata)?;
+    config.save(folder)
+}
+
+/// AdamW's state for one parameter: running means of the gradient and of its square, in our layout.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moments<'a> {
+    /// Mean of the gradient.
+    pub first: &'a [f32],
+    /// Mean of its square.
+    pub second: &'a [f32],
+}
+
+const MOMENT_SUFFIXES: [&str; 2] = ["first_moment", "second_moment"];
+
+/// Writes `optimizer.safetensors` into `folder`: our names with `.first_moment` and `.second_moment`, our layout.
+///
+/// # Errors
+/// [`Error::Weights`] where the file cannot be written or values do not fill their shape.
+pub fn save_moments<'a>(
+    folder: &Path,
+    specs: &[ParameterSpec],
+    metadata: &BTreeMap<String, String>,
+    moments: impl Fn(usize) -> Moments<'a>,
+) -> Result<(), Error> {
+    let mut tensors = Vec::with_capacity(2 * specs.len());
+    for (index, spec) in specs.iter().enumerate() {
+        let Moments { first, second } = moments(index);
+        for (suffix, values) in MOMENT_SUFFIXES.into_iter().zip([first, second]) {
+            let name = format!("{}.{suffix}", spec.name).into();
+            tensors.push(NewTensor { name, shape: spec.shape.clone(), values, transposed: false });
+        }
+    }
+    Ok(weights::write(&folder.join(OPTIMIZER_FILE), &tensors, metadata)?)
+}
+
+/// Hands the optimizer's state for each parameter to `set(index in specs, moments)`, after checking all of it, and
+/// returns the file's metadata.
+///
+/// # Errors
+/// As [`load_parameters`].
+pub fn load_moments(
+    folder: &Path,
+    specs: &[ParameterSpec],
+    mut set: impl FnMut(usize, Moments),
+) -> Result<BTreeMap<String, String>, Error> {
+    let file = WeightFile::open(&folder.join(OPTIMIZER_FILE))?;
+    let mut found = Vec::with_capacity(2 * specs.len());
+    let mut known = std::collections::HashSet::with_capacity(2 * specs.len());
+    for spec in specs {
+        for suffix in MOMENT_SUFFIXES {
+            let name = format!("{}.{suffix}", spec.name);
+            let Ok(view) = file.get(&name) else {
+                let (folder, shape) = (folder.to_owned(), spec.shape.clone());
+                return Err(Error::Missing { folder, tensor: name, shape, others: 0 });
+            };
+            if view.shape() != spec.shape {
+                let (folder, found) = (folder.to_owned(), view.shape().to_vec());
+                return Err(Error::Shape { folder, tensor: name, found, expected: spec.shape.clone() });
+            }
+            found.push(view.to_f32()?);
+            known.insert(name);
+        }
+    }
+    if let Some(extra) = file.names().find(|&name| !known.contains(name)) {
+        let (folder, shape) = (folder.to_owned(), file.get(extra)?.shape().to_vec());
+        return Err(Error::Extra { folder, tensor: one_line(extra), shape, others: file.len() - known.len() - 1 });
+    }
+    for (index, pair) in found.chunks_exact(2).enumerate() {
+        set(index, Moments { first: &pair[0], second: &pair[1] });
+    }
+    Ok(file.metadata().clone())
+}

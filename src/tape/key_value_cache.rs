@@ -1,0 +1,120 @@
+//! Self-attention over a key/value cache, for decoding: inference only, so a training tape refuses it.
+
+use super::memory::{Memory, OutOfMemory};
+use super::run::Run;
+use super::{AttentionOptions, Error, Needs, Operation, Tape, Value};
+use crate::ops;
+use crate::ops::attention::{Forward, Inputs, Mask, Shape};
+use crate::ops::key_value_cache::{self, Append};
+use std::sync::Arc;
+
+/// Keys and values of earlier tokens, of one layer, for a batch of sequences: `(sequences, capacity, 2·HK·D)`.
+///
+/// Programs that share a cache (one that reads prompts, one that decodes token by token) must run one at a time;
+/// a run holds the parameters exclusively, and that is what keeps them apart.
+pub struct Cache {
+    memory: Memory,
+    sequences: usize,
+    capacity: usize,
+    columns: usize,
+}
+
+impl Cache {
+    /// Room for `capacity` tokens of each of `sequences` sequences; `key_columns` is `HK·D`.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(sequences: usize, capacity: usize, key_columns: usize) -> Result<Arc<Self>, OutOfMemory> {
+        let columns = 2 * key_columns;
+        let memory = Memory::allocate("the key/value cache", sequences * capacity * columns * 4)?;
+        Ok(Arc::new(Self { memory, sequences, capacity, columns }))
+    }
+}
+
+struct CachedAttention {
+    shape: Shape,
+    cache: Arc<Cache>,
+}
+
+impl Tape<'_> {
+    /// Records causal self-attention of new tokens over themselves and all that is in the cache, to which their keys
+    /// and values are added. Sequence `b` of the batch uses row `cache_row + b` of the cache and stands at
+    /// `positions[b]`, both options of the run. Several tokens at a time for one sequence, one token at a time for
+    /// several.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together; a training tape.
+    pub fn attention_cached(
+        &mut self,
+        qkv: Value,
+        options: &AttentionOptions,
+        cache: &Arc<Cache>,
+    ) -> Result<Value, Error> {
+        let shape = self.self_attention_shape(qkv, options)?;
+        let error = |what| Err(Error::Shape { operation: "attention_cached", what });
+        if cache.columns != 2 * shape.key_columns() {
+            return error(format!("the cache has {} columns for {}", cache.columns, 2 * shape.key_columns()));
+        }
+        if shape.batch > 1 && shape.query_time > 1 {
+            return error(format!("{} tokens of {} sequences at once", shape.query_time, shape.batch));
+        }
+        let output = [("output", vec![shape.batch, shape.query_time, shape.query_columns()], false)];
+        let operation = CachedAttention { shape, cache: Arc::clone(cache) };
+        Ok(self.push_node(operation, &[qkv], &[], &output)?[0])
+    }
+}
+
+impl Operation for CachedAttention {
+    fn name(&self) -> &'static str {
+        "attention_cached"
+    }
+
+    fn backward_needs(&self) -> Option<Needs> {
+        None
+    }
+
+    fn backward(&self, _run: &Run<'_>) -> Result<(), ops::Error> {
+        unreachable!("an operation without a backward pass is not recorded for training")
+    }
+
+    fn forward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
+        let Cache { sequences, capacity, columns, .. } = *self.cache;
+        let (batch, time) = (self.shape.batch, self.shape.query_time);
+        let (positions, first) = (&run.options.positions, run.options.cache_row);
+        if positions.len() != batch || first + batch > sequences {
+            let what = format!("{} positions and rows {first}.. of {sequences} for {batch} sequences", positions.len());
+            return Err(ops::Error { operation: "attention_cached", what });
+        }
+        let row_bytes = capacity * columns * 4;
+        let bytes = first * row_bytes..(first + batch) * row_bytes;
+        let append = key_value_cache::Shape {
+            batch,
+            time,
+            query_columns: self.shape.query_columns(),
+            key_columns: self.shape.key_columns(),
+            capacity,
+        };
+        // SAFETY: runs over one cache take turns (see `Cache`), and no other view is alive here.
+        let cache = unsafe { self.cache.memory.view_mut(bytes.clone()) };
+        key_value_cache::append(run.device, &append, Append { qkv: run.input(0), positions, cache })?;
+
+        let key_time = positions.iter().max().map_or(0, |&position| position + time);
+        let lengths: Vec<i32> = positions.iter().map(|&position| (position + time) as i32).collect();
+        let shape = Shape { key_time, mask: if time > 1 { Mask::Causal } else { Mask::Full }, ..self.shape };
+        let arguments = Forward {
+            inputs: Inputs::Separate {
+                query: run.input(0),
+                query_row: self.shape.query_columns() + 2 * self.shape.key_columns(),
+                // SAFETY: nothing writes to the cache until this call returns.
+                key_value: unsafe { self.cache.memory.view(bytes) },
+                capacity,
+            },
+            key_lengths: Some((&lengths).into()),
+            bias: None,
+            dropout: None,
+            output: run.output(0),
+            log_sum_exp: None,
+        };
+        ops::attention::forward(run.device, &shape, arguments)
+    }
+}

@@ -1,0 +1,297 @@
+//! Parameters: named tensors that live as long as the run, their gradients beside them, each in one block of memory.
+//!
+//! Tensors of one optimizer group lie next to each other, so that clipping and the optimizer walk a few long ranges
+//! instead of a hundred short ones. The padding between tensors is zero and stays zero.
+
+use super::memory::{ALIGNMENT, Memory, OutOfMemory};
+use crate::ops::philox::{philox, stream, uniform};
+use crate::ops::{View, ViewMut};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Names one parameter of a [`Parameters`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParameterId(pub(crate) usize);
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// All elements this value.
+    Constant(f32),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
+}
+
+/// Describes a parameter before memory is allocated.
+#[derive(Clone, Debug)]
+pub struct Specification {
+    /// Unique name, for example `blocks.0.attention.qkv.weight`.
+    pub name: String,
+    /// Sizes, last index fastest.
+    pub shape: Vec<usize>,
+    /// Values at the start.
+    pub initial: Initial,
+    /// Whether the optimizer applies weight decay.
+    pub decays: bool,
+    /// Frozen parameters have no gradient.
+    pub trainable: bool,
+}
+
+struct Parameter {
+    specification: Specification,
+    /// In elements, of the block of values.
+    values: Range<usize>,
+    /// In elements, of the block of gradients.
+    gradients: Option<Range<usize>>,
+}
+
+/// A set of parameters with their memory.
+pub struct Parameters {
+    list: Vec<Parameter>,
+    by_name: HashMap<String, ParameterId>,
+    values: Memory,
+    gradients: Memory,
+    runs: Vec<Run>,
+}
+
+/// A range of parameters next to each other that the optimizer treats alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// In elements, of the block of values.
+    pub values: Range<usize>,
+    /// In elements, of the block of gradients; as long as `values`.
+    pub gradients: Range<usize>,
+    /// Whether weight decay applies.
+    pub decays: bool,
+}
+
+/// Two parameters of one name.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("two parameters are called {0}")]
+    Duplicate(String),
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+const PAD: usize = ALIGNMENT / size_of::<f32>();
+
+impl Parameters {
+    /// Allocates and fills parameters. Each tensor's initial values depend on `seed` and its name's place in the list
+    /// alone, so they are the same on every machine.
+    ///
+    /// # Errors
+    /// Two parameters of one name, or not enough memory.
+    pub fn new(specifications: Vec<Specification>, seed: u64) -> Result<Self, Error> {
+        let mut by_name = HashMap::new();
+        for (index, specification) in specifications.iter().enumerate() {
+            if by_name.insert(specification.name.clone(), ParameterId(index)).is_some() {
+                return Err(Error::Duplicate(specification.name.clone()));
+            }
+        }
+        // Groups in order: decayed, not decayed, frozen; gradients have the same offsets as values, as frozen is last.
+        let group = |s: &Specification| if s.trainable { usize::from(!s.decays) } else { 2 };
+        let mut order: Vec<usize> = (0..specifications.len()).collect();
+        order.sort_by_key(|&index| group(&specifications[index]));
+        let mut ranges = vec![0..0; specifications.len()];
+        let mut runs: Vec<Run> = Vec::new();
+        let (mut offset, mut trainable) = (0usize, 0usize);
+        for &index in &order {
+            let specification = &specifications[index];
+            let length: usize = specification.shape.iter().product();
+            let padded = length.next_multiple_of(PAD);
+            ranges[index] = offset..offset + length;
+            if specification.trainable {
+                match runs.last_mut() {
+                    Some(run) if run.decays == specification.decays => {
+                        run.values.end = offset + padded;
+                        run.gradients.end = offset + padded;
+                    }
+                    _ => runs.push(Run {
+                        values: offset..offset + padded,
+                        gradients: offset..offset + padded,
+                        decays: specification.decays,
+                    }),
+                }
+                trainable = offset + padded;
+            }
+            offset += padded;
+        }
+        let values = Memory::allocate("the parameters", offset * size_of::<f32>())?;
+        let gradients = Memory::allocate("the gradients", trainable * size_of::<f32>())?;
+        let list = specifications
+            .into_iter()
+            .zip(ranges)
+            .map(|(specification, range)| Parameter {
+                gradients: specification.trainable.then(|| range.clone()),
+                values: range,
+                specification,
+            })
+            .collect();
+        let mut parameters = Self { list, by_name, values, gradients, runs };
+        for index in 0..parameters.list.len() {
+            let initial = parameters.list[index].specification.initial;
+            fill(parameters.values_mut(ParameterId(index)), initial, seed, index);
+        }
+        Ok(parameters)
+    }
+
+    /// All parameters, in the order in which they were specified.
+    pub fn ids(&self) -> impl Iterator<Item = ParameterId> + use<> {
+        (0..self.list.len()).map(ParameterId)
+    }
+
+    /// The parameter of this name.
+    pub fn find(&self, name: &str) -> Option<ParameterId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// What was specified.
+    pub fn specification(&self, id: ParameterId) -> &Specification {
+        &self.list[id.0].specification
+    }
+
+    /// The parameter's sizes.
+    pub fn shape(&self, id: ParameterId) -> &[usize] {
+        &self.list[id.0].specification.shape
+    }
+
+    /// Number of elements of all parameters.
+    pub fn count(&self) -> usize {
+        self.list.iter().map(|parameter| parameter.values.len()).sum()
+    }
+
+    /// Bytes of the values and of the gradients.
+    pub fn bytes(&self) -> (usize, usize) {
+        (self.values.bytes(), self.gradients.bytes())
+    }
+
+    /// The parameter's values.
+    pub fn values(&self, id: ParameterId) -> &[f32] {
+        // SAFETY: writing values takes `&mut self`, or happens inside `Program::run`, which holds `&mut Parameters`.
+        unsafe { self.values.view(bytes(&self.list[id.0].values)) }.host()
+    }
+
+    /// The parameter's values, to change.
+    pub fn values_mut(&mut self, id: ParameterId) -> &mut [f32] {
+        // SAFETY: exclusive through `&mut self`.
+        unsafe { self.values.view_mut(bytes(&self.list[id.0].values)) }.host()
+    }
+
+    /// The parameter's gradient; `None` where it is frozen.
+    pub fn gradient(&self, id: ParameterId) -> Option<&[f32]> {
+        let range = self.list[id.0].gradients.as_ref()?;
+        // SAFETY: as for `values`.
+        Some(unsafe { self.gradients.view(bytes(range)) }.host())
+    }
+
+    /// Where the parameter's gradient lies in the block of gradients; `None` where it is frozen. The optimizer's state
+    /// is laid out the same way.
+    pub(crate) fn gradient_bytes(&self, id: ParameterId) -> Option<Range<usize>> {
+        self.list[id.0].gradients.as_ref().map(bytes)
+    }
+
+    /// Ranges that the optimizer treats alike; together they hold every trainable parameter.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// All gradients as one vector, padding (zeros) included.
+    pub fn all_gradients(&self) -> View<'_, f32> {
+        // SAFETY: as for `values`.
+        unsafe { self.gradients.view(0..self.gradients.bytes()) }
+    }
+
+    /// Values and gradients of a run, for the optimizer.
+    pub(crate) fn run_views(&mut self, run: &Run) -> (ViewMut<'_, f32>, View<'_, f32>) {
+        // SAFETY: two blocks, and exclusive through `&mut self`.
+        unsafe { (self.values.view_mut(bytes(&run.values)), self.gradients.view(bytes(&run.gradients))) }
+    }
+
+    pub(crate) fn view(&self, id: ParameterId) -> View<'_, f32> {
+        // SAFETY: as for `values`.
+        unsafe { self.values.view(bytes(&self.list[id.0].values)) }
+    }
+
+    /// # Safety
+    /// The caller must hold the parameters exclusively and have no other view of this gradient.
+    pub(crate) unsafe fn gradient_view_mut(&self, id: ParameterId) -> Option<ViewMut<'_, f32>> {
+        let range = self.list[id.0].gradients.as_ref()?;
+        // SAFETY: the caller's promise.
+        Some(unsafe { self.gradients.view_mut(bytes(range)) })
+    }
+}
+
+fn bytes(elements: &Range<usize>) -> Range<usize> {
+    elements.start * size_of::<f32>()..elements.end * size_of::<f32>()
+}
+
+/// Fills with Philox numbers of the stream `(seed, 0, index)`; normal ones by Box and Muller (1958).
+fn fill(values: &mut [f32], initial: Initial, seed: u64, index: usize) {
+    /// Elements that a thread fills at a time, a multiple of the four that one Philox call gives.
+    const PIECE: usize = 1 << 16;
+    let deviation = match initial {
+        Initial::Constant(value) => return values.fill(value),
+        Initial::Normal(deviation) => deviation,
+    };
+    let (key, upper) = stream(seed, 0, index as u32);
+    values.par_chunks_mut(PIECE).enumerate().for_each(|(piece, values)| {
+        for (block, four) in values.chunks_mut(4).enumerate() {
+            let block = (piece * PIECE / 4 + block) as u64;
+            let words = philox([block as u32, (block >> 32) as u32, upper[0], upper[1]], key);
+            for (pair, words) in four.chunks_mut(2).zip(words.chunks(2)) {
+                // 1 - u lies in (0, 1], so the logarithm is finite.
+                let radius = (-2.0 * (1.0 - f64::from(uniform(words[0]))).ln()).sqrt();
+                let angle = std::f64::consts::TAU * f64::from(uniform(words[1]));
+                for (value, part) in pair.iter_mut().zip([angle.cos(), angle.sin()]) {
+                    *value = (radius * part) as f32 * deviation;
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn specification(name: &str, length: usize, decays: bool, trainable: bool) -> Specification {
+        Specification { name: name.into(), shape: vec![length], initial: Initial::Normal(0.5), decays, trainable }
+    }
+
+    #[test]
+    fn groups_are_contiguous_and_frozen_parameters_have_no_gradient() {
+        let list = vec![
+            specification("a", 5, true, true),
+            specification("b", 3, false, true),
+            specification("c", 17, true, true),
+            specification("d", 9, true, false),
+        ];
+        let parameters = Parameters::new(list, 1).unwrap();
+        assert_eq!(parameters.runs().len(), 2);
+        assert_eq!(parameters.runs()[0].values, 0..48);
+        assert_eq!(parameters.runs()[1].values, 48..64);
+        assert!(parameters.gradient(parameters.find("d").unwrap()).is_none());
+        assert_eq!(parameters.gradient(parameters.find("c").unwrap()).unwrap().len(), 17);
+        assert_eq!(parameters.count(), 34);
+    }
+
+    #[test]
+    fn normal_values_have_the_deviation_asked_for_and_depend_on_the_seed() {
+        let make = |seed| Parameters::new(vec![specification("a", 100_001, true, true)], seed).unwrap();
+        let (one, two) = (make(1), make(2));
+        let values = one.values(ParameterId(0));
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 0.01 && (variance - 0.25).abs() < 0.01, "mean {mean}, variance {variance}");
+        assert_ne!(values, two.values(ParameterId(0)));
+        assert_eq!(values, make(1).values(ParameterId(0)));
+    }
+
+    #[test]
+    fn two_parameters_of_one_name_are_refused() {
+        let list = vec![specification("a", 5, true, true), specification("a", 3, false, true)];
+        assert!(Parameters::new(list, 1).is_err_and(|error| error.to_string().contains("a")));
+    }
+}

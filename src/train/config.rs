@@ -1,0 +1,392 @@
+//! What a run is made of: the sections and keys of its TOML file, their meaning, types and defaults.
+//!
+//! Each section is declared once, by `section!`, and everything else follows from that declaration: the struct with
+//! its doc comments, its defaults, the table of known keys behind "did you mean", the checks of types, the writer,
+//! and the commented reference that `--help-config` prints. So a key cannot exist without a meaning and a default.
+//!
+//! [`Config::load`] reads a preset or a file, applies `--set key=value` on top, and refuses what does not make sense;
+//! it remembers where each value came from, so that a refusal can say file and line.
+
+mod choices;
+mod load;
+mod validate;
+
+pub use choices::{
+    Architecture, DeviceKind, OptimizerName, Order, Paths, ScheduleKind, Setting, Task, TokenizerChoice,
+};
+pub use load::{ConfigError, Source};
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// One key of the configuration, as declared.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Name inside its section.
+    pub name: &'static str,
+    /// Its doc comment, one line an element.
+    pub meaning: &'static [&'static str],
+    /// What its value has to be, in words.
+    pub expected: fn() -> &'static str,
+}
+
+/// A section of the configuration: `[name]` in TOML.
+pub trait Section: Default {
+    /// Name between the brackets.
+    const NAME: &'static str;
+    /// Its doc comment, one line an element.
+    const ABOUT: &'static [&'static str];
+    /// Its keys, in the order in which they are written.
+    const KEYS: &'static [Key];
+
+    /// Assigns `value` to the key of that name, which must be one of [`Section::KEYS`].
+    ///
+    /// # Errors
+    /// The value is not of the key's type; the key then keeps its value.
+    fn set(&mut self, key: &str, value: toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>;
+
+    /// The value of the key of that name; `None` where it is not set.
+    fn get(&self, key: &str) -> Option<toml::Value>;
+}
+
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        [$section:literal] $name:ident {
+            $( $(#[doc = $meaning:literal])+ $key:ident: $type:ty = $default:expr; )+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $( $(#[doc = $meaning])+ pub $key: $type, )+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $key: $default, )+ }
+            }
+        }
+
+        impl Section for $name {
+            const NAME: &'static str = $section;
+            const ABOUT: &'static [&'static str] = &[$($about),+];
+            const KEYS: &'static [Key] = &[$(
+                Key { name: stringify!($key), meaning: &[$($meaning),+], expected: <$type as Setting>::expected },
+            )+];
+
+            fn set(&mut self, key: &str, value: toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error> {
+                match key {
+                    $( stringify!($key) => self.$key = Deserialize::deserialize(value)?, )+
+                    _ => unreachable!("{key} was looked up in KEYS"),
+                }
+                Ok(())
+            }
+
+            fn get(&self, key: &str) -> Option<toml::Value> {
+                match key {
+                    $( stringify!($key) => toml::Value::try_from(&self.$key).ok(), )+
+                    _ => unreachable!("{key} was looked up in KEYS"),
+                }
+            }
+        }
+    };
+}
+
+section! {
+    /// The network.
+    ["model"] Model {
+        /// Kind of network: "decoder" (GPT-2: pre-norm, learned positions, tanh GELU).
+        architecture: Architecture = Architecture::Decoder;
+        /// Number of transformer blocks.
+        layers: usize = 6;
+        /// Attention heads of each block; has to divide channels.
+        heads: usize = 6;
+        /// Key/value heads of each block; has to divide heads. Not set: as many as heads.
+        kv_heads: Option<usize> = None;
+        /// Width of the residual stream.
+        channels: usize = 384;
+        /// Width of the feed-forward layer. Not set: four times channels.
+        ffn: Option<usize> = None;
+        /// Longest sequence, in tokens: the context, and the length of each training sequence.
+        block: usize = 256;
+        /// Number of token ids the model knows. Not set: as many as the tokenizer has.
+        vocabulary: Option<usize> = None;
+        /// Chance that an activation is zeroed while training.
+        dropout: f64 = 0.0;
+        /// Whether the output projection shares the weights of the token embedding.
+        tied: bool = true;
+        /// Folder to take the first weights from: a checkpoint, or a Hugging Face model folder. Not set: random ones.
+        initial: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// The text to learn from.
+    ["data"] Data {
+        /// A text file, a token shard (.bin), a folder of either, or a list of these; relative to the working
+        /// directory. "bundled:austen" is the text that is part of this program.
+        path: Option<Paths> = None;
+        /// How text becomes token ids: "char" (the characters that occur in it), "byte", or a tokenizer.json file.
+        tokenizer: TokenizerChoice = TokenizerChoice::Char;
+        /// Share of the tokens, taken from the end, that is kept back for evaluation.
+        val_fraction: f64 = 0.1;
+        /// Order of training sequences: "shuffled" (each once an epoch), "random" (windows anywhere), "sequential".
+        order: Order = Order::Shuffled;
+        /// Whether .bin files are bare 16-bit token ids without a header, as nanoGPT writes them.
+        raw_u16: bool = false;
+        /// Text or shards to evaluate on, instead of a share of path.
+        val_path: Option<Paths> = None;
+    }
+}
+
+section! {
+    /// The training job.
+    ["train"] Train {
+        /// What is learned: "causal-lm" (the next token).
+        task: Task = Task::CausalLm;
+        /// Sequences in one forward and backward pass.
+        batch: usize = 12;
+        /// Passes whose gradients are added up before each update.
+        accumulate: usize = 1;
+        /// Number of updates.
+        steps: usize = 2000;
+        /// Updates between evaluations; one is always made after the last. 0: only that one.
+        eval_every: usize = 250;
+        /// Batches in one evaluation.
+        eval_batches: usize = 20;
+        /// Updates between checkpoints; one is always written at the end. 0: only that one.
+        checkpoint_every: usize = 500;
+        /// How many of the newest checkpoints are kept.
+        keep_last: usize = 2;
+        /// Whether the checkpoint with the lowest evaluation loss is kept as well.
+        keep_best: bool = true;
+        /// Where all randomness starts from: weights, order of the data, dropout, samples.
+        seed: u64 = 1337;
+        /// Largest global norm of the gradient; longer ones are scaled down to it. 0: no limit.
+        clip: f64 = 1.0;
+        /// Whether each block's activations are computed again in the backward pass: less memory, a third more time.
+        recompute: bool = false;
+        /// Updates between text samples; one is always made after the last. 0: none at all.
+        sample_every: usize = 500;
+        /// Length of a sample, in tokens.
+        sample_tokens: usize = 200;
+        /// What a sample goes on from.
+        sample_prompt: String = "\n".to_string();
+        /// Divides the logits of a sample: below 1 safer text, above 1 wilder; 0 always takes the likeliest token.
+        sample_temperature: f64 = 0.8;
+        /// Updates between progress lines where standard error is not a terminal. metrics.jsonl always has each.
+        log_every: usize = 10;
+        /// Warn when loss or gradient norm is this many standard deviations above its recent mean. 0: never.
+        outlier_z: f64 = 6.0;
+        /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
+        chunk_rows: usize = 256;
+    }
+}
+
+section! {
+    /// How gradients become updates.
+    ["optimizer"] Optimizer {
+        /// "adamw" or "sgd".
+        name: OptimizerName = OptimizerName::AdamW;
+        /// Largest learning rate; [schedule] scales it from step to step.
+        learning_rate: f64 = 1e-3;
+        /// AdamW: decay of the mean of gradients.
+        beta1: f64 = 0.9;
+        /// AdamW: decay of the mean of squared gradients.
+        beta2: f64 = 0.95;
+        /// AdamW: added to the root of the mean square.
+        epsilon: f64 = 1e-8;
+        /// Share of each weight taken away per update, times the learning rate. Matrices only: no biases, no norms.
+        weight_decay: f64 = 0.1;
+        /// SGD: share of the last update that is kept.
+        momentum: f64 = 0.0;
+    }
+}
+
+section! {
+    /// The learning rate over time, as a factor of optimizer.learning_rate.
+    ["schedule"] Schedule {
+        /// After the warm-up: "cosine", "linear", "constant", or "wsd" (stable, then a decay at the end).
+        kind: ScheduleKind = ScheduleKind::Cosine;
+        /// Updates over which the factor rises from 0 to 1.
+        warmup: usize = 0;
+        /// Update at which the factor has come down to min_factor. Not set: train.steps.
+        decay_steps: Option<usize> = None;
+        /// The factor at the end.
+        min_factor: f64 = 0.1;
+        /// "wsd": share of decay_steps that the decay takes.
+        wsd_decay_fraction: f64 = 0.2;
+    }
+}
+
+section! {
+    /// What to compute on.
+    ["device"] Device {
+        /// "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "cuda:N" or "emulator".
+        kind: DeviceKind = DeviceKind::Auto;
+        /// Threads of the CPU. 0: one a core.
+        threads: usize = 0;
+    }
+}
+
+/// Everything that defines a run. See [`Config::reference`] for all keys with their meaning.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub model: Model,
+    pub data: Data,
+    pub train: Train,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    pub device: Device,
+}
+
+impl Model {
+    /// Key/value heads: `kv_heads`, or as many as query heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// Width of the feed-forward layer: `ffn`, or four times the channels.
+    pub fn ffn(&self) -> usize {
+        self.ffn.unwrap_or(self.channels.saturating_mul(4))
+    }
+}
+
+impl Config {
+    /// The update at which the learning rate has come down: `schedule.decay_steps`, or the end of the run.
+    pub fn decay_steps(&self) -> usize {
+        self.schedule.decay_steps.unwrap_or(self.train.steps)
+    }
+
+    /// Tokens that one update learns from.
+    pub fn tokens_per_step(&self) -> usize {
+        self.train.batch * self.model.block * self.train.accumulate
+    }
+
+    /// Calls `visit` with each section.
+    fn each_section(&self, mut visit: impl FnMut(SectionView<'_>)) {
+        visit(SectionView::of(&self.model));
+        visit(SectionView::of(&self.data));
+        visit(SectionView::of(&self.train));
+        visit(SectionView::of(&self.optimizer));
+        visit(SectionView::of(&self.schedule));
+        visit(SectionView::of(&self.device));
+    }
+
+    /// The configuration as TOML: every key that is set, so that reading it back gives an equal configuration,
+    /// whatever the defaults of a later version.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        self.each_section(|section| {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            text.push_str(&format!("{gap}[{}]\n", section.name));
+            for (key, value) in section.entries {
+                if let Some(value) = value {
+                    text.push_str(&format!("{} = {value}\n", key.name));
+                }
+            }
+        });
+        text
+    }
+
+    /// A commented TOML file of all keys with their meaning and defaults; keys without one are commented out.
+    pub fn reference() -> String {
+        let mut text = String::from("# All keys of a configuration, with their defaults.\n");
+        Config::default().each_section(|section| {
+            text.push('\n');
+            section.about.iter().for_each(|line| text.push_str(&format!("#{line}\n")));
+            text.push_str(&format!("[{}]\n", section.name));
+            for (key, value) in section.entries {
+                key.meaning.iter().for_each(|line| text.push_str(&format!("#{line}\n")));
+                match value {
+                    Some(value) => text.push_str(&format!("{} = {value}\n", key.name)),
+                    None => text.push_str(&format!("# {} = {}\n", key.name, (key.expected)())),
+                }
+            }
+        });
+        text
+    }
+
+    /// All keys, as `section.key`, in the order of the reference.
+    pub fn keys() -> Vec<String> {
+        let mut names = Vec::new();
+        Config::default().each_section(|section| {
+            names.extend(section.entries.iter().map(|(key, _)| format!("{}.{}", section.name, key.name)));
+        });
+        names
+    }
+}
+
+/// One section with its values, seen without its type.
+struct SectionView<'a> {
+    name: &'static str,
+    about: &'static [&'static str],
+    entries: Vec<(&'a Key, Option<toml::Value>)>,
+}
+
+impl SectionView<'_> {
+    fn of<S: Section>(section: &S) -> Self {
+        let entries = S::KEYS.iter().map(|key| (key, section.get(key.name))).collect();
+        Self { name: S::NAME, about: S::ABOUT, entries }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reference_lists_every_key_and_parses_to_the_defaults() {
+        let reference = Config::reference();
+        let parsed: Config = toml::from_str(&reference).expect("the reference is valid TOML");
+        assert_eq!(parsed, Config::default());
+        for name in Config::keys() {
+            let key = name.split('.').nth(1).expect("section.key");
+            let lines: Vec<_> = reference.lines().collect();
+            let at = lines
+                .iter()
+                .position(|line| line.starts_with(&format!("{key} = ")) || line.starts_with(&format!("# {key} = ")));
+            let at = at.unwrap_or_else(|| panic!("{name} is missing"));
+            assert!(lines[at - 1].starts_with("# "), "{name} has no meaning above it");
+        }
+    }
+
+    #[test]
+    fn keys_are_listed_in_the_order_of_their_sections() {
+        let keys = Config::keys();
+        assert_eq!(keys.first().map(String::as_str), Some("model.architecture"));
+        assert_eq!(keys.last().map(String::as_str), Some("device.threads"));
+        assert!(keys.contains(&"schedule.wsd_decay_fraction".to_string()));
+    }
+
+    #[test]
+    fn toml_round_trips_exactly() {
+        let mut config = Config::default();
+        config.model.kv_heads = Some(2);
+        config.model.initial = Some("a \"quoted\" folder".into());
+        config.data.path = Some(Paths::from(vec!["one.txt".into(), "two \\ three.txt".into()]));
+        config.data.tokenizer = TokenizerChoice::File("tokenizer.json".into());
+        config.train.sample_prompt = "\n\tOnce \u{1F600} \"upon\"".into();
+        config.train.seed = i64::MAX as u64;
+        config.optimizer.learning_rate = 0.1 + 0.2;
+        config.optimizer.epsilon = 5e-324;
+        config.schedule.decay_steps = Some(7);
+        config.device.kind = DeviceKind::Cuda(Some(3));
+        let text = config.to_toml();
+        let back: Config = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(back, config);
+        assert_eq!(back.to_toml(), text);
+    }
+
+    #[test]
+    fn defaults_that_depend_on_other_keys_follow_them() {
+        let mut config = Config::default();
+        config.model.heads = 8;
+        config.model.channels = 64;
+        config.train.steps = 77;
+        assert_eq!((config.model.kv_heads(), config.model.ffn(), config.decay_steps()), (8, 256, 77));
+    }
+}

@@ -1,0 +1,283 @@
+//! The types that a configuration key can have, and how each is written in TOML.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A type of configuration values.
+pub trait Setting: Serialize + DeserializeOwned {
+    /// What a value has to be, in words that follow "expected".
+    fn expected() -> &'static str;
+}
+
+impl Setting for usize {
+    fn expected() -> &'static str {
+        "a whole number, 0 or more"
+    }
+}
+
+impl Setting for u64 {
+    fn expected() -> &'static str {
+        "a whole number, 0 or more"
+    }
+}
+
+impl Setting for f64 {
+    fn expected() -> &'static str {
+        "a number"
+    }
+}
+
+impl Setting for bool {
+    fn expected() -> &'static str {
+        "true or false"
+    }
+}
+
+impl Setting for String {
+    fn expected() -> &'static str {
+        "a string"
+    }
+}
+
+impl Setting for PathBuf {
+    fn expected() -> &'static str {
+        "a path (a string)"
+    }
+}
+
+impl<T: Setting> Setting for Option<T> {
+    fn expected() -> &'static str {
+        T::expected()
+    }
+}
+
+/// Kind of network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Architecture {
+    Decoder,
+}
+
+impl Setting for Architecture {
+    fn expected() -> &'static str {
+        "\"decoder\""
+    }
+}
+
+/// What a run learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    CausalLm,
+}
+
+impl Setting for Task {
+    fn expected() -> &'static str {
+        "\"causal-lm\""
+    }
+}
+
+/// Order in which training sequences are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Each sequence once an epoch, in a new order each epoch.
+    Shuffled,
+    /// Windows that start anywhere, drawn with replacement.
+    Random,
+    /// From the first token to the last, again and again.
+    Sequential,
+}
+
+impl Setting for Order {
+    fn expected() -> &'static str {
+        "\"shuffled\", \"random\" or \"sequential\""
+    }
+}
+
+/// Optimizers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    AdamW,
+    Sgd,
+}
+
+impl Setting for OptimizerName {
+    fn expected() -> &'static str {
+        "\"adamw\" or \"sgd\""
+    }
+}
+
+/// Shapes of the learning rate after its warm-up; [`crate::train::schedule`] has the formulas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    Cosine,
+    Linear,
+    Constant,
+    Wsd,
+}
+
+impl Setting for ScheduleKind {
+    fn expected() -> &'static str {
+        "\"cosine\", \"linear\", \"constant\" or \"wsd\""
+    }
+}
+
+/// What to compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceKind {
+    /// A GPU where a usable one is found, else the CPU.
+    Auto,
+    Cpu,
+    /// The GPU of that number, or the first.
+    Cuda(Option<usize>),
+    /// The GPU kernels, executed on the CPU.
+    Emulator,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(number)) => write!(f, "cuda:{number}"),
+            Self::Emulator => f.write_str("emulator"),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceKind {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(None)),
+            "emulator" => Ok(Self::Emulator),
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(number)) => Ok(Self::Cuda(Some(number))),
+                _ => Err("unknown device"),
+            },
+        }
+    }
+}
+
+impl From<DeviceKind> for String {
+    fn from(kind: DeviceKind) -> Self {
+        kind.to_string()
+    }
+}
+
+impl Setting for DeviceKind {
+    fn expected() -> &'static str {
+        "\"auto\", \"cpu\", \"cuda\", \"cuda:N\" or \"emulator\""
+    }
+}
+
+/// How text becomes token ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum TokenizerChoice {
+    /// The characters that occur in the text.
+    Char,
+    /// Its bytes.
+    Byte,
+    /// A Hugging Face `tokenizer.json`.
+    File(PathBuf),
+}
+
+impl From<String> for TokenizerChoice {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "char" => Self::Char,
+            "byte" => Self::Byte,
+            _ => Self::File(text.into()),
+        }
+    }
+}
+
+impl From<TokenizerChoice> for String {
+    fn from(choice: TokenizerChoice) -> Self {
+        match choice {
+            TokenizerChoice::Char => "char".into(),
+            TokenizerChoice::Byte => "byte".into(),
+            // A path that came from TOML is UTF-8; one that a program made may not be, and TOML cannot hold it.
+            TokenizerChoice::File(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl Setting for TokenizerChoice {
+    fn expected() -> &'static str {
+        "\"char\", \"byte\" or the path of a tokenizer.json"
+    }
+}
+
+/// One path, or a list of paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrMany", into = "OneOrMany")]
+pub struct Paths(Vec<PathBuf>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+impl From<OneOrMany> for Paths {
+    fn from(paths: OneOrMany) -> Self {
+        match paths {
+            OneOrMany::One(path) => Self(vec![path]),
+            OneOrMany::Many(paths) => Self(paths),
+        }
+    }
+}
+
+impl From<Paths> for OneOrMany {
+    fn from(Paths(mut paths): Paths) -> Self {
+        match paths.len() {
+            1 => Self::One(paths.remove(0)),
+            _ => Self::Many(paths),
+        }
+    }
+}
+
+impl From<Vec<PathBuf>> for Paths {
+    fn from(paths: Vec<PathBuf>) -> Self {
+        Self(paths)
+    }
+}
+
+impl Paths {
+    /// The paths, in the order given.
+    pub fn as_slice(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// `NAME` where the only path is `bundled:NAME`: a text that is part of the program.
+    pub fn bundled(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [only] => bundled_name(only),
+            _ => None,
+        }
+    }
+}
+
+/// `NAME` of `bundled:NAME`.
+pub(super) fn bundled_name(path: &Path) -> Option<&str> {
+    path.to_str()?.strip_prefix("bundled:")
+}
+
+impl Setting for Paths {
+    fn expected() -> &'static str {
+        "a path or a list of paths (strings)"
+    }
+}

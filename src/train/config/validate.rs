@@ -1,0 +1,271 @@
+//! Values of the right type that make no sense, each refused in one line: what, where it was given, what to do.
+
+use super::choices::bundled_name;
+use super::{Config, ConfigError, Paths};
+use crate::train::presets;
+
+/// The largest sizes that keep every product of two of them, times a few bytes, within 64 bits.
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_WIDTH: usize = 1 << 22;
+const MAX_VOCABULARY: usize = 1 << 28;
+
+impl Config {
+    /// Checks that the values make sense, alone and together.
+    ///
+    /// # Errors
+    /// The first value that does not.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_with(|_| String::new())
+    }
+
+    /// As [`Config::validate`]; `place` says where a key was given, followed by ": ".
+    pub(super) fn validate_with(&self, place: impl Fn(&str) -> String) -> Result<(), ConfigError> {
+        let check = Check { place };
+        self.validate_model(&check)?;
+        self.validate_data(&check)?;
+        self.validate_train(&check)?;
+        self.validate_optimizer(&check)?;
+        self.validate_schedule(&check)?;
+        check.size("device.threads", self.device.threads, 0, 1024)
+    }
+
+    fn validate_model(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let model = &self.model;
+        check.size("model.layers", model.layers, 1, MAX_LAYERS)?;
+        check.size("model.heads", model.heads, 1, MAX_WIDTH)?;
+        check.size("model.channels", model.channels, 1, MAX_WIDTH)?;
+        if !model.channels.is_multiple_of(model.heads) {
+            return check.refuse(
+                "model.heads",
+                format!("model.heads is {}, which does not divide model.channels = {}", model.heads, model.channels),
+                "choose channels as a multiple of heads",
+            );
+        }
+        check.size("model.kv_heads", model.kv_heads(), 1, MAX_WIDTH)?;
+        if !model.heads.is_multiple_of(model.kv_heads()) {
+            return check.refuse(
+                "model.kv_heads",
+                format!("model.kv_heads is {}, which does not divide model.heads = {}", model.kv_heads(), model.heads),
+                "choose heads as a multiple of kv_heads, or leave kv_heads out",
+            );
+        }
+        check.size("model.ffn", model.ffn(), 1, 4 * MAX_WIDTH)?;
+        check.size("model.block", model.block, 1, MAX_WIDTH)?;
+        if let Some(vocabulary) = model.vocabulary {
+            check.size("model.vocabulary", vocabulary, 1, MAX_VOCABULARY)?;
+        }
+        check.number("model.dropout", model.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
+    }
+
+    fn validate_data(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let Some(path) = &self.data.path else {
+            return check.refuse(
+                "data.path",
+                "data.path is not set, so there is nothing to learn from".into(),
+                "give a text file or token shards, as in --set data.path=FILE",
+            );
+        };
+        validate_paths(check, "data.path", path)?;
+        if let Some(path) = &self.data.val_path {
+            validate_paths(check, "data.val_path", path)?;
+        }
+        check.number("data.val_fraction", self.data.val_fraction, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
+    }
+
+    fn validate_train(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let train = &self.train;
+        check.size("train.batch", train.batch, 1, MAX_WIDTH)?;
+        check.size("train.accumulate", train.accumulate, 1, MAX_WIDTH)?;
+        check.size("train.steps", train.steps, 1, 1 << 48)?;
+        check.size("train.eval_batches", train.eval_batches, 1, 1 << 32)?;
+        check.size("train.keep_last", train.keep_last, 1, 1 << 32)?;
+        check.size("train.log_every", train.log_every, 1, 1 << 48)?;
+        check.size("train.chunk_rows", train.chunk_rows, 1, MAX_VOCABULARY)?;
+        check.size("train.sample_tokens", train.sample_tokens, 0, MAX_VOCABULARY)?;
+        if i64::try_from(train.seed).is_err() {
+            let problem = format!("train.seed is {}", train.seed);
+            return check.refuse("train.seed", problem, &format!("it has to be at most {}", i64::MAX));
+        }
+        check.number("train.clip", train.clip, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        let temperature = train.sample_temperature;
+        check.number("train.sample_temperature", temperature, "a finite number, 0 or more", |x| x >= 0.0)?;
+        check.number("train.outlier_z", train.outlier_z, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        let tokens = train.batch.saturating_mul(self.model.block).saturating_mul(train.accumulate);
+        if tokens > 1 << 40 {
+            return check.refuse(
+                "train.batch",
+                format!("train.batch x model.block x train.accumulate is {tokens} tokens an update"),
+                "lower one of them",
+            );
+        }
+        Ok(())
+    }
+
+    fn validate_optimizer(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let optimizer = &self.optimizer;
+        let decay = optimizer.weight_decay;
+        check.number("optimizer.learning_rate", optimizer.learning_rate, "a finite number above 0", |x| x > 0.0)?;
+        check.number("optimizer.beta1", optimizer.beta1, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
+        check.number("optimizer.beta2", optimizer.beta2, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
+        check.number("optimizer.epsilon", optimizer.epsilon, "a finite number above 0", |x| x > 0.0)?;
+        check.number("optimizer.weight_decay", decay, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        check.number("optimizer.momentum", optimizer.momentum, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
+        if optimizer.learning_rate * decay >= 1.0 {
+            return check.refuse(
+                "optimizer.weight_decay",
+                format!("optimizer.weight_decay is {decay}: times the learning rate it takes whole weights away"),
+                "lower one of them, so that their product is below 1",
+            );
+        }
+        Ok(())
+    }
+
+    fn validate_schedule(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let schedule = &self.schedule;
+        let fraction = schedule.wsd_decay_fraction;
+        let is_fraction = |x: f64| x > 0.0 && x <= 1.0;
+        check.number("schedule.min_factor", schedule.min_factor, "from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
+        check.number("schedule.wsd_decay_fraction", fraction, "above 0 and at most 1", is_fraction)?;
+        check.size("schedule.warmup", schedule.warmup, 0, 1 << 48)?;
+        let Some(decay_steps) = schedule.decay_steps else {
+            // A run cut short by --steps may well end within its warm-up; only an explicit decay can contradict it.
+            return Ok(());
+        };
+        check.size("schedule.decay_steps", decay_steps, 1, 1 << 48)?;
+        if decay_steps <= schedule.warmup {
+            return check.refuse(
+                "schedule.decay_steps",
+                format!("schedule.decay_steps is {decay_steps}, within the warm-up of {} steps", schedule.warmup),
+                "raise it above schedule.warmup, or leave it out to decay until the end of the run",
+            );
+        }
+        Ok(())
+    }
+}
+
+struct Check<P> {
+    place: P,
+}
+
+impl<P: Fn(&str) -> String> Check<P> {
+    fn refuse(&self, key: &str, problem: String, remedy: &str) -> Result<(), ConfigError> {
+        Err(ConfigError::Invalid { place: (self.place)(key), problem, remedy: remedy.into() })
+    }
+
+    fn size(&self, key: &str, value: usize, least: usize, most: usize) -> Result<(), ConfigError> {
+        if (least..=most).contains(&value) {
+            return Ok(());
+        }
+        self.refuse(key, format!("{key} is {value}"), &format!("it has to be from {least} to {most}"))
+    }
+
+    fn number(&self, key: &str, value: f64, range: &str, is_valid: impl Fn(f64) -> bool) -> Result<(), ConfigError> {
+        if value.is_finite() && is_valid(value) {
+            return Ok(());
+        }
+        self.refuse(key, format!("{key} is {value}"), &format!("it has to be {range}"))
+    }
+}
+
+fn validate_paths(check: &Check<impl Fn(&str) -> String>, key: &str, paths: &Paths) -> Result<(), ConfigError> {
+    let paths = paths.as_slice();
+    if paths.is_empty() || paths.iter().any(|path| path.as_os_str().is_empty()) {
+        return check.refuse(key, format!("{key} is empty"), "give a text file or token shards");
+    }
+    let Some(name) = paths.iter().find_map(|path| bundled_name(path)) else { return Ok(()) };
+    if paths.len() > 1 {
+        return check.refuse(key, format!("{key} mixes \"bundled:{name}\" with files"), "give one or the other");
+    }
+    if presets::bundled_text(name).is_none() {
+        let known: Vec<_> = presets::BUNDLED_TEXTS.iter().map(|text| format!("\"bundled:{}\"", text.name)).collect();
+        let remedy = format!("use {}, or a file of your own", known.join(" or "));
+        return check.refuse(key, format!("{key} is \"bundled:{name}\", which does not exist"), &remedy);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> Config {
+        let mut config = Config::default();
+        config.data.path = Some(Paths::from(vec!["text.txt".into()]));
+        config
+    }
+
+    fn refusal(change: impl Fn(&mut Config)) -> String {
+        let mut config = valid();
+        change(&mut config);
+        let message = config.validate().expect_err("refused").to_string();
+        assert_eq!(message.lines().count(), 1, "{message:?} is one line");
+        message
+    }
+
+    #[test]
+    fn the_defaults_with_a_path_are_valid() {
+        valid().validate().unwrap();
+    }
+
+    #[test]
+    fn each_refusal_says_what_is_wrong_and_what_to_do() {
+        let no_path = refusal(|c| c.data.path = None);
+        assert!(no_path.contains("data.path is not set") && no_path.contains("--set data.path=FILE"), "{no_path}");
+        let heads = refusal(|c| c.model.heads = 7);
+        assert!(heads.contains("model.heads is 7, which does not divide model.channels = 384"), "{heads}");
+        let kv_heads = refusal(|c| c.model.kv_heads = Some(4));
+        assert!(kv_heads.contains("model.kv_heads is 4, which does not divide model.heads = 6"), "{kv_heads}");
+        let decay = refusal(|c| (c.schedule.warmup, c.schedule.decay_steps) = (100, Some(100)));
+        assert!(decay.contains("schedule.decay_steps is 100, within the warm-up of 100 steps"), "{decay}");
+        let bundled = refusal(|c| c.data.path = Some(Paths::from(vec!["bundled:bronte".into()])));
+        assert!(bundled.contains("which does not exist: use \"bundled:austen\""), "{bundled}");
+        let rate = refusal(|c| c.optimizer.learning_rate = f64::NAN);
+        assert_eq!(rate, "optimizer.learning_rate is NaN: it has to be a finite number above 0");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_the_name_of_their_key() {
+        type Change = fn(&mut Config);
+        let refused: [(&str, Change); 28] = [
+            ("model.layers", |c| c.model.layers = 0),
+            ("model.heads", |c| c.model.heads = 0),
+            ("model.channels", |c| c.model.channels = 0),
+            ("model.channels", |c| c.model.channels = usize::MAX),
+            ("model.kv_heads", |c| c.model.kv_heads = Some(0)),
+            ("model.ffn", |c| c.model.ffn = Some(0)),
+            ("model.block", |c| c.model.block = 0),
+            ("model.vocabulary", |c| c.model.vocabulary = Some(0)),
+            ("model.dropout", |c| c.model.dropout = 1.0),
+            ("model.dropout", |c| c.model.dropout = -0.1),
+            ("data.path", |c| c.data.path = Some(Paths::from(vec![]))),
+            ("data.val_path", |c| c.data.val_path = Some(Paths::from(vec!["".into()]))),
+            ("data.val_fraction", |c| c.data.val_fraction = 1.0),
+            ("train.batch", |c| c.train.batch = 0),
+            ("train.batch", |c| (c.train.batch, c.train.accumulate, c.model.block) = (1 << 20, 1 << 20, 1 << 20)),
+            ("train.accumulate", |c| c.train.accumulate = 0),
+            ("train.steps", |c| c.train.steps = 0),
+            ("train.seed", |c| c.train.seed = u64::MAX),
+            ("train.clip", |c| c.train.clip = f64::INFINITY),
+            ("train.sample_temperature", |c| c.train.sample_temperature = -1.0),
+            ("train.outlier_z", |c| c.train.outlier_z = f64::NAN),
+            ("optimizer.beta1", |c| c.optimizer.beta1 = 1.0),
+            ("optimizer.beta2", |c| c.optimizer.beta2 = 1.0),
+            ("optimizer.weight_decay", |c| c.optimizer.weight_decay = 1e4),
+            ("optimizer.momentum", |c| c.optimizer.momentum = 1.0),
+            ("schedule.min_factor", |c| c.schedule.min_factor = 1.5),
+            ("schedule.wsd_decay_fraction", |c| c.schedule.wsd_decay_fraction = 0.0),
+            ("device.threads", |c| c.device.threads = 5000),
+        ];
+        for (key, change) in refused {
+            let message = refusal(change);
+            assert!(message.starts_with(key), "{message:?} starts with {key}");
+        }
+    }
+
+    #[test]
+    fn a_run_shorter_than_its_warm_up_is_valid() {
+        let mut config = valid();
+        (config.train.steps, config.schedule.warmup) = (50, 100);
+        config.validate().unwrap();
+    }
+}

@@ -1,0 +1,157 @@
+//! The optimizer: clipping by the global norm, then AdamW or SGD over every trainable parameter.
+//!
+//! Its state lies like the gradients do, so an update walks the few long runs of [`Parameters::runs`].
+
+use super::config::{self, OptimizerName};
+use crate::ops::{self, Device, ViewMut};
+use crate::tape::{Memory, OutOfMemory, ParameterId, ParameterRun, Parameters};
+use std::ops::Range;
+
+/// Optimizer and its state.
+pub struct Optimizer {
+    settings: config::Optimizer,
+    /// AdamW's mean of gradients, or SGD's momentum.
+    first: Memory,
+    /// AdamW's mean of squared gradients.
+    second: Memory,
+    /// Updates made.
+    updates: u64,
+}
+
+/// What an update did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Global norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Whether the gradient was finite: if not, nothing was changed.
+    pub is_finite: bool,
+}
+
+impl Optimizer {
+    /// A new optimizer for these parameters; its state is zero.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(settings: &config::Optimizer, parameters: &Parameters) -> Result<Self, OutOfMemory> {
+        let (first, second) = Self::state_bytes(settings, parameters.bytes().1);
+        Ok(Self {
+            settings: settings.clone(),
+            first: Memory::allocate("the optimizer's first moments", first)?,
+            second: Memory::allocate("the optimizer's second moments", second)?,
+            updates: 0,
+        })
+    }
+
+    /// Bytes of the two parts of the state, for gradients of so many bytes.
+    pub fn state_bytes(settings: &config::Optimizer, gradient_bytes: usize) -> (usize, usize) {
+        match settings.name {
+            OptimizerName::AdamW => (gradient_bytes, gradient_bytes),
+            OptimizerName::Sgd if settings.momentum != 0.0 => (gradient_bytes, 0),
+            OptimizerName::Sgd => (0, 0),
+        }
+    }
+
+    /// Updates made so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Clips the gradients to `clip` (0: not at all) and updates all trainable parameters.
+    ///
+    /// A gradient that holds a NaN or an infinity changes nothing.
+    ///
+    /// # Errors
+    /// Only a bug of ours.
+    pub fn update(
+        &mut self,
+        device: &Device,
+        parameters: &mut Parameters,
+        learning_rate: f64,
+        clip: f64,
+    ) -> Result<Update, ops::Error> {
+        let grad_norm = ops::grad_norm::forward(device, &[parameters.all_gradients()]);
+        if !grad_norm.is_finite() {
+            return Ok(Update { grad_norm, is_finite: false });
+        }
+        let grad_factor = ops::grad_norm::clip_factor(grad_norm, (clip > 0.0).then_some(clip));
+        self.updates += 1;
+        for run in parameters.runs().to_vec() {
+            self.update_run(device, parameters, &run, learning_rate as f32, grad_factor)?;
+        }
+        Ok(Update { grad_norm, is_finite: true })
+    }
+
+    fn update_run(
+        &mut self,
+        device: &Device,
+        parameters: &mut Parameters,
+        run: &ParameterRun,
+        learning_rate: f32,
+        grad_factor: f32,
+    ) -> Result<(), ops::Error> {
+        let settings = &self.settings;
+        let weight_decay = if run.decays { settings.weight_decay as f32 } else { 0.0 };
+        let (parameter, gradient) = parameters.run_views(run);
+        match settings.name {
+            OptimizerName::AdamW => {
+                let hyper = ops::adamw::Hyper {
+                    learning_rate,
+                    beta1: settings.beta1 as f32,
+                    beta2: settings.beta2 as f32,
+                    epsilon: settings.epsilon as f32,
+                    weight_decay,
+                    step: self.updates,
+                    grad_factor,
+                };
+                let (first_moment, second_moment) = (state(&self.first, run), state(&self.second, run));
+                let arguments = ops::adamw::Update { parameter, gradient, first_moment, second_moment };
+                ops::adamw::update(device, &hyper, arguments)
+            }
+            OptimizerName::Sgd => {
+                let momentum = settings.momentum as f32;
+                let hyper = ops::sgd::Hyper { learning_rate, momentum, weight_decay, grad_factor };
+                let momentum = (momentum != 0.0).then(|| state(&self.first, run));
+                ops::sgd::update(device, &hyper, ops::sgd::Update { parameter, gradient, momentum })
+            }
+        }
+    }
+
+    /// State of one parameter: first and second moment; empty where the optimizer has none.
+    pub fn moments(&self, parameters: &Parameters, id: ParameterId) -> (&[f32], &[f32]) {
+        let Some(range) = parameters.gradient_bytes(id) else { return (&[], &[]) };
+        (part(&self.first, &range), part(&self.second, &range))
+    }
+
+    /// State of one parameter, to fill from a checkpoint.
+    pub fn moments_mut(&mut self, parameters: &Parameters, id: ParameterId) -> (&mut [f32], &mut [f32]) {
+        let Some(range) = parameters.gradient_bytes(id) else { return (&mut [], &mut []) };
+        (part_mut(&mut self.first, &range), part_mut(&mut self.second, &range))
+    }
+
+    /// Goes on from so many updates, with the state filled in by [`moments_mut`](Self::moments_mut).
+    pub fn resume_at(&mut self, updates: u64) {
+        self.updates = updates;
+    }
+}
+
+/// The part of the state that belongs to a run.
+fn state<'m>(memory: &'m Memory, run: &ParameterRun) -> ViewMut<'m, f32> {
+    // SAFETY: the caller holds the optimizer exclusively and asks once for each of its two blocks.
+    unsafe { memory.view_mut(run.gradients.start * 4..run.gradients.end * 4) }
+}
+
+fn part<'m>(memory: &'m Memory, range: &Range<usize>) -> &'m [f32] {
+    match memory.bytes() {
+        0 => &[],
+        // SAFETY: changing the memory takes an exclusive reference to the optimizer.
+        _ => unsafe { memory.view(range.clone()) }.host(),
+    }
+}
+
+fn part_mut<'m>(memory: &'m mut Memory, range: &Range<usize>) -> &'m mut [f32] {
+    match memory.bytes() {
+        0 => &mut [],
+        // SAFETY: exclusive through `&mut`.
+        _ => unsafe { memory.view_mut(range.clone()) }.host(),
+    }
+}

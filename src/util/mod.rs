@@ -1,0 +1,3 @@
+//! Small things that every part may use and that know none of them.
+
+pub mod atomic_file;
