@@ -87,10 +87,7 @@ fn layer(cpu: &Cpu, rows: usize, inputs: usize, outputs: usize, kind: &str) -> f
             ),
         };
         let epilogue = Epilogue::default();
-        run(
-            cpu,
-            Product { shape, left, right, target, target_stride, write: Write::Set, epilogue, left_sums: None },
-        );
+        run(cpu, Product { shape, left, right, target, target_stride, write: Write::Set, epilogue, left_sums: None });
     })
 }
 
