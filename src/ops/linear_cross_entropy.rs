@@ -75,3 +75,175 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
     }
     Ok(())
 }
+
+/// The operation in plain f64 loops, all logits at once.
+pub mod reference {
+    use super::Shape;
+
+    /// Losses, and gradients of `grad_loss · Σ losses`.
+    pub struct Result {
+        pub losses: Vec<f64>,
+        pub grad_input: Vec<f64>,
+        pub grad_weight: Vec<f64>,
+    }
+
+    /// Computes losses and both gradients.
+    pub fn forward(shape: &Shape, input: &[f64], weight: &[f64], targets: &[i32], grad_loss: f64) -> Result {
+        let (rows, vocabulary, channels) = (shape.loss.rows, shape.loss.vocabulary, shape.channels);
+        let smoothing = f64::from(shape.loss.label_smoothing);
+        let mut result = Result {
+            losses: vec![0.0; rows],
+            grad_input: vec![0.0; rows * channels],
+            grad_weight: vec![0.0; vocabulary * channels],
+        };
+        for row in 0..rows {
+            if targets[row] == shape.loss.ignored {
+                continue;
+            }
+            let x = &input[row * channels..][..channels];
+            let logits: Vec<f64> =
+                weight.chunks_exact(channels).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+            let largest = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+            let log_sum_exp = largest + logits.iter().map(|z| (z - largest).exp()).sum::<f64>().ln();
+            for (class, logit) in logits.iter().enumerate() {
+                let hit = if class == targets[row] as usize { 1.0 - smoothing } else { 0.0 };
+                let wanted = hit + smoothing / vocabulary as f64;
+                result.losses[row] += wanted * (log_sum_exp - logit);
+                let grad_logit = grad_loss * ((logit - log_sum_exp).exp() - wanted);
+                for i in 0..channels {
+                    result.grad_input[row * channels + i] += grad_logit * weight[class * channels + i];
+                    result.grad_weight[class * channels + i] += grad_logit * x[i];
+                }
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+    use super::*;
+
+    /// Operands of one case.
+    struct Case {
+        shape: Shape,
+        input: Vec<f32>,
+        weight: Vec<f32>,
+        targets: Vec<i32>,
+    }
+
+    impl Case {
+        fn new(random: &mut Random, rows: usize, vocabulary: usize, channels: usize, chunk_rows: usize) -> Self {
+            let loss = softmax_cross_entropy::Shape { rows, vocabulary, label_smoothing: 0.1, ignored: -100 };
+            let target = |row| if row % 5 == 3 { -100 } else { random.below(vocabulary) as i32 };
+            let targets = (0..rows).map(target).collect();
+            let scale = 1.0 / (channels as f32).sqrt();
+            Self {
+                shape: Shape { loss, channels, chunk_rows },
+                input: random.normal(rows * channels),
+                weight: random.normal(vocabulary * channels).iter().map(|w| w * scale).collect(),
+                targets,
+            }
+        }
+
+        /// Losses, and the gradients of input and weight; `before` is what they hold, or they are overwritten.
+        fn forward(&self, device: &Device, before: Option<f32>) -> [Vec<f32>; 3] {
+            let fill = |length| before.map_or_else(|| poisoned(length), |value| vec![value; length]);
+            let write = if before.is_some() { Write::Add } else { Write::Set };
+            let (mut losses, mut logits) = (poisoned(self.shape.loss.rows), self.logits());
+            let (mut grad_input, mut grad_weight) = (fill(self.input.len()), fill(self.weight.len()));
+            let gradients = Gradients {
+                grad_loss: 0.25,
+                grad_input: Some(((&mut grad_input).into(), write)),
+                grad_weight: Some(((&mut grad_weight).into(), write)),
+            };
+            self.call(device, &mut logits, &mut losses, Some(gradients));
+            [losses, grad_input, grad_weight]
+        }
+
+        fn logits(&self) -> Vec<f32> {
+            poisoned(self.shape.chunk_rows.min(self.shape.loss.rows) * self.shape.loss.vocabulary)
+        }
+
+        fn call(
+            &self,
+            device: &Device,
+            logits: &mut Vec<f32>,
+            losses: &mut Vec<f32>,
+            gradients: Option<Gradients<'_>>,
+        ) {
+            let arguments = Forward {
+                input: (&self.input).into(),
+                weight: (&self.weight).into(),
+                targets: self.targets.as_slice().into(),
+                logits: logits.into(),
+                losses: losses.into(),
+                gradients,
+            };
+            forward(device, &self.shape, arguments).unwrap();
+        }
+    }
+
+    #[test]
+    fn reference_gradients_match_finite_differences() {
+        let mut random = Random::fresh();
+        let Case { shape, input, weight, targets } = Case::new(&mut random, 5, 7, 4, 5);
+        let (x, w) = (double(&input), double(&weight));
+        let loss =
+            |x: &[f64], w: &[f64]| 0.25 * reference::forward(&shape, x, w, &targets, 0.25).losses.iter().sum::<f64>();
+        let result = reference::forward(&shape, &x, &w, &targets, 0.25);
+        assert_gradient("input", |x| loss(x, &w), &x, &result.grad_input);
+        assert_gradient("weight", |w| loss(&x, w), &w, &result.grad_weight);
+    }
+
+    #[test]
+    fn chunks_of_any_size_match_the_reference() {
+        let mut random = Random::fresh();
+        for (rows, vocabulary, channels) in [(1, 3, 1), (17, 113, 33), (40, 1023, 17), (203, 65, 48)] {
+            for chunk_rows in [1, 7, 64, 1000] {
+                let case = Case::new(&mut random, rows, vocabulary, channels, chunk_rows);
+                let (x, w) = (double(&case.input), double(&case.weight));
+                let expected = reference::forward(&case.shape, &x, &w, &case.targets, 0.25);
+                for (name, device) in &cpu_devices() {
+                    for before in [None, Some(0.5)] {
+                        let name =
+                            format!("{name} {rows} {vocabulary} {channels} by {chunk_rows}, added to {before:?}");
+                        let added = |grad: &[f64]| -> Vec<f64> {
+                            grad.iter().map(|g| g + f64::from(before.unwrap_or(0.0))).collect()
+                        };
+                        let [losses, grad_input, grad_weight] = case.forward(device, before);
+                        assert_close(&format!("{name}: losses"), &losses, &expected.losses, 1e-5, 1e-7);
+                        let (input, weight) = (added(&expected.grad_input), added(&expected.grad_weight));
+                        assert_close(&format!("{name}: grad_input"), &grad_input, &input, 1e-5, 1e-7);
+                        assert_close(&format!("{name}: grad_weight"), &grad_weight, &weight, 1e-5, 1e-7);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn evaluation_gives_the_losses_of_training() {
+        let mut random = Random::fresh();
+        let case = Case::new(&mut random, 50, 113, 33, 16);
+        for (name, device) in &cpu_devices() {
+            let [training, ..] = case.forward(device, None);
+            let mut evaluation = poisoned(50);
+            case.call(device, &mut case.logits(), &mut evaluation, None);
+            assert_close(name, &evaluation, &double(&training), 1e-6, 0.0);
+        }
+    }
+
+    #[test]
+    fn one_and_three_threads_give_equal_bits() {
+        let mut random = Random::fresh();
+        let case = Case::new(&mut random, 203, 1023, 48, 64);
+        for pair in cpu_devices().chunks_exact(2) {
+            let run = |device: &Device| {
+                case.forward(device, None).map(|values| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+            };
+            assert!(run(&pair[0].1) == run(&pair[1].1), "{} and {}: bits differ", pair[0].0, pair[1].0);
+        }
+    }
+}
