@@ -4,6 +4,10 @@
 //! (online softmax, Milakov and Gimelshein 2018), and only the log-sum-exp of each row kept for the backward pass.
 //! Queries, keys and values are read in place from packed projections, so nothing is permuted or copied.
 
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
 use super::{Device, Dropout, Error, View, ViewMut, Write, check_len};
 use crate::cpu;
 

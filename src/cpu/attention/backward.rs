@@ -1,0 +1,447 @@
+//! Backward pass: tasks over (sequence, key/value head, part of the keys); FlashAttention-2's five products for each
+//! tile, with the probabilities recomputed as `P = exp(S - log_sum_exp)`:
+//!
+//! ```text
+//!   dV += Pᵀ dO    dP = dO Vᵀ    dS = P ⊙ (dP - delta), delta = rowsum(dO ⊙ O)    dQ += scale · dS K    dK += scale · dSᵀ Q
+//! ```
+//!
+//! A task owns its rows of `dK` and `dV`, and sums them in scratch over the queries (and over the heads of its group).
+//! Gradients of queries are sums over keys. Where there are enough heads one task has all keys of a head and writes
+//! them in place; else the keys are cut into a few parts, each with its own partial result, added in order at the end.
+//! The cut depends on the sizes alone, so any number of threads gives the same bits.
+//!
+//! The gradient of the bias is a sum over the batch: where it is wanted, sequences are taken one after the other.
+
+use super::forward::{extras, query_product, score_product};
+use super::scores::{Extras, softmax_gradient};
+use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, product};
+use super::{ENOUGH_TASKS, Layout, Problem, Scratch, with_scratch};
+use crate::cpu::simd::{Kernel, Vector};
+use crate::cpu::{Cpu, Disjoint, scratch};
+use crate::ops::attention::GradInputs;
+use crate::ops::{ViewMut, Write};
+use std::f32::consts::LOG2_E;
+
+/// Bytes of keys, values and their gradients that a task works on at a time: half of a usual second-level cache.
+const RANGE_BYTES: usize = 512 << 10;
+/// Fewest keys in a part, so that packing the queries for each part stays small change.
+const LEAST_PART: usize = 2 * KEY_BLOCK;
+
+/// What the forward pass left, and the gradient that came back.
+pub(super) struct Results<'a> {
+    pub output: &'a [f32],
+    pub log_sum_exp: &'a [f32],
+    pub grad_output: &'a [f32],
+}
+
+/// A gradient to write: where, how its rows lie, and whether to add.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    data: Disjoint<'a, f32>,
+    layout: Layout,
+    write: Write,
+}
+
+/// Everything that is the same for all tasks.
+#[derive(Clone, Copy)]
+struct Gradients<'a> {
+    problem: &'a Problem<'a>,
+    results: &'a Results<'a>,
+    /// The gradient of the queries, or its partial results: then part `p` has sequences `p * batch ..`.
+    query: Option<Target<'a>>,
+    key: Option<Target<'a>>,
+    value: Option<Target<'a>>,
+    bias: Option<Disjoint<'a, f32>>,
+    /// Keys in each part, a whole number of blocks.
+    part: usize,
+    /// Keys in each range of a part, a whole number of blocks.
+    range: usize,
+    /// Head size rounded up to whole vectors.
+    padded: usize,
+}
+
+/// Computes the gradients of every head.
+pub(super) fn run(
+    cpu: &Cpu,
+    problem: &Problem<'_>,
+    results: Results<'_>,
+    grad_inputs: GradInputs<'_>,
+    grad_bias: Option<(ViewMut<'_, f32>, Write)>,
+) {
+    let shape = &problem.shape;
+    let (query, key, value) = targets(problem, grad_inputs);
+    let bias = grad_bias.map(|(view, write)| {
+        let values = view.host();
+        if write == Write::Set {
+            values.fill(0.0);
+        }
+        Disjoint::new(values)
+    });
+    let padded = shape.head_size.next_multiple_of(cpu.level().lanes());
+    let together = if bias.is_some() { 1 } else { shape.batch };
+    let rows = together * shape.key_value_heads;
+    let wanted = ENOUGH_TASKS.div_ceil(rows.max(1)).min((shape.key_time / LEAST_PART).max(1));
+    let part = shape.key_time.div_ceil(wanted).next_multiple_of(KEY_BLOCK).max(KEY_BLOCK);
+    let parts = shape.key_time.div_ceil(part).max(1);
+    let range = (RANGE_BYTES / (4 * size_of::<f32>() * padded)).next_multiple_of(KEY_BLOCK).min(part);
+    let tasks = Gradients { problem, results: &results, query, key, value, bias, part, range, padded };
+
+    let partial_rows = if parts > 1 && query.is_some() { parts * shape.batch * shape.query_time } else { 0 };
+    scratch::with(partial_rows * shape.query_columns(), |partial| {
+        let row = shape.query_columns();
+        let partial = Target {
+            data: Disjoint::new(partial),
+            layout: Layout { offset: 0, sequence: shape.query_time * row, row, head: shape.head_size },
+            write: Write::Set,
+        };
+        let tasks = if partial_rows > 0 { Gradients { query: Some(partial), ..tasks } } else { tasks };
+        for first in (0..shape.batch).step_by(together.max(1)) {
+            cpu.pool().run(parts * rows, |task| {
+                // Under a causal mask the first part is the longest.
+                let (part, batch, key_head) =
+                    (task / rows, first + task % rows / shape.key_value_heads, task % rows % shape.key_value_heads);
+                with_scratch(tasks.scratch_sizes(), |scratch| {
+                    cpu.level().run(Part { tasks, batch, key_head, part, scratch });
+                });
+            });
+        }
+        if let (Some(target), true) = (query, partial_rows > 0) {
+            let pieces = shape.batch * shape.query_time;
+            cpu.pool().run_pieces(pieces, QUERY_BLOCK, |_, rows| {
+                cpu.level().run(SumParts { problem, target, partial, parts, rows });
+            });
+        }
+    });
+}
+
+/// The three targets that `grad_inputs` stands for.
+fn targets<'a>(
+    problem: &Problem<'_>,
+    grad_inputs: GradInputs<'a>,
+) -> (Option<Target<'a>>, Option<Target<'a>>, Option<Target<'a>>) {
+    let make = |data, layout, write| Some(Target { data, layout, write });
+    match grad_inputs {
+        GradInputs::Packed(view, write) => {
+            let data = Disjoint::new(view.host());
+            (
+                make(data, problem.query_layout, write),
+                make(data, problem.key_layout, write),
+                make(data, problem.value_layout, write),
+            )
+        }
+        GradInputs::Separate { query, key_value } => {
+            let query = query.and_then(|(view, write)| make(Disjoint::new(view.host()), problem.query_layout, write));
+            let key_value = key_value.map(|(view, write)| (Disjoint::new(view.host()), write));
+            (
+                query,
+                key_value.and_then(|(data, write)| make(data, problem.key_layout, write)),
+                key_value.and_then(|(data, write)| make(data, problem.value_layout, write)),
+            )
+        }
+    }
+}
+
+impl Gradients<'_> {
+    /// Scratch of a task, in the order in which [`Part`] names it.
+    fn scratch_sizes(&self) -> [usize; 13] {
+        let (range, queries, tile) = (self.range * self.padded, QUERY_BLOCK * self.padded, QUERY_BLOCK * KEY_BLOCK);
+        let transposed = self.problem.shape.head_size * QUERY_BLOCK;
+        let bias = if self.problem.bias.is_some() { tile } else { 0 };
+        let dropout = if self.problem.dropout.is_some() { 2 * tile } else { 0 };
+        [
+            range,
+            range,
+            range,
+            range,
+            transposed,
+            transposed,
+            queries,
+            queries,
+            queries,
+            2 * QUERY_BLOCK,
+            2 * tile,
+            bias,
+            dropout,
+        ]
+    }
+}
+
+/// One task: the keys of one part of one key/value head of one sequence.
+struct Part<'a> {
+    tasks: Gradients<'a>,
+    batch: usize,
+    key_head: usize,
+    part: usize,
+    scratch: [Scratch; 13],
+}
+
+impl Kernel for Part<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let shape = &self.tasks.problem.shape;
+        let start = self.part * self.tasks.part;
+        let end = shape.key_time.min(start + self.tasks.part);
+        let mut first = start;
+        // Once at least, even without keys, so that the gradient of the queries is written.
+        loop {
+            let last = end.min(first + self.tasks.range);
+            // SAFETY: see `range`; only this task has these rows.
+            unsafe { self.range::<V>(first, last, first == start) };
+            first = last;
+            if first >= end {
+                break;
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// The keys `first..last` against all queries.
+    ///
+    /// # Safety
+    /// No other task may have the same rows of the gradients.
+    #[inline(always)]
+    unsafe fn range<V: Vector>(&self, first: usize, last: usize, is_first: bool) {
+        let Self { tasks, batch, key_head, .. } = *self;
+        let Gradients { problem, padded, .. } = tasks;
+        let shape = &problem.shape;
+        let head_size = shape.head_size;
+        let [keys, values, grad_keys, grad_values, ..] = self.scratch;
+        let visible = last.min(problem.key_length(batch)).max(first);
+        // SAFETY: scratch is sized by `scratch_sizes`; input indices are in bounds because `ops` checked the lengths.
+        unsafe {
+            for (layout, target) in [(&problem.key_layout, keys), (&problem.value_layout, values)] {
+                if visible == first {
+                    break;
+                }
+                let source = problem.key_value.as_ptr().add(layout.at(batch, first, key_head));
+                pack::<V>(source, layout.row, visible - first, head_size, 1.0, target, padded);
+            }
+            for gradient in [grad_keys, grad_values] {
+                for at in (0..(last - first) * padded).step_by(V::LANES) {
+                    V::zero().store(gradient.add(at));
+                }
+            }
+            for head in key_head * problem.group()..(key_head + 1) * problem.group() {
+                for query in (0..shape.query_time).step_by(QUERY_BLOCK) {
+                    let queries = QUERY_BLOCK.min(shape.query_time - query);
+                    self.query_block::<V>(head, query, queries, first..visible, is_first);
+                }
+            }
+            for (target, gradient) in [(tasks.key, grad_keys), (tasks.value, grad_values)] {
+                let Some(target) = target else { continue };
+                let to = target.data.as_ptr().add(target.layout.at(batch, first, key_head));
+                let add = target.write == Write::Add;
+                write_rows::<V>(gradient, padded, last - first, head_size, 1.0, add, to, target.layout.row);
+            }
+        }
+    }
+
+    /// One block of queries against the keys of a range.
+    #[inline(always)]
+    unsafe fn query_block<V: Vector>(
+        &self,
+        head: usize,
+        query: usize,
+        queries: usize,
+        key_range: std::ops::Range<usize>,
+        is_first: bool,
+    ) {
+        let Self { tasks, batch, .. } = *self;
+        let Gradients { problem, results, padded, .. } = tasks;
+        let shape = &problem.shape;
+        let head_size = shape.head_size;
+        let [
+            keys,
+            values,
+            grad_keys,
+            grad_values,
+            query_transposed,
+            grad_output_transposed,
+            query_rows,
+            grad_output_rows,
+            grad_query,
+            statistics,
+            scores,
+            bias,
+            dropout,
+        ] = self.scratch;
+        let gradients = scores.wrapping_add(QUERY_BLOCK * KEY_BLOCK);
+        let (log_sum_exp, delta) = (statistics, statistics.wrapping_add(QUERY_BLOCK));
+        let key_end = key_range.end.min(problem.seen(batch, query + queries - 1));
+        // SAFETY: scratch is sized by `scratch_sizes`; indices are in bounds because `ops` checked the lengths.
+        unsafe {
+            if key_end > key_range.start {
+                let source = problem.query.as_ptr().add(problem.query_layout.at(batch, query, head));
+                let stride = problem.query_layout.row;
+                pack::<V>(source, stride, queries, head_size, shape.scale, query_rows, padded);
+                pack_transposed::<V>(source, stride, queries, head_size, shape.scale * LOG2_E, query_transposed);
+                let stride = shape.query_columns();
+                let row = (batch * shape.query_time + query) * stride + head * head_size;
+                let source = results.grad_output.as_ptr().add(row);
+                pack::<V>(source, stride, queries, head_size, 1.0, grad_output_rows, padded);
+                pack_transposed::<V>(source, stride, queries, head_size, 1.0, grad_output_transposed);
+                let output = results.output.as_ptr().add(row);
+                let row = (batch * shape.heads + head) * shape.query_time + query;
+                for i in 0..queries {
+                    *delta.add(i) = dot::<V>(grad_output_rows.add(i * padded), output.add(i * stride), head_size);
+                    let value = results.log_sum_exp[row + i];
+                    // A row that sees nothing: any score minus infinity has the exponential zero.
+                    *log_sum_exp.add(i) = if value == f32::NEG_INFINITY { f32::INFINITY } else { value * LOG2_E };
+                }
+            }
+            for key in (key_range.start..key_end).step_by(KEY_BLOCK) {
+                let tile = problem.tile(query, queries, key, KEY_BLOCK.min(key_end - key));
+                let at = (key - key_range.start) * padded;
+                score_product::<V>(&tile, keys.add(at), padded, query_transposed, head_size, scores);
+                score_product::<V>(&tile, values.add(at), padded, grad_output_transposed, head_size, gradients);
+                let extras: Extras = extras::<V>(problem, &tile, [batch, head, query, key], bias, dropout);
+                softmax_gradient::<V>(&tile, scores, gradients, extras, log_sum_exp, delta);
+                key_product::<V>(&tile, scores, grad_output_rows, grad_values.add(at), padded);
+                key_product::<V>(&tile, gradients, query_rows, grad_keys.add(at), padded);
+                let operands = Operands {
+                    a: gradients,
+                    a_stride: QUERY_BLOCK,
+                    b: keys.add(at),
+                    b_stride: padded,
+                    c: grad_query,
+                    c_stride: padded,
+                    start: if key == key_range.start { Start::Zero } else { Start::Keep },
+                };
+                query_product::<V>(&tile, &operands);
+                if let Some(grad_bias) = tasks.bias {
+                    let target = grad_bias.as_ptr().add(problem.element(0, head, query, key));
+                    add_transposed(&tile, gradients, target, shape.key_time);
+                }
+            }
+            let Some(target) = tasks.query else { return };
+            // Partial results of part p lie behind those of the parts before it.
+            let partial = if tasks.part < shape.key_time { self.part * shape.batch } else { 0 };
+            let to = target.data.as_ptr().add(target.layout.at(partial + batch, query, head));
+            let add = target.write == Write::Add || !is_first;
+            if key_end > key_range.start {
+                write_rows::<V>(grad_query, padded, queries, head_size, shape.scale, add, to, target.layout.row);
+            } else if !add {
+                for i in 0..queries {
+                    std::slice::from_raw_parts_mut(to.add(i * target.layout.row), head_size).fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// `C[key][d] += Σ_query A[key][query] · B[query][d]` over the queries that see the key: gradients of values from
+/// probabilities and output gradients, of keys from gradients of scores and queries.
+///
+/// # Safety
+/// `a` must be a tile, `b` have the tile's queries and `c` its keys, in rows of `padded` values.
+#[inline(always)]
+unsafe fn key_product<V: Vector>(tile: &Tile, a: *const f32, b: *const f32, c: *mut f32, padded: usize) {
+    let operands = Operands { a, a_stride: QUERY_BLOCK, b, b_stride: padded, c, c_stride: padded, start: Start::Keep };
+    // SAFETY: the caller's contract.
+    unsafe {
+        product::<V, false>(
+            &operands,
+            tile.keys,
+            padded / V::LANES,
+            |_| 0,
+            |key, _| tile.first_query(key).min(tile.queries)..tile.queries,
+        );
+    }
+}
+
+/// `target[query * stride + key] += tile[key][query]` wherever the query sees the key.
+///
+/// # Safety
+/// `gradients` must be a tile, `target` valid for the tile's queries and keys.
+#[inline(always)]
+unsafe fn add_transposed(tile: &Tile, gradients: *const f32, target: *mut f32, stride: usize) {
+    for i in 0..tile.queries {
+        for j in 0..tile.seen(i) {
+            // SAFETY: the caller's contract.
+            unsafe { *target.add(i * stride + j) += *gradients.add(j * QUERY_BLOCK + i) };
+        }
+    }
+}
+
+/// `Σ a[d] · b[d]`.
+#[inline(always)]
+unsafe fn dot<V: Vector>(a: *const f32, b: *const f32, length: usize) -> f32 {
+    let mut sum = V::zero();
+    for d in (0..length).step_by(V::LANES) {
+        let lanes = V::LANES.min(length - d);
+        // SAFETY: the caller's: `length` values each.
+        sum = unsafe { V::load_partial(a.add(d), lanes).mul_add(V::load_partial(b.add(d), lanes), sum) };
+    }
+    sum.reduce_add()
+}
+
+/// Writes (or adds) `factor` times rows of scratch to rows of a gradient.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn write_rows<V: Vector>(
+    source: *const f32,
+    source_stride: usize,
+    rows: usize,
+    columns: usize,
+    factor: f32,
+    add: bool,
+    target: *mut f32,
+    target_stride: usize,
+) {
+    for row in 0..rows {
+        for column in (0..columns).step_by(V::LANES) {
+            let lanes = V::LANES.min(columns - column);
+            // SAFETY: the caller's: both have these rows; the source's are whole vectors.
+            unsafe {
+                let to = target.add(row * target_stride + column);
+                let mut value = V::load(source.add(row * source_stride + column)).mul(V::splat(factor));
+                if add {
+                    value = value.add(V::load_partial(to, lanes));
+                }
+                value.store_partial(to, lanes);
+            }
+        }
+    }
+}
+
+/// Adds up the partial gradients of some rows of queries, in the order of the parts.
+struct SumParts<'a> {
+    problem: &'a Problem<'a>,
+    target: Target<'a>,
+    partial: Target<'a>,
+    parts: usize,
+    rows: std::ops::Range<usize>,
+}
+
+impl Kernel for SumParts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Self { problem, target, partial, parts, rows } = self;
+        let shape = &problem.shape;
+        let columns = shape.query_columns();
+        for row in rows {
+            let (batch, query) = (row / shape.query_time, row % shape.query_time);
+            // SAFETY: both were sized for these rows, and no other task has them.
+            unsafe {
+                let to = target.data.as_ptr().add(target.layout.at(batch, query, 0));
+                for column in (0..columns).step_by(V::LANES) {
+                    let lanes = V::LANES.min(columns - column);
+                    let mut sum = V::zero();
+                    if target.write == Write::Add {
+                        sum = V::load_partial(to.add(column), lanes);
+                    }
+                    for part in 0..parts {
+                        let from = partial.layout.at(part * shape.batch + batch, query, 0) + column;
+                        sum = sum.add(V::load_partial(partial.data.as_ptr().add(from), lanes));
+                    }
+                    sum.store_partial(to.add(column), lanes);
+                }
+            }
+        }
+    }
+}

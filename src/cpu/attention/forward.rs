@@ -1,0 +1,227 @@
+//! Forward pass: tasks over (sequence, head, chunk of queries), with the state of a few blocks of queries in scratch.
+//!
+//! Blocks of keys are the outer loop, so that a key and a value are copied out of the packed projection once for the
+//! whole chunk (rows of the projection are often a multiple of 1 KiB apart, and would fight for a few cache sets).
+
+use super::scores::{self, Extras, FLOOR, Statistics};
+use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, product, transpose};
+use super::{ENOUGH_TASKS, Problem, Scratch, with_scratch};
+use crate::cpu::simd::{Kernel, Vector};
+use crate::cpu::{Cpu, Disjoint};
+use std::f32::consts::LOG2_E;
+
+/// Blocks of queries that share a copy of the keys and values, where that leaves enough tasks.
+const MOST_BLOCKS: usize = 4;
+
+/// Computes the output of every head.
+pub(super) fn run(cpu: &Cpu, problem: &Problem<'_>, output: &mut [f32], log_sum_exp: Option<&mut [f32]>) {
+    let shape = &problem.shape;
+    let rows = shape.batch * shape.heads;
+    let blocks = shape.query_time.div_ceil(QUERY_BLOCK);
+    let chunk_blocks = (rows * blocks / ENOUGH_TASKS).clamp(1, MOST_BLOCKS);
+    let chunks = blocks.div_ceil(chunk_blocks);
+    let padded = shape.head_size.next_multiple_of(cpu.level().lanes());
+    let tile = QUERY_BLOCK * KEY_BLOCK;
+    let sizes = [
+        chunk_blocks * shape.head_size * QUERY_BLOCK,
+        chunk_blocks * QUERY_BLOCK * padded,
+        2 * chunk_blocks * QUERY_BLOCK,
+        QUERY_BLOCK,
+        KEY_BLOCK * padded,
+        KEY_BLOCK * padded,
+        tile,
+        if problem.bias.is_some() { tile } else { 0 },
+        if problem.dropout.is_some() { 2 * tile } else { 0 },
+    ];
+    let output = Disjoint::new(output);
+    let log_sum_exp = log_sum_exp.map(Disjoint::new);
+    cpu.pool().run(rows * chunks, |task| {
+        // Late chunks first: under a causal mask they are the longest.
+        let chunk = chunks - 1 - task / rows;
+        let (batch, head) = (task % rows / shape.heads, task % rows % shape.heads);
+        let first = chunk * chunk_blocks * QUERY_BLOCK;
+        let queries = (chunk_blocks * QUERY_BLOCK).min(shape.query_time - first);
+        with_scratch(sizes, |scratch| {
+            cpu.level().run(Chunk { problem, batch, head, first, queries, output, log_sum_exp, padded, scratch });
+        });
+    });
+}
+
+/// One task.
+struct Chunk<'a> {
+    problem: &'a Problem<'a>,
+    batch: usize,
+    head: usize,
+    /// First query.
+    first: usize,
+    queries: usize,
+    output: Disjoint<'a, f32>,
+    log_sum_exp: Option<Disjoint<'a, f32>>,
+    /// Head size rounded up to whole vectors.
+    padded: usize,
+    scratch: [Scratch; 9],
+}
+
+impl Kernel for Chunk<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Self { problem, batch, head, first, queries, padded, .. } = self;
+        let shape = &problem.shape;
+        let head_size = shape.head_size;
+        let key_head = head / problem.group();
+        let [query_transposed, output, statistics, rescale, keys, values, scores, bias, dropout] = self.scratch;
+        let statistics = |block: usize| Statistics {
+            maximum: statistics.wrapping_add(2 * block * QUERY_BLOCK),
+            sum: statistics.wrapping_add((2 * block + 1) * QUERY_BLOCK),
+            rescale,
+        };
+        let blocks = queries.div_ceil(QUERY_BLOCK);
+        let block_queries = |block: usize| QUERY_BLOCK.min(queries - block * QUERY_BLOCK);
+        let key_end = problem.seen(batch, first + queries - 1);
+        // SAFETY: `run` sized the scratch pieces for `blocks` blocks; indices of inputs and outputs are in bounds
+        // because `ops` checked the lengths, and no other task has these rows of this head.
+        unsafe {
+            for block in 0..blocks {
+                let row = problem.query_layout.at(batch, first + block * QUERY_BLOCK, head);
+                pack_transposed::<V>(
+                    problem.query.as_ptr().add(row),
+                    problem.query_layout.row,
+                    block_queries(block),
+                    head_size,
+                    shape.scale * LOG2_E,
+                    query_transposed.add(block * head_size * QUERY_BLOCK),
+                );
+                for start in (0..QUERY_BLOCK).step_by(V::LANES) {
+                    V::splat(FLOOR).store(statistics(block).maximum.add(start));
+                    V::zero().store(statistics(block).sum.add(start));
+                }
+            }
+            for key in (0..key_end).step_by(KEY_BLOCK) {
+                let count = KEY_BLOCK.min(key_end - key);
+                for (layout, target) in [(&problem.key_layout, keys), (&problem.value_layout, values)] {
+                    let source = problem.key_value.as_ptr().add(layout.at(batch, key, key_head));
+                    pack::<V>(source, layout.row, count, head_size, 1.0, target, padded);
+                }
+                for block in 0..blocks {
+                    let query = first + block * QUERY_BLOCK;
+                    let tile = problem.tile(query, block_queries(block), key, count);
+                    if tile.seen(tile.queries - 1) == 0 {
+                        continue;
+                    }
+                    let query_transposed = query_transposed.add(block * head_size * QUERY_BLOCK);
+                    score_product::<V>(&tile, keys, padded, query_transposed, head_size, scores);
+                    let extras = extras::<V>(problem, &tile, [batch, head, query, key], bias, dropout);
+                    scores::softmax::<V>(&tile, scores, extras, statistics(block));
+                    let operands = Operands {
+                        a: scores,
+                        a_stride: QUERY_BLOCK,
+                        b: values,
+                        b_stride: padded,
+                        c: output.add(block * QUERY_BLOCK * padded),
+                        c_stride: padded,
+                        start: if key == 0 { Start::Zero } else { Start::Scale(rescale) },
+                    };
+                    query_product::<V>(&tile, &operands);
+                }
+            }
+            for block in 0..blocks {
+                let Statistics { maximum, sum, .. } = statistics(block);
+                let query = first + block * QUERY_BLOCK;
+                let output = output.add(block * QUERY_BLOCK * padded);
+                for i in 0..block_queries(block) {
+                    let sum = *sum.add(i);
+                    let visible = key_end > 0 && sum != 0.0;
+                    let factor = V::splat(1.0 / sum);
+                    let row = (batch * shape.query_time + query + i) * shape.query_columns() + head * head_size;
+                    for d in (0..head_size).step_by(V::LANES) {
+                        let value = if visible { V::load(output.add(i * padded + d)).mul(factor) } else { V::zero() };
+                        value.store_partial(self.output.as_ptr().add(row + d), V::LANES.min(head_size - d));
+                    }
+                }
+                if let Some(log_sum_exp) = self.log_sum_exp {
+                    let row = (batch * shape.heads + head) * shape.query_time + query;
+                    for i in (0..block_queries(block)).step_by(V::LANES) {
+                        let value = scores::log_sum_exp(V::load(maximum.add(i)), V::load(sum.add(i)));
+                        value.store_partial(log_sum_exp.as_ptr().add(row + i), V::LANES.min(block_queries(block) - i));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `C[key][query] = Σ_d rows[key][d] · transposed[d][query]` wherever the query sees the key: scores from keys and
+/// queries, gradients of probabilities from values and output gradients.
+///
+/// # Safety
+/// `rows` must have the tile's keys, `transposed` its queries (see [`pack_transposed`]); `target` must be a tile.
+#[inline(always)]
+pub(super) unsafe fn score_product<V: Vector>(
+    tile: &Tile,
+    rows: *const f32,
+    stride: usize,
+    transposed: *const f32,
+    head_size: usize,
+    target: *mut f32,
+) {
+    let operands = Operands {
+        a: rows,
+        a_stride: stride,
+        b: transposed,
+        b_stride: QUERY_BLOCK,
+        c: target,
+        c_stride: QUERY_BLOCK,
+        start: Start::Zero,
+    };
+    let vectors = tile.queries.div_ceil(V::LANES);
+    // SAFETY: the caller's contract.
+    unsafe {
+        product::<V, false>(&operands, tile.keys, vectors, |key| tile.first_query(key) / V::LANES, |_, _| 0..head_size);
+    }
+}
+
+/// `C[query][d] (+)= Σ_key A[key][query] · B[key][d]` over the keys that the query sees: output from probabilities and
+/// values, gradients of queries from gradients of scores and keys.
+///
+/// # Safety
+/// The operands must have the tile's queries and keys; rows of `B` and `C` are whole vectors.
+#[inline(always)]
+pub(super) unsafe fn query_product<V: Vector>(tile: &Tile, operands: &Operands) {
+    let vectors = operands.b_stride / V::LANES;
+    // SAFETY: the caller's contract.
+    unsafe {
+        product::<V, true>(operands, tile.queries, vectors, |_| 0, |query, rows| 0..tile.seen(query + rows - 1));
+    }
+}
+
+/// Brings the bias and the dropout mask of a tile into scratch, in the layout of the scores.
+///
+/// # Safety
+/// `bias` must be a tile and `dropout` two, where the problem has them.
+#[inline(always)]
+pub(super) unsafe fn extras<V: Vector>(
+    problem: &Problem<'_>,
+    tile: &Tile,
+    [batch, head, query, key]: [usize; 4],
+    bias: Scratch,
+    dropout: Scratch,
+) -> Extras {
+    let key_time = problem.shape.key_time;
+    let mut extras = Extras { bias: None, dropout: None };
+    // SAFETY: the caller's contract; the bias was checked to have heads x query_time x key_time values.
+    unsafe {
+        if let Some(values) = problem.bias {
+            let source = values.as_ptr().add(problem.element(0, head, query, key));
+            transpose::<V>(source, key_time, tile.queries, tile.keys, bias, QUERY_BLOCK);
+            extras.bias = Some(bias);
+        }
+        if let Some(mask) = problem.dropout {
+            let first = problem.element(batch, head, query, key) as u64;
+            mask.fill::<V>(tile, first, key_time, dropout, dropout.add(QUERY_BLOCK * KEY_BLOCK));
+            extras.dropout = Some(dropout);
+        }
+    }
+    extras
+}

@@ -1,0 +1,461 @@
+//! The reference against finite differences, then every CPU device against the reference.
+
+use super::reference;
+use super::*;
+use crate::ops::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+
+/// What is tried at once.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    shape: Shape,
+    is_packed: bool,
+    key_lengths: Option<&'static [i32]>,
+    has_bias: bool,
+    dropout: Option<f32>,
+    write: Write,
+}
+
+fn shape(batch: usize, [query_time, key_time]: [usize; 2], [heads, key_value_heads]: [usize; 2], d: usize) -> Shape {
+    let scale = 1.0 / (d as f32).sqrt();
+    Shape { batch, query_time, key_time, heads, key_value_heads, head_size: d, scale, mask: Mask::Causal }
+}
+
+fn plain(shape: Shape) -> Case {
+    let is_packed = shape.query_time == shape.key_time;
+    Case { shape, is_packed, key_lengths: None, has_bias: false, dropout: None, write: Write::Set }
+}
+
+fn full(shape: Shape) -> Shape {
+    Shape { mask: Mask::Full, ..shape }
+}
+
+/// Random inputs of a case. Rows of separate queries have two more columns, caches three more rows: never to be read
+/// (they hold NaN) nor written.
+struct Data {
+    case: Case,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    bias: Vec<f32>,
+    grad_output: Vec<f32>,
+    previous: [Vec<f32>; 4],
+}
+
+impl Data {
+    fn new(case: Case, random: &mut Random) -> Self {
+        let shape = case.shape;
+        let queries = shape.batch * shape.query_time * shape.query_columns();
+        let keys = shape.batch * shape.key_time * shape.key_columns();
+        let biases = if case.has_bias { shape.heads * shape.query_time * shape.key_time } else { 0 };
+        let previous = match case.write {
+            Write::Set => [queries, keys, keys, biases].map(poisoned),
+            Write::Add => [queries, keys, keys, biases].map(|length| random.normal(length)),
+        };
+        Self {
+            case,
+            query: random.normal(queries),
+            key: random.normal(keys),
+            value: random.normal(keys),
+            bias: random.normal(biases),
+            grad_output: random.normal(queries),
+            previous,
+        }
+    }
+
+    fn dropout(&self) -> Option<Dropout> {
+        self.case.dropout.map(|probability| Dropout { probability, seed: 1 << 40, step: 7, site: 3 })
+    }
+
+    /// Queries, keys and values (or their gradients) as the operation takes them.
+    fn layout(&self, [query, key, value]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        let shape = self.case.shape;
+        let (qc, kc) = (shape.query_columns(), shape.key_columns());
+        let mut queries = Vec::new();
+        for row in query.chunks_exact(qc) {
+            queries.extend_from_slice(row);
+            if !self.case.is_packed {
+                queries.extend([f32::NAN; 2]);
+            }
+        }
+        let mut keys = Vec::new();
+        for b in 0..shape.batch {
+            for t in b * shape.key_time..(b + 1) * shape.key_time {
+                if self.case.is_packed {
+                    keys.extend_from_slice(&query[t * qc..(t + 1) * qc]);
+                }
+                keys.extend_from_slice(&key[t * kc..(t + 1) * kc]);
+                keys.extend_from_slice(&value[t * kc..(t + 1) * kc]);
+            }
+            if !self.case.is_packed {
+                keys.extend(vec![f32::NAN; 3 * 2 * kc]);
+            }
+        }
+        if self.case.is_packed { (Vec::new(), keys) } else { (queries, keys) }
+    }
+
+    /// The inverse of [`Data::layout`]; checks that what the operation has no business with is still NaN.
+    fn split(&self, (queries, keys): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 3] {
+        let shape = self.case.shape;
+        let (qc, kc) = (shape.query_columns(), shape.key_columns());
+        let [mut query, mut key, mut value] = [Vec::new(), Vec::new(), Vec::new()];
+        if self.case.is_packed {
+            for row in keys.chunks_exact(qc + 2 * kc) {
+                query.extend_from_slice(&row[..qc]);
+                key.extend_from_slice(&row[qc..qc + kc]);
+                value.extend_from_slice(&row[qc + kc..]);
+            }
+            return [query, key, value];
+        }
+        for row in queries.chunks_exact(qc + 2) {
+            query.extend_from_slice(&row[..qc]);
+            assert!(row[qc..].iter().all(|value| value.is_nan()), "columns behind the queries were written");
+        }
+        for (index, row) in keys.chunks_exact(2 * kc).enumerate() {
+            if index % (shape.key_time + 3) < shape.key_time {
+                key.extend_from_slice(&row[..kc]);
+                value.extend_from_slice(&row[kc..]);
+            } else {
+                assert!(row.iter().all(|value| value.is_nan()), "rows behind the keys were written");
+            }
+        }
+        [query, key, value]
+    }
+
+    fn inputs<'a>(&self, (queries, keys): &'a (Vec<f32>, Vec<f32>)) -> Inputs<'a> {
+        let shape = self.case.shape;
+        if self.case.is_packed {
+            return Inputs::Packed(keys.into());
+        }
+        let query_row = shape.query_columns() + 2;
+        Inputs::Separate { query: queries.into(), query_row, key_value: keys.into(), capacity: shape.key_time + 3 }
+    }
+
+    /// Output and log-sum-exp on a device.
+    fn forward(&self, device: &Device) -> (Vec<f32>, Vec<f32>) {
+        let shape = self.case.shape;
+        let mut output = poisoned(self.query.len());
+        let mut log_sum_exp = poisoned(shape.batch * shape.heads * shape.query_time);
+        let data = self.layout([&self.query, &self.key, &self.value]);
+        let arguments = Forward {
+            inputs: self.inputs(&data),
+            key_lengths: self.case.key_lengths.map(View::from),
+            bias: self.case.has_bias.then(|| (&self.bias).into()),
+            dropout: self.dropout(),
+            output: (&mut output).into(),
+            log_sum_exp: Some((&mut log_sum_exp).into()),
+        };
+        forward(device, &shape, arguments).unwrap();
+        (output, log_sum_exp)
+    }
+
+    /// Gradients of queries, keys, values and bias on a device.
+    fn backward(&self, device: &Device, (output, log_sum_exp): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 4] {
+        let data = self.layout([&self.query, &self.key, &self.value]);
+        let [query, key, value, mut grad_bias] = self.previous.clone();
+        let mut gradients = self.layout([&query, &key, &value]);
+        let write = self.case.write;
+        let grad_inputs = if self.case.is_packed {
+            GradInputs::Packed((&mut gradients.1).into(), write)
+        } else {
+            GradInputs::Separate {
+                query: Some(((&mut gradients.0).into(), write)),
+                key_value: Some(((&mut gradients.1).into(), write)),
+            }
+        };
+        let arguments = Backward {
+            inputs: self.inputs(&data),
+            key_lengths: self.case.key_lengths.map(View::from),
+            bias: self.case.has_bias.then(|| (&self.bias).into()),
+            dropout: self.dropout(),
+            output: output.into(),
+            log_sum_exp: log_sum_exp.into(),
+            grad_output: (&self.grad_output).into(),
+            grad_inputs,
+            grad_bias: self.case.has_bias.then(|| ((&mut grad_bias).into(), write)),
+        };
+        backward(device, &self.case.shape, arguments).unwrap();
+        let [query, key, value] = self.split(&gradients);
+        [query, key, value, grad_bias]
+    }
+}
+
+/// Inputs of the reference, in f64.
+struct Doubles {
+    query: Vec<f64>,
+    key: Vec<f64>,
+    value: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+impl Doubles {
+    fn new(data: &Data) -> Self {
+        let [query, key, value, bias] = [&data.query, &data.key, &data.value, &data.bias].map(|values| double(values));
+        Self { query, key, value, bias }
+    }
+
+    fn inputs(&self, data: &Data) -> reference::Inputs<'_> {
+        reference::Inputs {
+            shape: data.case.shape,
+            query: &self.query,
+            key: &self.key,
+            value: &self.value,
+            key_lengths: data.case.key_lengths,
+            bias: data.case.has_bias.then_some(&self.bias),
+            dropout: data.dropout(),
+        }
+    }
+}
+
+/// Compares every device with the reference, and demands the same bits for one and three threads.
+fn check(case: Case, random: &mut Random) {
+    let data = Data::new(case, random);
+    let doubles = Doubles::new(&data);
+    let inputs = doubles.inputs(&data);
+    let (output, log_sum_exp) = reference::forward(&inputs);
+    let gradients = reference::backward(&inputs, &double(&data.grad_output));
+    let expected = [gradients.query, gradients.key, gradients.value, gradients.bias];
+    // Where one key has all the weight, `dP - delta` cancels to the rounding of two products of D terms.
+    let floor = 1e-6 * f64::from(case.shape.head_size as f32).sqrt();
+    let mut single = None;
+    for (device_name, device) in cpu_devices() {
+        let name = |what: &str| format!("{device_name}: {what} of {case:?}");
+        let found = data.forward(&device);
+        assert_close(&name("output"), &found.0, &output, 1e-5, 1e-7);
+        assert_close(&name("log-sum-exp"), &found.1, &log_sum_exp, 1e-5, 1e-6);
+        let grads = data.backward(&device, &found);
+        let whats = ["grad query", "grad key", "grad value", "grad bias"];
+        for (index, what) in whats.into_iter().enumerate() {
+            let mut expected = expected[index].clone();
+            if case.write == Write::Add {
+                expected.iter_mut().zip(&data.previous[index]).for_each(|(sum, &value)| *sum += f64::from(value));
+            }
+            assert_close(&name(what), &grads[index], &expected, 1e-5, floor);
+        }
+        let bits: Vec<Vec<u32>> = [&found.0, &found.1]
+            .into_iter()
+            .chain(&grads)
+            .map(|values| values.iter().map(|value| value.to_bits()).collect())
+            .collect();
+        if device_name.contains(" 1 threads") {
+            single = Some(bits);
+        } else {
+            assert!(single.as_ref() == Some(&bits), "{}", name("bits with three threads"));
+        }
+    }
+}
+
+#[test]
+fn reference_gradients_match_finite_differences() {
+    let mut random = Random::fresh();
+    let features = [
+        plain(shape(2, [5, 5], [2, 2], 3)),
+        plain(full(shape(1, [4, 6], [2, 2], 3))),
+        plain(shape(1, [3, 7], [4, 2], 2)),
+        Case { key_lengths: Some(&[3, 0]), ..plain(full(shape(2, [4, 4], [2, 1], 3))) },
+        Case { has_bias: true, ..plain(shape(2, [4, 4], [2, 2], 3)) },
+        Case { dropout: Some(0.4), ..plain(shape(2, [4, 4], [2, 2], 3)) },
+        Case { dropout: Some(0.3), has_bias: true, key_lengths: Some(&[4, 2]), ..plain(shape(2, [3, 5], [4, 2], 2)) },
+    ];
+    for case in features {
+        let data = Data::new(case, &mut random);
+        let doubles = Doubles::new(&data);
+        let inputs = doubles.inputs(&data);
+        let weights = double(&data.grad_output);
+        let gradients = reference::backward(&inputs, &weights);
+        let loss = |inputs: reference::Inputs<'_>| -> f64 {
+            reference::forward(&inputs).0.iter().zip(&weights).map(|(value, weight)| value * weight).sum()
+        };
+        let name = |what| format!("{what} of {case:?}");
+        assert_gradient(
+            &name("query"),
+            |query| loss(reference::Inputs { query, ..inputs }),
+            &doubles.query,
+            &gradients.query,
+        );
+        assert_gradient(&name("key"), |key| loss(reference::Inputs { key, ..inputs }), &doubles.key, &gradients.key);
+        assert_gradient(
+            &name("value"),
+            |value| loss(reference::Inputs { value, ..inputs }),
+            &doubles.value,
+            &gradients.value,
+        );
+        if case.has_bias {
+            assert_gradient(
+                &name("bias"),
+                |bias| loss(reference::Inputs { bias: Some(bias), ..inputs }),
+                &doubles.bias,
+                &gradients.bias,
+            );
+        }
+    }
+}
+
+#[test]
+fn matches_reference_for_odd_lengths_and_head_sizes() {
+    let mut random = Random::fresh();
+    for time in [1, 3, 17, 64, 113, 203] {
+        for head_size in [1, 8, 33, 64, 80, 128] {
+            let causal = shape(1 + head_size % 2, [time, time], [2, 2], head_size);
+            check(plain(causal), &mut random);
+            check(plain(full(causal)), &mut random);
+        }
+    }
+}
+
+#[test]
+fn matches_reference_with_grouped_heads_and_other_numbers_of_keys() {
+    let mut random = Random::fresh();
+    for times in [[1, 1], [1, 203], [2, 5], [3, 70], [17, 113], [64, 128], [70, 203], [113, 114]] {
+        for heads in [[4, 4], [6, 2], [3, 1]] {
+            for head_size in [8, 33, 64] {
+                let causal = shape(2, times, heads, head_size);
+                check(plain(causal), &mut random);
+                check(Case { write: Write::Add, ..plain(full(causal)) }, &mut random);
+            }
+        }
+    }
+    // More queries than keys.
+    check(plain(full(shape(2, [113, 3], [2, 1], 20))), &mut random);
+}
+
+#[test]
+fn matches_reference_with_padding_and_empty_sequences() {
+    let mut random = Random::fresh();
+    for times in [[1, 70], [3, 70], [70, 70], [17, 203]] {
+        let lengths: &[i32] = &[0, 1, 64, times[1] as i32, 41].map(|length: i32| length)[..];
+        let lengths: &'static [i32] = Box::leak(lengths.to_vec().into_boxed_slice());
+        for write in [Write::Set, Write::Add] {
+            let causal = shape(5, times, [4, 2], 24);
+            check(Case { key_lengths: Some(lengths), write, ..plain(causal) }, &mut random);
+            check(Case { key_lengths: Some(lengths), write, has_bias: true, ..plain(full(causal)) }, &mut random);
+        }
+    }
+}
+
+#[test]
+fn matches_reference_with_bias_and_dropout() {
+    let mut random = Random::fresh();
+    for times in [[1, 1], [3, 3], [1, 64], [17, 17], [113, 113], [65, 203]] {
+        for (has_bias, dropout) in [(true, None), (false, Some(0.1)), (true, Some(0.5))] {
+            for write in [Write::Set, Write::Add] {
+                let causal = shape(3, times, [4, 2], 32);
+                check(Case { has_bias, dropout, write, ..plain(causal) }, &mut random);
+                check(Case { has_bias, dropout, write, ..plain(full(causal)) }, &mut random);
+            }
+        }
+    }
+}
+
+/// Enough keys that the backward pass cuts them into parts, and each part into ranges.
+#[test]
+fn matches_reference_over_parts_of_the_keys() {
+    let mut random = Random::fresh();
+    check(plain(shape(1, [600, 600], [2, 1], 16)), &mut random);
+    check(Case { write: Write::Add, ..plain(shape(1, [40, 2100], [1, 1], 128)) }, &mut random);
+    check(Case { key_lengths: Some(&[100, 700]), ..plain(full(shape(2, [70, 900], [2, 2], 8))) }, &mut random);
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let mut random = Random::fresh();
+    let case = plain(Shape { scale: 20.0, ..shape(1, [70, 70], [2, 2], 32) });
+    let data = Data::new(case, &mut random);
+    for (name, device) in cpu_devices() {
+        let found = data.forward(&device);
+        let gradients = data.backward(&device, &found);
+        let is_finite = |values: &Vec<f32>| values.iter().all(|value| value.is_finite());
+        assert!(is_finite(&found.0) && is_finite(&found.1) && gradients.iter().all(is_finite), "{name}");
+    }
+}
+
+#[test]
+fn minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero() {
+    let mut random = Random::fresh();
+    for times in [[2, 70], [70, 70]] {
+        let case = Case { has_bias: true, is_packed: false, ..plain(full(shape(2, times, [2, 2], 16))) };
+        let mut data = Data::new(case, &mut random);
+        for value in data.bias.iter_mut().step_by(3) {
+            *value = f32::NEG_INFINITY;
+        }
+        data.bias[..times[1]].fill(f32::NEG_INFINITY);
+        let doubles = Doubles::new(&data);
+        let (output, log_sum_exp) = reference::forward(&doubles.inputs(&data));
+        let expected = reference::backward(&doubles.inputs(&data), &double(&data.grad_output));
+        for (name, device) in cpu_devices() {
+            let found = data.forward(&device);
+            assert_close(&name, &found.0, &output, 1e-5, 1e-7);
+            assert_close(&name, &found.1, &log_sum_exp, 1e-5, 1e-6);
+            assert!(found.0[..16].iter().all(|&value| value == 0.0) && found.1[0] == f32::NEG_INFINITY, "{name}");
+            let gradients = data.backward(&device, &found);
+            assert_close(&name, &gradients[0], &expected.query, 1e-5, 1e-6);
+            assert_close(&name, &gradients[1], &expected.key, 1e-5, 1e-6);
+            assert_close(&name, &gradients[2], &expected.value, 1e-5, 1e-6);
+            assert_close(&name, &gradients[3], &expected.bias, 1e-5, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_nan_among_the_inputs_reaches_the_output() {
+    let mut random = Random::fresh();
+    for times in [[1, 70], [70, 70]] {
+        let mut data = Data::new(plain(full(shape(1, times, [1, 1], 16))), &mut random);
+        data.key[20 * 16 + 3] = f32::NAN;
+        for (name, device) in cpu_devices() {
+            assert!(data.forward(&device).0.iter().all(|value| value.is_nan()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_only_queries_or_only_keys_are_the_same_bits() {
+    let mut random = Random::fresh();
+    let data = Data::new(plain(shape(2, [17, 300], [2, 1], 24)), &mut random);
+    let inputs = data.layout([&data.query, &data.key, &data.value]);
+    for (name, device) in cpu_devices() {
+        let found = data.forward(&device);
+        let both = data.backward(&device, &found);
+        let [query, key, value, _] = data.previous.clone();
+        let mut gradients = data.layout([&query, &key, &value]);
+        let (grad_query, grad_key_value) = (&mut gradients.0, &mut gradients.1);
+        for grad_inputs in [
+            GradInputs::Separate { query: Some((grad_query.into(), Write::Set)), key_value: None },
+            GradInputs::Separate { query: None, key_value: Some((grad_key_value.into(), Write::Set)) },
+        ] {
+            let arguments = Backward {
+                inputs: data.inputs(&inputs),
+                key_lengths: None,
+                bias: None,
+                dropout: None,
+                output: (&found.0).into(),
+                log_sum_exp: (&found.1).into(),
+                grad_output: (&data.grad_output).into(),
+                grad_inputs,
+                grad_bias: None,
+            };
+            backward(&device, &data.case.shape, arguments).unwrap();
+        }
+        assert!(data.split(&gradients)[..] == both[..3], "{name}");
+    }
+}
+
+#[test]
+fn arguments_that_do_not_fit_are_refused_by_name() {
+    let (_, device) = cpu_devices().remove(0);
+    let refused = |shape: Shape, length: usize| {
+        let qkv = vec![0.0; length];
+        let mut output = vec![0.0; shape.batch * shape.query_time * shape.query_columns()];
+        let arguments = Forward {
+            inputs: Inputs::Packed((&qkv).into()),
+            key_lengths: None,
+            bias: None,
+            dropout: None,
+            output: (&mut output).into(),
+            log_sum_exp: None,
+        };
+        forward(&device, &shape, arguments).unwrap_err().to_string()
+    };
+    assert!(refused(shape(1, [4, 4], [3, 2], 8), 4 * 7 * 8).contains("cannot share"));
+    assert!(refused(shape(1, [4, 3], [2, 2], 8), 0).contains("causal mask over 4 queries"));
+    assert!(refused(shape(1, [4, 4], [2, 2], 8), 5).contains("qkv has 5 elements, expected 192"));
+}
