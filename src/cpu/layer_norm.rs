@@ -121,6 +121,7 @@ impl Kernel for ForwardRows<'_> {
                 }
             }
         }
+        V::streaming_fence();
     }
 }
 
@@ -284,6 +285,7 @@ impl Kernel for BackwardRows<'_> {
                 self.group::<V, 1>(row);
             }
         }
+        V::streaming_fence();
     }
 }
 
