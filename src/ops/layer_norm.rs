@@ -107,3 +107,283 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     }
     Ok(())
 }
+
+/// Layer norm in f64, from the formulas: what every backend is measured against.
+pub mod reference {
+    use super::Shape;
+
+    /// What the forward pass gives.
+    pub struct Output {
+        /// `(rows, channels)`: what was normalised.
+        pub sum: Vec<f64>,
+        /// `(rows, channels)`
+        pub output: Vec<f64>,
+        /// `(rows)`
+        pub mean: Vec<f64>,
+        /// `(rows)`
+        pub reciprocal_deviation: Vec<f64>,
+    }
+
+    /// See [`super::forward`].
+    pub fn forward(
+        shape: &Shape,
+        input: &[f64],
+        residual: Option<&[f64]>,
+        weight: &[f64],
+        bias: Option<&[f64]>,
+    ) -> Output {
+        let (c, count) = (shape.channels, shape.channels as f64);
+        let sum: Vec<f64> = (0..input.len()).map(|i| input[i] + residual.map_or(0.0, |r| r[i])).collect();
+        let mean: Vec<f64> = sum.chunks(c).map(|row| row.iter().sum::<f64>() / count).collect();
+        let variance = |(row, mean): (&[f64], &f64)| row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
+        let reciprocal_deviation: Vec<f64> =
+            sum.chunks(c).zip(&mean).map(|row| 1.0 / (variance(row) + f64::from(shape.epsilon)).sqrt()).collect();
+        let normalised = |i: usize| (sum[i] - mean[i / c]) * reciprocal_deviation[i / c];
+        let output =
+            (0..sum.len()).map(|i| normalised(i) * weight[i % c] + bias.map_or(0.0, |bias| bias[i % c])).collect();
+        Output { sum, output, mean, reciprocal_deviation }
+    }
+
+    /// What the backward pass gives.
+    pub struct Gradients {
+        /// `(rows, channels)`
+        pub input: Vec<f64>,
+        /// `(channels)`
+        pub weight: Vec<f64>,
+        /// `(channels)`
+        pub bias: Vec<f64>,
+    }
+
+    /// See [`super::backward`]; `input` is what was normalised, and the statistics are computed from it.
+    pub fn backward(shape: &Shape, input: &[f64], weight: &[f64], grad_output: &[f64]) -> Gradients {
+        let (c, count) = (shape.channels, shape.channels as f64);
+        let forward = forward(shape, input, None, weight, None);
+        let normalised = |i: usize| (input[i] - forward.mean[i / c]) * forward.reciprocal_deviation[i / c];
+        let mut gradients = Gradients { input: vec![0.0; input.len()], weight: vec![0.0; c], bias: vec![0.0; c] };
+        for row in 0..shape.rows {
+            let places = row * c..(row + 1) * c;
+            let g = |i: usize| grad_output[i] * weight[i % c];
+            let mean_g = places.clone().map(g).sum::<f64>() / count;
+            let mean_g_normalised = places.clone().map(|i| g(i) * normalised(i)).sum::<f64>() / count;
+            for i in places {
+                gradients.input[i] =
+                    forward.reciprocal_deviation[row] * (g(i) - mean_g - normalised(i) * mean_g_normalised);
+                gradients.weight[i % c] += grad_output[i] * normalised(i);
+                gradients.bias[i % c] += grad_output[i];
+            }
+        }
+        gradients
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+    use super::*;
+
+    const EPSILON: f32 = 1e-5;
+
+    #[test]
+    fn reference_gradients_match_finite_differences() {
+        let mut random = Random::fresh();
+        let shape = Shape { rows: 3, channels: 7, epsilon: EPSILON };
+        let [input, grad_output] = [0; 2].map(|_| double(&random.normal(21)));
+        let [weight, bias] = [0; 2].map(|_| double(&random.normal(7)));
+        let loss = |input: &[f64], weight: &[f64], bias: &[f64]| -> f64 {
+            let output = reference::forward(&shape, input, None, weight, Some(bias)).output;
+            output.iter().zip(&grad_output).map(|(y, g)| y * g).sum()
+        };
+        let gradients = reference::backward(&shape, &input, &weight, &grad_output);
+        assert_gradient("input", |x| loss(x, &weight, &bias), &input, &gradients.input);
+        assert_gradient("weight", |w| loss(&input, w, &bias), &weight, &gradients.weight);
+        assert_gradient("bias", |b| loss(&input, &weight, b), &bias, &gradients.bias);
+    }
+
+    #[test]
+    fn forward_matches_reference_over_odd_sizes_and_options() {
+        let mut random = Random::fresh();
+        for (rows, channels) in [(1, 1), (3, 3), (5, 17), (7, 113), (2, 203), (3, 768), (2, 1023), (113, 64)] {
+            let shape = Shape { rows, channels, epsilon: EPSILON };
+            let [input, residual] = [0; 2].map(|_| random.normal(rows * channels));
+            // A mean far from zero is where a one-pass variance would lose its digits.
+            let input: Vec<f32> = input.iter().map(|x| x + 8.0).collect();
+            let [weight, bias] = [0; 2].map(|_| random.normal(channels));
+            for options in 0..4 {
+                let (has_residual, has_bias) = (options & 1 > 0, options & 2 > 0);
+                let (residual_double, bias_double) = (double(&residual), double(&bias));
+                let expected = reference::forward(
+                    &shape,
+                    &double(&input),
+                    has_residual.then_some(&residual_double),
+                    &double(&weight),
+                    has_bias.then_some(&bias_double),
+                );
+                for (name, device) in cpu_devices() {
+                    let name = format!("{rows}x{channels}, options {options}, {name}");
+                    let [mut output, mut sum] = [0; 2].map(|_| poisoned(rows * channels));
+                    let [mut mean, mut rstd] = [0; 2].map(|_| poisoned(rows));
+                    let arguments = Forward {
+                        input: (&input).into(),
+                        residual: has_residual.then(|| ((&residual).into(), (&mut sum).into())),
+                        weight: (&weight).into(),
+                        bias: has_bias.then(|| (&bias).into()),
+                        output: (&mut output).into(),
+                        statistics: Some(((&mut mean).into(), (&mut rstd).into())),
+                    };
+                    forward(&device, &shape, arguments).unwrap();
+                    assert_close(&format!("output, {name}"), &output, &expected.output, 1e-5, 0.0);
+                    assert_close(&format!("mean, {name}"), &mean, &expected.mean, 1e-6, 0.0);
+                    assert_close(&format!("deviation, {name}"), &rstd, &expected.reciprocal_deviation, 1e-5, 0.0);
+                    if has_residual {
+                        assert_close(&format!("sum, {name}"), &sum, &expected.sum, 1e-6, 0.0);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backward_matches_reference_over_odd_sizes_and_options() {
+        let mut random = Random::fresh();
+        for (rows, channels) in [(1, 1), (3, 3), (5, 17), (7, 113), (113, 203), (6, 768), (2, 1023), (1023, 64)] {
+            let shape = Shape { rows, channels, epsilon: EPSILON };
+            let [input, grad_output, before] = [0; 3].map(|_| random.normal(rows * channels));
+            let [weight, before_weight, before_bias] = [0; 3].map(|_| random.normal(channels));
+            let statistics = reference::forward(&shape, &double(&input), None, &double(&weight), None);
+            let mean: Vec<f32> = statistics.mean.iter().map(|&v| v as f32).collect();
+            let rstd: Vec<f32> = statistics.reciprocal_deviation.iter().map(|&v| v as f32).collect();
+            let expected = reference::backward(&shape, &double(&input), &double(&weight), &double(&grad_output));
+            let plus = |gradient: &[f64], before: &[f32]| -> Vec<f64> {
+                gradient.iter().zip(before).map(|(g, &b)| g + f64::from(b)).collect()
+            };
+            for (name, device) in cpu_devices() {
+                for write in [Write::Set, Write::Add] {
+                    let name = format!("{rows}x{channels}, {write:?}, {name}");
+                    let start = |before: &[f32]| match write {
+                        Write::Set => poisoned(before.len()),
+                        Write::Add => before.to_vec(),
+                    };
+                    let (mut grad_input, mut grad_weight, mut grad_bias) =
+                        (start(&before), start(&before_weight), start(&before_bias));
+                    let arguments = Backward {
+                        input: (&input).into(),
+                        weight: (&weight).into(),
+                        mean: (&mean).into(),
+                        reciprocal_deviation: (&rstd).into(),
+                        grad_output: (&grad_output).into(),
+                        grad_input: Some(((&mut grad_input).into(), write)),
+                        grad_weight: Some(((&mut grad_weight).into(), write)),
+                        grad_bias: Some(((&mut grad_bias).into(), write)),
+                    };
+                    backward(&device, &shape, arguments).unwrap();
+                    for (what, found, gradient, before) in [
+                        ("input", &grad_input, &expected.input, &before),
+                        ("weight", &grad_weight, &expected.weight, &before_weight),
+                        ("bias", &grad_bias, &expected.bias, &before_bias),
+                    ] {
+                        let expected = if write == Write::Add { plus(gradient, before) } else { gradient.clone() };
+                        // With one channel everything cancels: the floor is what rounding leaves of 1/√ε.
+                        assert_close(&format!("{what}, {name}"), found, &expected, 1e-5, 1e-6 * f64::from(rstd[0]));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_gradient_can_be_asked_for_alone_and_threads_do_not_change_a_bit() {
+        let mut random = Random::fresh();
+        let shape = Shape { rows: 203, channels: 384, epsilon: EPSILON };
+        let [input, grad_output] = [0; 2].map(|_| random.normal(203 * 384));
+        let weight = random.normal(384);
+        let [mean, rstd] = [random.normal(203), vec![1.0; 203]];
+        let mut all = Vec::new();
+        for (name, device) in cpu_devices() {
+            let run = |wanted: [bool; 3]| {
+                let (mut grad_input, mut grad_weight, mut grad_bias) =
+                    (poisoned(203 * 384), poisoned(384), poisoned(384));
+                let arguments = Backward {
+                    input: (&input).into(),
+                    weight: (&weight).into(),
+                    mean: (&mean).into(),
+                    reciprocal_deviation: (&rstd).into(),
+                    grad_output: (&grad_output).into(),
+                    grad_input: wanted[0].then(|| ((&mut grad_input).into(), Write::Set)),
+                    grad_weight: wanted[1].then(|| ((&mut grad_weight).into(), Write::Set)),
+                    grad_bias: wanted[2].then(|| ((&mut grad_bias).into(), Write::Set)),
+                };
+                backward(&device, &shape, arguments).unwrap();
+                [grad_input, grad_weight, grad_bias].map(|v| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+            };
+            let together = run([true; 3]);
+            for i in 0..3 {
+                assert_eq!(run(std::array::from_fn(|j| j == i))[i], together[i], "gradient {i}, {name}");
+            }
+            all.push((name, together));
+        }
+        for pair in all.chunks(2) {
+            assert_eq!(pair[0].1, pair[1].1, "{} and {}", pair[0].0, pair[1].0);
+        }
+    }
+
+    #[test]
+    fn large_outputs_that_are_written_past_the_caches_are_the_same() {
+        let mut random = Random::fresh();
+        let (rows, channels) = (5600, 768);
+        let (large, small) =
+            (Shape { rows, channels, epsilon: EPSILON }, Shape { rows: 64, channels, epsilon: EPSILON });
+        let input = random.normal(64 * channels).repeat(rows / 64 + 1)[..rows * channels].to_vec();
+        let weight = random.normal(channels);
+        for (name, device) in cpu_devices() {
+            let run = |shape: &Shape| {
+                let values = shape.rows * channels;
+                let [mut output, mut grad_input] = [0; 2].map(|_| poisoned(values));
+                let [mut mean, mut rstd] = [0; 2].map(|_| poisoned(shape.rows));
+                let arguments = Forward {
+                    input: input[..values].into(),
+                    residual: None,
+                    weight: (&weight).into(),
+                    bias: None,
+                    output: (&mut output).into(),
+                    statistics: Some(((&mut mean).into(), (&mut rstd).into())),
+                };
+                forward(&device, shape, arguments).unwrap();
+                let arguments = Backward {
+                    input: input[..values].into(),
+                    weight: (&weight).into(),
+                    mean: (&mean).into(),
+                    reciprocal_deviation: (&rstd).into(),
+                    grad_output: (&output).into(),
+                    grad_input: Some(((&mut grad_input).into(), Write::Set)),
+                    grad_weight: None,
+                    grad_bias: None,
+                };
+                backward(&device, shape, arguments).unwrap();
+                (output, grad_input)
+            };
+            let (output, grad_input) = run(&large);
+            let (expected_output, expected_grad) = run(&small);
+            for start in (0..rows / 64 * 64 * channels).step_by(64 * channels) {
+                assert!(output[start..start + 64 * channels] == expected_output, "output at {start}, {name}");
+                assert!(grad_input[start..start + 64 * channels] == expected_grad, "grad_input at {start}, {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_named() {
+        let (_, device) = cpu_devices().remove(0);
+        let shape = Shape { rows: 2, channels: 3, epsilon: EPSILON };
+        let (input, weight, mut output) = (vec![0.0; 6], vec![0.0; 4], vec![0.0; 6]);
+        let arguments = Forward {
+            input: (&input).into(),
+            residual: None,
+            weight: (&weight).into(),
+            bias: None,
+            output: (&mut output).into(),
+            statistics: None,
+        };
+        let message = forward(&device, &shape, arguments).unwrap_err().to_string();
+        assert_eq!(message, "layer_norm: weight has 4 elements, expected 3");
+    }
+}

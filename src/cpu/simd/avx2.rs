@@ -48,6 +48,10 @@ impl Vector for Avx2 {
         unsafe { _mm256_stream_ps(pointer, self.0) }
     }
     #[inline(always)]
+    fn streaming_fence() {
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         unsafe { Self(_mm256_add_ps(self.0, other.0)) }
     }

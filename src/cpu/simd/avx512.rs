@@ -40,6 +40,10 @@ impl Vector for Avx512 {
         unsafe { _mm512_stream_ps(pointer, self.0) }
     }
     #[inline(always)]
+    fn streaming_fence() {
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         unsafe { Self(_mm512_add_ps(self.0, other.0)) }
     }

@@ -98,11 +98,15 @@ pub trait Vector: Copy {
         // SAFETY: the caller's contract.
         unsafe { if count >= Self::LANES { self.store(pointer) } else { self.store_partial(pointer, count) } }
     }
-    /// Writes `LANES` values past the caches where the machine can; for data that is not read again soon.
+    /// Writes `LANES` values past the caches where the machine can; for data that is not read again soon. Such writes
+    /// are ordered by nothing but [`Vector::streaming_fence`], which the task that makes them must end with.
     ///
     /// # Safety
     /// `pointer` must be valid for writes of `LANES` values and aligned to `4 * LANES` bytes.
     unsafe fn store_streaming(self, pointer: *mut f32);
+    /// Makes all streaming stores of this thread visible before anything that it writes later.
+    #[inline(always)]
+    fn streaming_fence() {}
 
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
