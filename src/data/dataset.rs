@@ -25,6 +25,9 @@ const FINGERPRINT_BLOCK_TOKENS: usize = 2048;
 /// Tokens per task of a parallel scan.
 const SCAN_TOKENS: usize = 1 << 20;
 
+/// Ids from here on are not counted by [`Dataset::counts`].
+const LARGEST_COUNTED: usize = 1 << 22;
+
 /// The part of a data set that a shard belongs to, told from its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -208,15 +211,22 @@ impl Dataset {
         Err(Error::TokenOutOfVocabulary { place, position: offset, token, vocabulary })
     }
 
-    /// How often each token occurs, indexed by token, by a parallel scan.
+    /// How often each token occurs, indexed by token, by a parallel scan. Ids beyond four million, which no vocabulary
+    /// has, are not counted: a damaged file must not ask for a table of any size.
     pub fn counts(&self) -> Vec<u64> {
-        let size = self.largest_token().map_or(0, |largest| largest as usize + 1);
+        let size = self.largest_token().map_or(0, |largest| (largest as usize + 1).min(LARGEST_COUNTED));
         // One table per thread, not per task: ids may be many and tasks more.
         self.scan_tasks()
             .fold(
                 || vec![0u64; size],
                 |mut counts, range| {
-                    self.parts(range).for_each(|part| part.for_each(|token| counts[token as usize] += 1));
+                    self.parts(range).for_each(|part| {
+                        part.for_each(|token| {
+                            if let Some(count) = counts.get_mut(token as usize) {
+                                *count += 1;
+                            }
+                        })
+                    });
                     counts
                 },
             )
@@ -315,7 +325,7 @@ pub(crate) fn head_length(length: u64, fraction: f64) -> u64 {
 }
 
 /// The `.bin` files of a folder, sorted by name: (for training, for validation).
-fn split_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+pub(crate) fn split_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::read(folder))? {
         let path = entry.map_err(Error::read(folder))?.path();

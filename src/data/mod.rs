@@ -7,6 +7,7 @@
 pub mod dataset;
 pub mod error;
 mod hash;
+pub mod inspect;
 pub mod manifest;
 pub mod pack;
 mod permutation;
@@ -14,6 +15,7 @@ pub mod sampler;
 pub mod shard;
 mod text;
 pub mod tokenizer;
+pub mod verify;
 
 pub use dataset::{Dataset, Format, Split};
 pub use error::{Error, Result};
