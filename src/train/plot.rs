@@ -140,9 +140,9 @@ fn noisy(raw_name: &'static str, name: &'static str, color: RGBColor, points: Ve
     ]
 }
 
-/// Exponential moving average over about a fortieth of the run, corrected for its start as Adam's moments are.
+/// Exponential moving average over about a hundredth of the run, corrected for its start as Adam's moments are.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(1.0);
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 100.0).max(1.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let average = |&(step, value): &(f64, f64)| {
         sum = keep * sum + (1.0 - keep) * value;
@@ -244,7 +244,7 @@ fn draw_panel(
     let clamp = |(step, value): (f64, f64)| (step, value.clamp(values.start, values.end));
     let font = |size: i32| ("system-ui, sans-serif", size).into_font().color(&INK);
     let mut chart = ChartBuilder::on(area)
-        .caption(panel.title, font(15))
+        .caption(panel.title, font(18))
         .margin_right(24)
         .margin_bottom(4)
         .x_label_area_size(26)
@@ -259,11 +259,11 @@ fn draw_panel(
         .y_labels(if panel.height < 200 { 4 } else { 7 })
         .x_label_formatter(&|step| step_label(*step))
         .y_label_formatter(&|value| value_label(*value, values.end - values.start))
-        .label_style(font(12))
+        .label_style(font(14))
         .draw()?;
     for series in &panel.series {
         let (color, width) = match series.shape {
-            Shape::FaintLine => (series.color.mix(0.3), 1),
+            Shape::FaintLine => (series.color.mix(0.4), 1),
             Shape::Line | Shape::LineWithPoints => (series.color.mix(1.0), 2),
         };
         let points = match series.shape {
@@ -284,7 +284,7 @@ fn draw_panel(
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
         .legend_area_size(28)
-        .label_font(font(13))
+        .label_font(font(15))
         .background_style(TRANSPARENT)
         .border_style(TRANSPARENT)
         .draw();
@@ -312,7 +312,7 @@ fn value_label(value: f64, range: f64) -> String {
     if range < 0.01 {
         // Zero comes out of a sum of steps, and so almost zero.
         let value = if value.abs() < 1e-6 * range { 0.0 } else { value };
-        return if value == 0.0 { "0".into() } else { format!("{value:.1e}") };
+        return if value == 0.0 { "0".into() } else { format!("{value:.1e}").replace(".0e", "e") };
     }
     let decimals = (1.0 - (range / 5.0).log10().floor()).clamp(0.0, 4.0) as usize;
     let text = format!("{value:.decimals$}");
@@ -411,8 +411,14 @@ mod tests {
     fn labels_are_short() {
         let steps = [(0.0, "0"), (250.0, "250"), (12_500.0, "12.5k"), (3e6, "3M")];
         steps.iter().for_each(|(step, label)| assert_eq!(step_label(*step), *label));
-        let values =
-            [(2.5, 3.0, "2.5"), (3.0, 3.0, "3"), (1e-3, 1e-3, "1.0e-3"), (-1e-19, 1e-3, "0"), (40.0, 40.0, "40")];
+        let values = [
+            (2.5, 3.0, "2.5"),
+            (3.0, 3.0, "3"),
+            (1e-3, 1e-3, "1e-3"),
+            (2.5e-4, 1e-3, "2.5e-4"),
+            (-1e-19, 1e-3, "0"),
+            (40.0, 40.0, "40"),
+        ];
         values.iter().for_each(|(value, range, label)| assert_eq!(value_label(*value, *range), *label));
     }
 
