@@ -43,7 +43,8 @@ impl EventWriter {
         };
         let mut version = event(now, 0);
         version.string(3, "brain.Event:2");
-        let mut start = event(now, step);
+        // What is at this step or later is dropped, and the records of `step` itself are still true.
+        let mut start = event(now, step + 1);
         start.message(7, |session| session.varint(1, SESSION_START));
         writer.write(&[record(&version.bytes), record(&start.bytes)].concat())?;
         Ok(writer)
@@ -62,12 +63,13 @@ impl EventWriter {
         self.write(&record(&scalar_event(wall_time(), step, values)))
     }
 
-    /// Adds a text, which TensorBoard shows as Markdown.
+    /// Adds a text, line breaks and all: TensorBoard takes texts for Markdown, so it goes in as a block of code.
     ///
     /// # Errors
     /// As [`EventWriter::scalars`].
     pub fn text(&mut self, step: usize, tag: &str, text: &str) -> Result<(), WriteError> {
-        self.write(&record(&text_event(wall_time(), step, tag, text)))
+        let block: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
+        self.write(&record(&text_event(wall_time(), step, tag, &block.join("\n"))))
     }
 
     /// Whole records in one call, so that a killed process cannot leave two halves.
@@ -259,7 +261,7 @@ mod tests {
         assert_eq!(events.len(), 4);
         assert!(events[0].ends_with(b"brain.Event:2"));
         assert_eq!(&events[1][events[1].len() - 4..], [7 << 3 | 2, 2, 1 << 3, 1], "session log: start");
-        assert!(events[3].windows(11).any(|bytes| bytes == b"some *text*"));
+        assert!(events[3].windows(15).any(|bytes| bytes == b"    some *text*"));
     }
 
     #[test]
