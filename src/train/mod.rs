@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
@@ -10,6 +11,7 @@ pub mod plot;
 pub mod presets;
 pub mod progress;
 pub mod report;
+pub mod run_folder;
 pub mod schedule;
 pub mod signals;
 pub mod source;
@@ -17,4 +19,5 @@ pub mod tensorboard;
 pub mod trainer;
 
 pub use crate::util::atomic_file::WriteError;
+use crate::util::atomic_file::write_atomically;
 pub use trainer::{Observer, Outcome, StepReport, Trainer};

@@ -1,0 +1,152 @@
+//! The folder of a run: made, checked, and filled with what a person looks at when the run is over.
+
+use super::config::{Config, ConfigError, Source};
+use super::metrics::{self, METRICS_FILE, NOTES_FILE, Note, Record};
+use super::report::Report;
+use super::{Trainer, plot, report};
+use crate::util::atomic_file::{WriteError, plainly, write_atomically};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Name of the resolved configuration.
+pub const CONFIG_FILE: &str = "config.toml";
+
+/// A folder cannot be used for a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{} exists and is not empty: choose another --out, or go on with that run with --resume", .0.display())]
+    Exists(PathBuf),
+    #[error("{} is not a folder: choose another --out", .0.display())]
+    NotAFolder(PathBuf),
+    #[error("{} holds no run to resume (no {CONFIG_FILE}): check --out, or start without --resume", .0.display())]
+    NoRun(PathBuf),
+    #[error("cannot use the folder {}: {}", path.display(), plainly(source))]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Plot(#[from] plot::PlotError),
+    #[error(transparent)]
+    Read(#[from] metrics::ReadError),
+}
+
+/// `runs/<name>-<UTC time>`
+pub fn default_path(name: &str) -> PathBuf {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    PathBuf::from("runs").join(format!("{name}-{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}"))
+}
+
+/// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar: years are counted from March,
+/// so that the leap day is the last day of a year.
+fn date(days: u64) -> (u64, u64, u64) {
+    // 719 468 days lie between 0000-03-01 and 1970-01-01; 146 097 days make 400 years.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// Makes the folder of a new run.
+///
+/// # Errors
+/// It is there and not empty, or cannot be made.
+pub fn create(folder: &Path) -> Result<(), Error> {
+    let io = |source| Error::Io { path: folder.to_owned(), source };
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::NotAFolder(folder.to_owned()));
+    }
+    if folder.is_dir() && std::fs::read_dir(folder).map_err(io)?.next().is_some() {
+        return Err(Error::Exists(folder.to_owned()));
+    }
+    std::fs::create_dir_all(folder).map_err(io)
+}
+
+/// The configuration of the run in a folder, with changes on top.
+///
+/// # Errors
+/// No run, or a configuration that makes no sense.
+pub fn load_config(folder: &Path, sets: &[String]) -> Result<Config, Error> {
+    let path = folder.join(CONFIG_FILE);
+    if !path.is_file() {
+        return Err(Error::NoRun(folder.to_owned()));
+    }
+    Ok(Config::load(Source::File(&path), sets)?)
+}
+
+/// Writes the resolved configuration.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_config(folder: &Path, config: &Config) -> Result<(), Error> {
+    let text = config.to_toml();
+    Ok(write_atomically(folder.join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?)
+}
+
+/// Writes `loss.svg` and `report.html` from the run's records.
+///
+/// # Errors
+/// Records that cannot be read, or files that cannot be written.
+pub fn write_report(trainer: &Trainer, device: &str, ending: &str) -> Result<(), Error> {
+    let folder = trainer.folder();
+    let records: Vec<Record> = metrics::read(&folder.join(METRICS_FILE))?;
+    let notes: Vec<Note> = metrics::read(&folder.join(NOTES_FILE))?;
+    plot::write_loss_svg(&folder.join("loss.svg"), &records)?;
+    let name = folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let parameters: usize = trainer.model().specs().iter().map(|spec| spec.elements()).sum();
+    let figures = [
+        ("parameters".to_owned(), format!("{:.2} M", parameters as f64 / 1e6)),
+        ("training time".to_owned(), super::progress::clock(trainer.seconds())),
+        ("measured peak".to_owned(), format!("{:.0} GFLOP/s", trainer.peak_flops() / 1e9)),
+    ];
+    let report = Report {
+        title: &name,
+        summary: &format!("{device}; {ending} after {} updates", trainer.step()),
+        figures: &figures,
+        records: &records,
+        notes: &notes,
+        config_toml: &trainer.config().to_toml(),
+        memory: Some(trainer.memory()),
+    };
+    Ok(report::write(&folder.join("report.html"), &report)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_gregorian_calendar() {
+        for (days, expected) in [
+            (0, (1970, 1, 1)),
+            (58, (1970, 2, 28)),
+            (11_016, (2000, 2, 29)),
+            (11_017, (2000, 3, 1)),
+            (20_781, (2026, 11, 24)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ] {
+            assert_eq!(date(days), expected, "{days} days");
+        }
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        create(&folder.path().join("a/b")).unwrap();
+        create(folder.path().join("a/b").as_path()).unwrap();
+        let error = create(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("--resume") && error.contains("--out"), "{error}");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        assert!(matches!(create(&file), Err(Error::NotAFolder(_))));
+        assert!(matches!(load_config(folder.path(), &[]), Err(Error::NoRun(_))));
+    }
+}
