@@ -91,3 +91,176 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     }
     Ok(())
 }
+
+/// Embedding in f64, from the formulas: what every backend is measured against.
+pub mod reference {
+    use super::Shape;
+
+    /// `(B, T, C)`; see [`super::forward`].
+    pub fn forward(shape: &Shape, ids: &[i32], token_table: &[f64], position_table: Option<&[f64]>) -> Vec<f64> {
+        let mut output = Vec::with_capacity(ids.len() * shape.channels);
+        for (place, &id) in ids.iter().enumerate() {
+            let position = shape.first_position + place % shape.time;
+            output.extend((0..shape.channels).map(|c| {
+                let positional = position_table.map_or(0.0, |table| table[position * shape.channels + c]);
+                token_table[id as usize * shape.channels + c] + positional
+            }));
+        }
+        output
+    }
+
+    /// `(V, C)` gradient of the table of tokens and `(positions, C)` gradient of the table of positions.
+    pub fn backward(shape: &Shape, ids: &[i32], grad_output: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let c = shape.channels;
+        let mut tokens = vec![0.0; shape.vocabulary * c];
+        let mut positions = vec![0.0; shape.positions * c];
+        for (i, grad) in grad_output.iter().enumerate() {
+            let place = i / c;
+            tokens[ids[place] as usize * c + i % c] += grad;
+            if shape.positions > 0 {
+                positions[(shape.first_position + place % shape.time) * c + i % c] += grad;
+            }
+        }
+        (tokens, positions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+    use super::*;
+
+    fn ids(random: &mut Random, shape: &Shape) -> Vec<i32> {
+        // Half of the places hold one of three tokens, as text does.
+        let bound = |i: usize| if i.is_multiple_of(2) { shape.vocabulary } else { shape.vocabulary.min(3) };
+        (0..shape.batch * shape.time).map(|i| random.below(bound(i)) as i32).collect()
+    }
+
+    fn shapes() -> Vec<Shape> {
+        [
+            (1, 1, 1, 1, 0, 0),
+            (3, 5, 3, 7, 5, 0),
+            (2, 17, 113, 65, 40, 20),
+            (2, 113, 203, 300, 113, 0),
+            (3, 64, 1023, 1500, 64, 0),
+            (2, 50, 24, 70_000, 60, 5),
+        ]
+        .map(|(batch, time, channels, vocabulary, positions, first_position)| Shape {
+            batch,
+            time,
+            channels,
+            vocabulary,
+            positions,
+            first_position,
+        })
+        .to_vec()
+    }
+
+    #[test]
+    fn reference_gradients_match_finite_differences() {
+        let mut random = Random::fresh();
+        let shape = Shape { batch: 2, time: 3, channels: 5, vocabulary: 4, positions: 6, first_position: 2 };
+        let ids = ids(&mut random, &shape);
+        let (tokens, positions) = (double(&random.normal(20)), double(&random.normal(30)));
+        let grad_output = double(&random.normal(30));
+        let loss = |tokens: &[f64], positions: &[f64]| -> f64 {
+            reference::forward(&shape, &ids, tokens, Some(positions)).iter().zip(&grad_output).map(|(y, g)| y * g).sum()
+        };
+        let (grad_tokens, grad_positions) = reference::backward(&shape, &ids, &grad_output);
+        assert_gradient("tokens", |x| loss(x, &positions), &tokens, &grad_tokens);
+        assert_gradient("positions", |x| loss(&tokens, x), &positions, &grad_positions);
+    }
+
+    #[test]
+    fn forward_matches_reference() {
+        let mut random = Random::fresh();
+        for shape in shapes() {
+            let ids = ids(&mut random, &shape);
+            let tokens = random.normal(shape.vocabulary * shape.channels);
+            let positions = random.normal(shape.positions * shape.channels);
+            for has_positions in [false, shape.positions > 0] {
+                let positions_double = double(&positions);
+                let expected = reference::forward(
+                    &shape,
+                    &ids,
+                    &double(&tokens),
+                    has_positions.then_some(positions_double.as_slice()),
+                );
+                for (name, device) in cpu_devices() {
+                    let mut output = poisoned(expected.len());
+                    let arguments = Forward {
+                        ids: (&ids).into(),
+                        token_table: (&tokens).into(),
+                        position_table: has_positions.then(|| (&positions).into()),
+                        output: (&mut output).into(),
+                    };
+                    forward(&device, &shape, arguments).unwrap();
+                    assert_close(&format!("{shape:?}, {name}"), &output, &expected, 1e-6, 0.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backward_matches_reference_and_threads_do_not_change_a_bit() {
+        let mut random = Random::fresh();
+        for shape in shapes() {
+            let ids = ids(&mut random, &shape);
+            let grad_output = random.normal(ids.len() * shape.channels);
+            let before_tokens = random.normal(shape.vocabulary * shape.channels);
+            let before_positions = random.normal(shape.positions * shape.channels);
+            let (tokens, positions) = reference::backward(&shape, &ids, &double(&grad_output));
+            let plus = |gradient: &[f64], before: &[f32]| -> Vec<f64> {
+                gradient.iter().zip(before).map(|(g, &b)| g + f64::from(b)).collect()
+            };
+            for write in [Write::Set, Write::Add] {
+                let mut previous: Option<Vec<f32>> = None;
+                for (name, device) in cpu_devices() {
+                    let name = format!("{shape:?}, {write:?}, {name}");
+                    let start = |before: &[f32]| match write {
+                        Write::Set => poisoned(before.len()),
+                        Write::Add => before.to_vec(),
+                    };
+                    let (mut grad_tokens, mut grad_positions) = (start(&before_tokens), start(&before_positions));
+                    let arguments = Backward {
+                        ids: (&ids).into(),
+                        grad_output: (&grad_output).into(),
+                        grad_token_table: Some(((&mut grad_tokens).into(), write)),
+                        grad_position_table: (shape.positions > 0).then(|| ((&mut grad_positions).into(), write)),
+                    };
+                    backward(&device, &shape, arguments).unwrap();
+                    let [expected_tokens, expected_positions] = match write {
+                        Write::Set => [tokens.clone(), positions.clone()],
+                        Write::Add => [plus(&tokens, &before_tokens), plus(&positions, &before_positions)],
+                    };
+                    assert_close(&format!("tokens, {name}"), &grad_tokens, &expected_tokens, 1e-5, 0.0);
+                    assert_close(&format!("positions, {name}"), &grad_positions, &expected_positions, 1e-5, 0.0);
+                    // Additions in one order have the same bits on every level as well.
+                    if let Some(previous) = &previous {
+                        assert!(*previous == grad_tokens, "{name}: bits differ");
+                    }
+                    previous = Some(grad_tokens);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ids_and_positions_out_of_range_are_named() {
+        let (_, device) = cpu_devices().remove(0);
+        let shape = Shape { batch: 1, time: 2, channels: 1, vocabulary: 3, positions: 4, first_position: 3 };
+        let (tokens, positions, mut output) = (vec![0.0; 3], vec![0.0; 4], vec![0.0; 2]);
+        let mut message = |ids: &[i32], positions: Option<&Vec<f32>>| {
+            let arguments = Forward {
+                ids: ids.into(),
+                token_table: (&tokens).into(),
+                position_table: positions.map(|positions| positions.into()),
+                output: (&mut output).into(),
+            };
+            forward(&device, &shape, arguments).unwrap_err().to_string()
+        };
+        assert_eq!(message(&[0, 3], None), "embedding: token id 3 at 1 is outside the vocabulary of 3");
+        assert_eq!(message(&[-1, 0], None), "embedding: token id -1 at 0 is outside the vocabulary of 3");
+        assert_eq!(message(&[0, 0], Some(&positions)), "embedding: position 4 is needed of 4");
+    }
+}
