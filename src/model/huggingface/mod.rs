@@ -7,20 +7,20 @@
 //! loaded.
 
 mod gpt2;
+mod optimizer_state;
 #[cfg(test)]
 mod tests;
 
 pub use gpt2::Gpt2Config;
+pub use optimizer_state::{ADAMW_STATES, OPTIMIZER_FILE, load_optimizer, save_optimizer};
 
-use super::weights::{self, NewTensor, WeightFile, WeightFolder, one_line, show_shape};
+use super::weights::{self, NewTensor, WeightFolder, one_line, show_shape};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// File name of the configuration in a model folder.
 pub const CONFIG_FILE: &str = "config.json";
-/// File name of the optimizer's state in a checkpoint folder.
-pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// What tensor names of a whole model begin with, and those of the bare `GPT2Model` do not.
 const PREFIX: &str = "transformer.";
 /// The output projection, which is the token embedding where the two are tied.
@@ -269,74 +269,4 @@ pub fn save_parameters<'a>(
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     weights::write(&folder.join(weights::WEIGHTS_FILE), &tensors, &metadata)?;
     config.save(folder)
-}
-
-/// AdamW's state for one parameter: running means of the gradient and of its square, in our layout.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Moments<'a> {
-    /// Mean of the gradient.
-    pub first: &'a [f32],
-    /// Mean of its square.
-    pub second: &'a [f32],
-}
-
-const MOMENT_SUFFIXES: [&str; 2] = ["first_moment", "second_moment"];
-
-/// Writes `optimizer.safetensors` into `folder`: our names with `.first_moment` and `.second_moment`, our layout.
-///
-/// # Errors
-/// [`Error::Weights`] where the file cannot be written or values do not fill their shape.
-pub fn save_moments<'a>(
-    folder: &Path,
-    specs: &[ParameterSpec],
-    metadata: &BTreeMap<String, String>,
-    moments: impl Fn(usize) -> Moments<'a>,
-) -> Result<(), Error> {
-    let mut tensors = Vec::with_capacity(2 * specs.len());
-    for (index, spec) in specs.iter().enumerate() {
-        let Moments { first, second } = moments(index);
-        for (suffix, values) in MOMENT_SUFFIXES.into_iter().zip([first, second]) {
-            let name = format!("{}.{suffix}", spec.name).into();
-            tensors.push(NewTensor { name, shape: spec.shape.clone(), values, transposed: false });
-        }
-    }
-    Ok(weights::write(&folder.join(OPTIMIZER_FILE), &tensors, metadata)?)
-}
-
-/// Hands the optimizer's state for each parameter to `set(index in specs, moments)`, after checking all of it, and
-/// returns the file's metadata.
-///
-/// # Errors
-/// As [`load_parameters`].
-pub fn load_moments(
-    folder: &Path,
-    specs: &[ParameterSpec],
-    mut set: impl FnMut(usize, Moments),
-) -> Result<BTreeMap<String, String>, Error> {
-    let file = WeightFile::open(&folder.join(OPTIMIZER_FILE))?;
-    let mut found = Vec::with_capacity(2 * specs.len());
-    let mut known = std::collections::HashSet::with_capacity(2 * specs.len());
-    for spec in specs {
-        for suffix in MOMENT_SUFFIXES {
-            let name = format!("{}.{suffix}", spec.name);
-            let Ok(view) = file.get(&name) else {
-                let (folder, shape) = (folder.to_owned(), spec.shape.clone());
-                return Err(Error::Missing { folder, tensor: name, shape, others: 0 });
-            };
-            if view.shape() != spec.shape {
-                let (folder, found) = (folder.to_owned(), view.shape().to_vec());
-                return Err(Error::Shape { folder, tensor: name, found, expected: spec.shape.clone() });
-            }
-            found.push(view.to_f32()?);
-            known.insert(name);
-        }
-    }
-    if let Some(extra) = file.names().find(|&name| !known.contains(name)) {
-        let (folder, shape) = (folder.to_owned(), file.get(extra)?.shape().to_vec());
-        return Err(Error::Extra { folder, tensor: one_line(extra), shape, others: file.len() - known.len() - 1 });
-    }
-    for (index, pair) in found.chunks_exact(2).enumerate() {
-        set(index, Moments { first: &pair[0], second: &pair[1] });
-    }
-    Ok(file.metadata().clone())
 }

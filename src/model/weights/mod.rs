@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 #[cfg(target_endian = "big")]
-compile_error!("weights are little-endian on disk and used in place: port src/model/weights.rs before building here");
+compile_error!("weights are little-endian on disk and used in place: port src/model/weights before building here");
 
 /// Longest header that is believed: the format's own limit. GPT-2's is 15 kB.
 const LONGEST_HEADER_BYTES: u64 = 100_000_000;
@@ -40,7 +40,7 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried: `open`, `write`...
         action: &'static str,
@@ -62,7 +62,7 @@ pub enum Error {
     Header {
         /// The file.
         path: PathBuf,
-        /// The tensor, quoted.
+        /// The tensor, escaped.
         tensor: String,
         /// What is wrong, with the figures.
         what: String,
@@ -72,7 +72,7 @@ pub enum Error {
     Missing {
         /// The file or folder.
         path: PathBuf,
-        /// The tensor, quoted.
+        /// The tensor, escaped.
         tensor: String,
         /// How many tensors there are.
         count: usize,
@@ -82,7 +82,7 @@ pub enum Error {
     Dtype {
         /// The file.
         path: PathBuf,
-        /// The tensor, quoted.
+        /// The tensor, escaped.
         tensor: String,
         /// What it holds.
         found: Dtype,
@@ -102,14 +102,24 @@ pub enum Error {
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// The tensor, quoted.
+        /// The tensor, escaped.
         tensor: String,
         /// What does not fit.
         what: String,
     },
 }
 
-/// `text` for a one-line message: control characters escaped, the middle of a very long one left out.
+/// What to do about a refusal of the operating system, where that is clear.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "; choose another place or allow it",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space there or choose another place",
+        _ => "",
+    }
+}
+
+/// `text` for a one-line message: control characters escaped, the end of a very long one left out.
 pub(crate) fn one_line(text: &str) -> String {
     let limit = 240;
     let mut line: String = text.chars().take(limit).flat_map(char::escape_debug).collect();
