@@ -169,10 +169,14 @@ fn ten_training_losses_match_pytorch() {
                 let ours = program.mean_loss(loss).unwrap();
                 let error = (ours - expected[step]).abs() / expected[step];
                 assert!(error <= 1e-5, "{name} {level} step {step}: loss {ours}, PyTorch {}", expected[step]);
-                let update =
-                    optimizer.update(&device, &mut parameters, settings.learning_rate, 1.0).unwrap();
+                let update = optimizer.update(&device, &mut parameters, settings.learning_rate, 1.0).unwrap();
                 let error = (update.grad_norm - norms[step]).abs() / norms[step];
-                assert!(error <= 1e-4, "{name} {level} step {step}: norm {}, PyTorch {}", update.grad_norm, norms[step]);
+                assert!(
+                    error <= 1e-4,
+                    "{name} {level} step {step}: norm {}, PyTorch {}",
+                    update.grad_norm,
+                    norms[step]
+                );
             }
             assert!(parameters.ids().all(|id: ParameterId| parameters.values(id).iter().all(|v| v.is_finite())));
         }

@@ -8,7 +8,7 @@ use super::optimizer::Optimizer;
 use super::outliers::Detector;
 use crate::data::{SamplerState, Tokenizer};
 use crate::model::Gpt;
-use crate::model::huggingface::{self, Moments};
+use crate::model::huggingface;
 use crate::tape::{ParameterId, Parameters};
 use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError, plainly, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -214,9 +214,8 @@ fn write_files(folder: &Path, contents: &Contents<'_>) -> Result<(), Error> {
     model.save(folder, parameters)?;
     let ids: Vec<ParameterId> = parameters.ids().collect();
     let metadata = BTreeMap::from([("updates".to_owned(), optimizer.updates().to_string())]);
-    huggingface::save_moments(folder, model.specs(), &metadata, |index| {
-        let (first, second) = optimizer.moments(parameters, ids[index]);
-        Moments { first, second }
+    huggingface::save_optimizer(folder, model.specs(), optimizer.states(), &metadata, |index, state| {
+        optimizer.state(parameters, ids[index], state)
     })?;
     if let Some(tokenizer) = tokenizer {
         let path = folder.join(TOKENIZER_FILE);
@@ -264,10 +263,8 @@ pub fn read(
 ) -> Result<(), Error> {
     model.load_parameters(folder, parameters)?;
     let ids: Vec<ParameterId> = parameters.ids().collect();
-    huggingface::load_moments(folder, model.specs(), |index, moments| {
-        let (first, second) = optimizer.moments_mut(parameters, ids[index]);
-        first.copy_from_slice(moments.first);
-        second.copy_from_slice(moments.second);
+    huggingface::load_optimizer(folder, model.specs(), optimizer.states(), |index, state, values| {
+        optimizer.state_mut(parameters, ids[index], state).copy_from_slice(values);
     })?;
     optimizer.resume_at(state.optimizer_updates);
     Ok(())

@@ -3,9 +3,9 @@
 //! Its state lies like the gradients do, so an update walks the few long runs of [`Parameters::runs`].
 
 use super::config::{self, OptimizerName};
+use crate::model::huggingface;
 use crate::ops::{self, Device, ViewMut};
 use crate::tape::{Memory, OutOfMemory, ParameterId, ParameterRun, Parameters};
-use std::ops::Range;
 
 /// Optimizer and its state.
 pub struct Optimizer {
@@ -116,19 +116,34 @@ impl Optimizer {
         }
     }
 
-    /// State of one parameter: first and second moment; empty where the optimizer has none.
-    pub fn moments(&self, parameters: &Parameters, id: ParameterId) -> (&[f32], &[f32]) {
-        let Some(range) = parameters.gradient_bytes(id) else { return (&[], &[]) };
-        (part(&self.first, &range), part(&self.second, &range))
+    /// Names of what the optimizer keeps for each parameter.
+    pub fn states(&self) -> &'static [&'static str] {
+        match self.settings.name {
+            OptimizerName::AdamW => &huggingface::ADAMW_STATES,
+            OptimizerName::Sgd if self.settings.momentum != 0.0 => &["momentum"],
+            OptimizerName::Sgd => &[],
+        }
     }
 
-    /// State of one parameter, to fill from a checkpoint.
-    pub fn moments_mut(&mut self, parameters: &Parameters, id: ParameterId) -> (&mut [f32], &mut [f32]) {
-        let Some(range) = parameters.gradient_bytes(id) else { return (&mut [], &mut []) };
-        (part_mut(&mut self.first, &range), part_mut(&mut self.second, &range))
+    fn memory(&self, state: usize) -> &Memory {
+        [&self.first, &self.second][state]
     }
 
-    /// Goes on from so many updates, with the state filled in by [`moments_mut`](Self::moments_mut).
+    /// What is kept for a parameter under the name `states()[state]`; empty where the parameter is frozen.
+    pub fn state(&self, parameters: &Parameters, id: ParameterId, state: usize) -> &[f32] {
+        let Some(range) = parameters.gradient_bytes(id) else { return &[] };
+        // SAFETY: changing the state takes `&mut self`.
+        unsafe { self.memory(state).view(range) }.host()
+    }
+
+    /// What is kept for a parameter, to fill from a checkpoint.
+    pub fn state_mut(&mut self, parameters: &Parameters, id: ParameterId, state: usize) -> &mut [f32] {
+        let Some(range) = parameters.gradient_bytes(id) else { return &mut [] };
+        // SAFETY: exclusive through `&mut self`.
+        unsafe { self.memory(state).view_mut(range) }.host()
+    }
+
+    /// Goes on from so many updates, with the state filled in by [`state_mut`](Self::state_mut).
     pub fn resume_at(&mut self, updates: u64) {
         self.updates = updates;
     }
@@ -138,20 +153,4 @@ impl Optimizer {
 fn state<'m>(memory: &'m Memory, run: &ParameterRun) -> ViewMut<'m, f32> {
     // SAFETY: the caller holds the optimizer exclusively and asks once for each of its two blocks.
     unsafe { memory.view_mut(run.gradients.start * 4..run.gradients.end * 4) }
-}
-
-fn part<'m>(memory: &'m Memory, range: &Range<usize>) -> &'m [f32] {
-    match memory.bytes() {
-        0 => &[],
-        // SAFETY: changing the memory takes an exclusive reference to the optimizer.
-        _ => unsafe { memory.view(range.clone()) }.host(),
-    }
-}
-
-fn part_mut<'m>(memory: &'m mut Memory, range: &Range<usize>) -> &'m mut [f32] {
-    match memory.bytes() {
-        0 => &mut [],
-        // SAFETY: exclusive through `&mut`.
-        _ => unsafe { memory.view_mut(range.clone()) }.host(),
-    }
 }

@@ -2,6 +2,7 @@
 
 use super::{CONFIG_FILE, Error, HEAD, PREFIX, ParameterSpec, TOKEN_EMBEDDING};
 use crate::model::weights::{self, one_line};
+use crate::util::atomic_file::write_atomically;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -118,8 +119,7 @@ impl Gpt2Config {
         let mut text = serde_json::to_string_pretty(&object).expect("a JSON value has a JSON form");
         text.push('\n');
         let path = folder.join(CONFIG_FILE);
-        weights::write_atomically(&path, |writer| writer.write_all(text.as_bytes()))
-            .map_err(|source| weights::Error::Io { action: "write", path, source }.into())
+        Ok(write_atomically(&path, |writer| writer.write_all(text.as_bytes())).map_err(weights::Error::from)?)
     }
 
     /// The model's parameters, in the order in which they are used: names and shapes here and in the folder.

@@ -18,9 +18,10 @@ mod write;
 pub use file::{TensorView, WeightFile};
 pub use folder::WeightFolder;
 pub use safetensors::Dtype;
+pub(crate) use write::transpose;
 pub use write::{NewTensor, write};
-pub(crate) use write::{transpose, write_atomically};
 
+use crate::util::atomic_file::WriteError;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -49,6 +50,9 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// The file as a whole is not what it should be.
     #[error("{}: {what}; the file is damaged or of another kind: copy or export it again", path.display())]
     File {

@@ -1,12 +1,12 @@
 //! Writing a safetensors file as a stream, transposing on the way, all of it or nothing.
 
 use super::{Error, MOST_DIMENSIONS, one_line, show_shape};
+use crate::util::atomic_file::write_atomically;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Where the values start: a multiple of this, so that a mapped tensor is aligned for SIMD.
@@ -29,11 +29,11 @@ pub struct NewTensor<'a> {
 /// The same arguments give the same bytes. Memory beyond the arguments is a few hundred kB whatever the sizes.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be written; [`Error::Unwritable`] where shape and values do not match or a name
+/// [`Error::Write`] where the file cannot be written; [`Error::Unwritable`] where shape and values do not match or a name
 /// is taken. Then nothing is left behind, and a file that was there before stays as it was.
 pub fn write(path: &Path, tensors: &[NewTensor], metadata: &BTreeMap<String, String>) -> Result<(), Error> {
     let header = header_of(path, tensors, metadata)?;
-    write_atomically(path, |writer| {
+    Ok(write_atomically(path, |writer| {
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(header.as_bytes())?;
         for tensor in tensors {
@@ -44,8 +44,7 @@ pub fn write(path: &Path, tensors: &[NewTensor], metadata: &BTreeMap<String, Str
             }
         }
         Ok(())
-    })
-    .map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
+    })?)
 }
 
 /// The JSON header, padded so that the values start at a multiple of [`ALIGNMENT_BYTES`].
@@ -117,27 +116,4 @@ fn transpose_part(source: &[f32], source_width: usize, destination: &mut [f32], 
             }
         }
     }
-}
-
-/// Calls `write` with a writer on a temporary file beside `path`, and gives the file its name once its bytes are on
-/// disk.
-pub(crate) fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
-    let mut temporary_name = name.to_owned();
-    temporary_name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(temporary_name);
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let attempt = || {
-        let mut writer = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        write(&mut writer)?;
-        writer.into_inner()?.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    };
-    attempt().inspect_err(|_| {
-        let _ = fs::remove_file(&temporary);
-    })
 }
