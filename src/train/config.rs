@@ -190,7 +190,7 @@ section! {
     ["optimizer"] Optimizer {
         /// "adamw" or "sgd".
         name: OptimizerName = OptimizerName::AdamW;
-        /// Largest learning rate; [schedule] scales it from step to step.
+        /// Largest learning rate; the schedule scales it from step to step.
         learning_rate: f64 = 1e-3;
         /// AdamW: decay of the mean of gradients.
         beta1: f64 = 0.9;
@@ -310,6 +310,26 @@ impl Config {
         text
     }
 
+    /// The keys whose values differ from those of `other`, with both values as TOML; `-` where one is not set.
+    /// For a run that is resumed: what was changed, and whether that is allowed.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
+        let values = |config: &Self| {
+            let mut values = Vec::new();
+            config.each_section(|section| {
+                for (key, value) in section.entries {
+                    let text = value.map_or_else(|| "-".into(), |value| value.to_string());
+                    values.push((format!("{}.{}", section.name, key.name), text));
+                }
+            });
+            values
+        };
+        let pairs = values(self).into_iter().zip(values(other));
+        pairs
+            .filter(|((_, ours), (_, theirs))| ours != theirs)
+            .map(|((key, ours), (_, theirs))| Difference { key, ours, theirs })
+            .collect()
+    }
+
     /// All keys, as `section.key`, in the order of the reference.
     pub fn keys() -> Vec<String> {
         let mut names = Vec::new();
@@ -318,6 +338,15 @@ impl Config {
         });
         names
     }
+}
+
+/// A key with different values in two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// `section.key`.
+    pub key: String,
+    pub ours: String,
+    pub theirs: String,
 }
 
 /// One section with its values, seen without its type.
@@ -388,5 +417,16 @@ mod tests {
         config.model.channels = 64;
         config.train.steps = 77;
         assert_eq!((config.model.kv_heads(), config.model.ffn(), config.decay_steps()), (8, 256, 77));
+    }
+
+    #[test]
+    fn differences_are_named_with_both_values() {
+        let (ours, mut theirs) = (Config::default(), Config::default());
+        assert_eq!(ours.differences(&theirs), []);
+        theirs.model.channels = 64;
+        theirs.data.path = Some(Paths::from(vec!["a.txt".into()]));
+        let found: Vec<_> = ours.differences(&theirs).into_iter().map(|d| (d.key, d.ours, d.theirs)).collect();
+        let text = |key: &str, ours: &str, theirs: &str| (key.to_string(), ours.to_string(), theirs.to_string());
+        assert_eq!(found, [text("model.channels", "384", "64"), text("data.path", "-", "\"a.txt\"")]);
     }
 }

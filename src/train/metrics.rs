@@ -108,7 +108,7 @@ fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 /// A file of records cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read {}: {source}; check that it is a file that you may read", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{} line {line} is not a record of a run ({what}): remove the line, or the file", .path.display())]
     NotARecord { path: PathBuf, line: usize, what: String },

@@ -4,7 +4,7 @@
 //! Long runs are drawn in as many pieces as there are pixels: the size of a file does not depend on the length of the
 //! run. Values that are not finite leave gaps; a few extreme ones do not flatten the rest.
 
-use super::metrics::Record;
+use super::metrics::{Record, StepRecord};
 use super::{WriteError, write_atomically};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -61,17 +61,7 @@ struct Panel {
 /// # Errors
 /// [`PlotError::Draw`].
 pub fn loss_svg(records: &[Record]) -> Result<String, PlotError> {
-    let mut rate = rate_panel(records);
-    rate.height = 150;
-    draw("the loss curve", &[loss_panel(records), rate])
-}
-
-/// The learning rate alone.
-///
-/// # Errors
-/// [`PlotError::Draw`].
-pub fn learning_rate_svg(records: &[Record]) -> Result<String, PlotError> {
-    draw("the learning rate", &[rate_panel(records)])
+    draw("the loss curve", &[loss_panel(records), rate_panel(records)])
 }
 
 /// The norm of the gradient before clipping.
@@ -104,7 +94,6 @@ pub fn write_loss_svg(path: &Path, records: &[Record]) -> Result<(), PlotError> 
 }
 
 fn loss_panel(records: &[Record]) -> Panel {
-    use super::metrics::StepRecord;
     let mut series =
         noisy("training batches", "training, smoothed", BLUE, steps(records, |step: &StepRecord| step.loss));
     let evaluations = records.iter().filter_map(|record| match record {
@@ -119,11 +108,11 @@ fn loss_panel(records: &[Record]) -> Panel {
 fn rate_panel(records: &[Record]) -> Panel {
     let points = steps(records, |step| step.lr);
     let series = vec![Series { name: "", color: GREEN, shape: Shape::Line, points }];
-    Panel { title: "learning rate", height: 260, series }
+    Panel { title: "learning rate", height: 150, series }
 }
 
 /// A value of each update, where it is finite.
-fn steps(records: &[Record], value: impl Fn(&super::metrics::StepRecord) -> f64) -> Vec<(f64, f64)> {
+fn steps(records: &[Record], value: impl Fn(&StepRecord) -> f64) -> Vec<(f64, f64)> {
     let values = records.iter().filter_map(|record| match record {
         Record::Step(step) => Some((step.step as f64, value(step))),
         Record::Evaluation(_) => None,
@@ -239,7 +228,7 @@ fn draw_panel(
     area: &Area<'_>,
     panel: &Panel,
     steps: std::ops::Range<f64>,
-) -> Result<(), impl std::fmt::Display + use<>> {
+) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
     let values = vertical_range(panel);
     let clamp = |(step, value): (f64, f64)| (step, value.clamp(values.start, values.end));
     let font = |size: i32| ("system-ui, sans-serif", size).into_font().color(&INK);
@@ -280,15 +269,15 @@ fn draw_panel(
             chart.draw_series(dots)?;
         }
     }
-    let result = chart
+    chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
         .legend_area_size(28)
         .label_font(font(15))
         .background_style(TRANSPARENT)
         .border_style(TRANSPARENT)
-        .draw();
-    result
+        .draw()?;
+    Ok(())
 }
 
 /// `500`, `12k`, `1.5M`.
@@ -324,18 +313,18 @@ fn value_label(value: f64, range: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::{EvaluationRecord, StepRecord};
+    use super::super::metrics::EvaluationRecord;
     use super::*;
 
     /// A run that looks like one: a falling loss with noise, a warm-up and a cosine, an evaluation now and then.
-    pub(crate) fn run(count: usize) -> Vec<Record> {
+    fn run(count: usize) -> Vec<Record> {
         let mut records = Vec::new();
         let mut noise = 0.37f64;
         for step in 1..=count {
             noise = (noise * 9301.0 + 49.297) % 1.0;
             let progress = step as f64 / count as f64;
             let loss = 1.4 + 3.0 * (-9.0 * progress).exp() + 0.25 * (noise - 0.5);
-            let lr = 1e-3 * (step as f64 / 50.0).min(1.0) * (0.55 + 0.45 * (3.14 * progress).cos());
+            let lr = 1e-3 * (step as f64 / 50.0).min(1.0) * (0.55 + 0.45 * (std::f64::consts::PI * progress).cos());
             let (grad_norm, tokens_per_second) =
                 (0.5 + 0.3 * noise + (-20.0 * progress).exp(), 10_400.0 + 600.0 * noise);
             records.push(StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.7 }.into());
@@ -378,7 +367,7 @@ mod tests {
             let Record::Step(step) = &mut records[index] else { continue };
             (step.loss, step.grad_norm, step.lr, step.tokens_per_second) = (value, value, value, value);
         }
-        for draw in [loss_svg, learning_rate_svg, grad_norm_svg, throughput_svg] {
+        for draw in [loss_svg, grad_norm_svg, throughput_svg] {
             assert!(draw(&records).unwrap().contains("<svg"));
         }
         for alike in [0.0, 5.0, 1e-30, -3.0] {
@@ -431,8 +420,5 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         let message = write_loss_svg(Path::new("no/such/loss.svg"), &[]).unwrap_err().to_string();
         assert!(message.starts_with("cannot write no/such/loss.svg: "), "{message}");
-        if std::env::var("ZZ").is_ok() {
-            std::fs::write("/tmp/loss.svg", loss_svg(&run(1000)).unwrap()).unwrap();
-        }
     }
 }

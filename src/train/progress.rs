@@ -1,7 +1,7 @@
 //! What a run shows while it goes on: one live line on a terminal, plain lines elsewhere.
 //!
 //! ```text
-//! step   120/1000  loss 2.1345  val 2.2010  lr 9.87e-4  10.4k tok/s  117 GFLOP/s (71 % of peak)  0:12 + 1:28 left
+//! step  120/1000  loss 2.1345  val 2.2010  0:12 + 1:28 left  10.4k tok/s  117 GFLOP/s (71 % of peak)  lr 9.87e-4
 //! ```
 //!
 //! Plain lines come every `log_every` updates, and every five seconds where updates are slow: enough to see that a job
@@ -55,7 +55,8 @@ impl Progress {
     pub fn new(total_steps: usize, done_steps: usize, log_every: usize) -> Self {
         let output = if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total_steps as u64), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{bar:24} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template("{bar:16} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style);
             bar.set_position(done_steps as u64);
             Output::Live(bar)
@@ -121,10 +122,13 @@ impl Progress {
         }
     }
 
-    /// Ends the display; the last live line stays. Later calls still print.
+    /// Ends the display: the live line becomes an ordinary one. Messages after it still print.
     pub fn finish(&mut self) {
         if let Output::Live(bar) = &self.output {
-            bar.abandon();
+            bar.finish_and_clear();
+            let mut sink = std::io::stderr();
+            let _ = writeln!(sink, "{}", bar.message());
+            self.output = Output::Plain { sink: Box::new(sink), printed: None };
         }
     }
 
@@ -136,25 +140,27 @@ impl Progress {
             || now.saturating_duration_since(time) >= SILENCE
     }
 
+    /// What matters most comes first: a narrow terminal cuts off the end.
     fn line(&self, figures: &Figures, elapsed: Duration) -> String {
         let width = self.total_steps.to_string().len();
         let mut line = format!("step {:>width$}/{}  loss {:.4}", figures.step, self.total_steps, figures.loss);
         if let Some(val_loss) = self.val_loss {
             line.push_str(&format!("  val {val_loss:.4}"));
         }
-        line.push_str(&format!("  lr {:.2e}  {} tok/s", figures.lr, short(figures.tokens_per_second)));
-        line.push_str(&format!("  {:.0} GFLOP/s", figures.flops_per_second / 1e9));
-        if figures.peak_flops_per_second > 0.0 {
-            let percent = 100.0 * figures.flops_per_second / figures.peak_flops_per_second;
-            line.push_str(&format!(" ({percent:.0} % of peak)"));
-        }
+        line.push_str(&format!("  {}", clock(elapsed.as_secs_f64())));
         let made = figures.step.saturating_sub(self.first_step);
         let left = self.total_steps.saturating_sub(figures.step);
-        line.push_str(&format!("  {}", clock(elapsed.as_secs_f64())));
         if made > 0 && left > 0 {
             // The mean over the run, evaluations and checkpoints included, since more of both are to come.
             line.push_str(&format!(" + {} left", clock(elapsed.as_secs_f64() / made as f64 * left as f64)));
         }
+        let (tokens, gflops) = (short(figures.tokens_per_second), figures.flops_per_second / 1e9);
+        line.push_str(&format!("  {tokens} tok/s  {gflops:.0} GFLOP/s"));
+        if figures.peak_flops_per_second > 0.0 {
+            let percent = 100.0 * figures.flops_per_second / figures.peak_flops_per_second;
+            line.push_str(&format!(" ({percent:.0} % of peak)"));
+        }
+        line.push_str(&format!("  lr {:.2e}", figures.lr));
         line
     }
 }
@@ -221,8 +227,8 @@ mod tests {
         progress.evaluated(2.201);
         assert_eq!(
             progress.line(&figures(120), Duration::from_secs(12)),
-            "step  120/1000  loss 2.1345  val 2.2010  lr 9.87e-4  10.4k tok/s  117 GFLOP/s (71 % of peak)  \
-             0:12 + 1:46 left"
+            "step  120/1000  loss 2.1345  val 2.2010  0:12 + 1:46 left  10.4k tok/s  \
+             117 GFLOP/s (71 % of peak)  lr 9.87e-4"
         );
     }
 
@@ -230,7 +236,7 @@ mod tests {
     fn what_is_not_known_is_left_out() {
         let progress = Progress::plain(Box::new(Sink::default()), 50, 0, 10);
         let line = progress.line(&Figures { peak_flops_per_second: 0.0, ..figures(50) }, Duration::from_secs(3600));
-        assert_eq!(line, "step 50/50  loss 2.1345  lr 9.87e-4  10.4k tok/s  117 GFLOP/s  1:00:00");
+        assert_eq!(line, "step 50/50  loss 2.1345  1:00:00  10.4k tok/s  117 GFLOP/s  lr 9.87e-4");
     }
 
     #[test]

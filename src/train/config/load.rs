@@ -22,7 +22,7 @@ pub enum Source<'a> {
 pub enum ConfigError {
     #[error("there is no preset {name:?}: use one of {known}, or --config FILE.toml for a file")]
     UnknownPreset { name: String, known: String },
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read the configuration {}: {source}; check the path given to --config", .path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{place}: not valid TOML: {what}")]
     Syntax { place: String, what: String },
@@ -393,7 +393,10 @@ mod tests {
             "--set train.steps: not of the form SECTION.KEY=VALUE, as in --set train.steps=500"
         );
         let missing = Config::load(Source::File(Path::new("no/such.toml")), &[""; 0]).unwrap_err().to_string();
-        assert!(missing.starts_with("cannot read no/such.toml: "), "{missing}");
+        assert!(
+            missing.starts_with("cannot read the configuration no/such.toml: ") && missing.contains("--config"),
+            "{missing}"
+        );
         let preset = Config::load(Source::Preset("austin"), &[""; 0]).unwrap_err().to_string();
         assert!(preset.starts_with("there is no preset \"austin\": use one of austen, shakespeare-char"), "{preset}");
     }
