@@ -276,7 +276,7 @@ impl Kernel for Task<'_> {
                 for row in self.rows.clone().step_by(BLOCK_ROWS) {
                     let rows = row..self.rows.end.min(row + BLOCK_ROWS);
                     if self.left.transposed {
-                        let skipped = (row - self.rows.start) * depth.len();
+                        let skipped = (row - self.rows.start) / micro::rows::<V>() * pack::left_panel::<V>(depth.len());
                         let packed = self.left_memory[skipped..].as_ptr();
                         self.tiles::<V, true>(rows, columns.clone(), depth.clone(), packed);
                     } else {
@@ -304,6 +304,7 @@ impl Task<'_> {
         depth: Range<usize>,
         left: *const f32,
     ) {
+        let right = self.right_memory.as_ptr();
         let mut tile = micro::Tile([0.0; micro::TILE_FLOATS]);
         let accumulate = self.accumulate || depth.start > self.depth.start;
         let complete = self.complete && depth.end == self.depth.end;
@@ -311,14 +312,20 @@ impl Task<'_> {
             let tile_columns = micro::columns::<V>().min(columns.end - column);
             for row in rows.clone().step_by(micro::rows::<V>()) {
                 let tile_rows = micro::rows::<V>().min(rows.end - row);
-                let left_stride = if PACKED { depth.len() } else { self.left.stride };
                 // SAFETY: the operands hold these rows, columns and steps (checked where the product starts and by
                 // the packing functions), and this task owns the place.
                 unsafe {
+                    let skipped = row - rows.start;
                     let operands = micro::Operands {
-                        left: left.add((row - rows.start) * left_stride),
+                        left: left.add(if PACKED {
+                            skipped / micro::rows::<V>() * pack::left_panel::<V>(depth.len())
+                        } else {
+                            skipped * self.left.stride
+                        }),
                         left_stride: self.left.stride,
-                        right: self.right_memory.as_ptr().add((column - columns.start) * depth.len()),
+                        right: right.add(
+                            (column - columns.start) / micro::columns::<V>() * pack::right_panel::<V>(depth.len()),
+                        ),
                         depth: depth.len(),
                     };
                     micro::multiply::<V, PACKED>(operands, tile_rows, tile_columns <= V::LANES, &mut tile);

@@ -8,16 +8,32 @@ use super::{Matrix, micro};
 use crate::cpu::simd::Vector;
 use std::ops::Range;
 
+/// Floats between panels beyond what they hold: a cache line. Without it, panels would lie a power of two apart, in the
+/// same sets of L1. The left operand's panels are stored in whole vectors, whose ends need the room.
+const GAP: usize = 16;
+
+/// Distance between panels of the right operand.
+#[inline(always)]
+pub fn right_panel<V: Vector>(depth: usize) -> usize {
+    depth * micro::columns::<V>() + GAP
+}
+
+/// Distance between panels of the left operand.
+#[inline(always)]
+pub fn left_panel<V: Vector>(depth: usize) -> usize {
+    depth * micro::rows::<V>() + GAP
+}
+
 /// Floats that [`right`] needs for `depth` steps and `columns` columns.
 #[inline(always)]
 pub fn right_floats<V: Vector>(depth: usize, columns: usize) -> usize {
-    depth * columns.next_multiple_of(micro::columns::<V>())
+    right_panel::<V>(depth) * columns.div_ceil(micro::columns::<V>())
 }
 
-/// Floats that [`left`] needs: it stores whole vectors, so the last one may reach behind the last panel.
+/// Floats that [`left`] needs for `rows` rows and `depth` steps.
 #[inline(always)]
 pub fn left_floats<V: Vector>(rows: usize, depth: usize) -> usize {
-    depth * rows.next_multiple_of(micro::rows::<V>()) + V::LANES
+    left_panel::<V>(depth) * rows.div_ceil(micro::rows::<V>())
 }
 
 /// Packs steps `depth` and columns `columns` of the right operand into panels.
@@ -38,28 +54,32 @@ pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<
     }
 }
 
-/// Copies row by row of the matrix, so that it is read in order.
+/// Steps copied together, panel after panel. A whole panel at a time would touch a page of the matrix per step, and
+/// come back to the same pages for the next panel; one step at a time would write single lines.
+const STEPS: usize = 8;
+
 #[inline(always)]
 unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: *mut f32) {
     let width = micro::columns::<V>();
-    let panel_floats = depth.len() * width;
-    let whole = columns.len() / width;
-    let rest = columns.len() % width;
-    // SAFETY: the caller's contract.
-    unsafe {
-        for p in 0..depth.len() {
-            let source = matrix.elements.as_ptr().add((depth.start + p) * matrix.stride + columns.start);
-            let target = packed.add(p * width);
-            for panel in 0..whole {
-                let (source, target) = (source.add(panel * width), target.add(panel * panel_floats));
-                V::load(source).store(target);
-                V::load(source.add(V::LANES)).store(target.add(V::LANES));
-            }
-            if rest > 0 {
-                let (source, target) = (source.add(whole * width), target.add(whole * panel_floats));
-                let (first, second) = (rest.min(V::LANES), rest.saturating_sub(V::LANES));
-                V::load_partial(source, first).store(target);
-                V::load_partial(source.add(first), second).store(target.add(V::LANES));
+    for start in (0..depth.len()).step_by(STEPS) {
+        let steps = start..depth.len().min(start + STEPS);
+        for column in (0..columns.len()).step_by(width) {
+            let filled = width.min(columns.len() - column);
+            let (first, second) = (filled.min(V::LANES), filled.saturating_sub(V::LANES));
+            // SAFETY: the caller's contract.
+            unsafe {
+                for p in steps.clone() {
+                    let source =
+                        matrix.elements.as_ptr().add((depth.start + p) * matrix.stride + columns.start + column);
+                    let target = packed.add(column / width * right_panel::<V>(depth.len()) + p * width);
+                    if filled == width {
+                        V::load(source).store(target);
+                        V::load(source.add(V::LANES)).store(target.add(V::LANES));
+                    } else {
+                        V::load_partial(source, first).store(target);
+                        V::load_partial(source.add(first), second).store(target.add(V::LANES));
+                    }
+                }
             }
         }
     }
@@ -73,7 +93,7 @@ unsafe fn right_transposed<V: Vector>(
     packed: *mut f32,
 ) {
     let width = micro::columns::<V>();
-    let panel_floats = depth.len() * width;
+    let panel_floats = right_panel::<V>(depth.len());
     // SAFETY: the caller's contract.
     unsafe {
         for (group, column) in columns.clone().step_by(V::LANES).enumerate() {
@@ -137,25 +157,28 @@ pub fn left<V: Vector>(
     assert!(matrix.transposed && packed.len() >= left_floats::<V>(rows.len(), depth.len()));
     matrix.check(rows.end, depth.end);
     let height = micro::rows::<V>();
-    for (panel, row) in rows.clone().step_by(height).enumerate() {
-        let filled = height.min(rows.end - row);
-        // SAFETY: `check` says that the matrix holds the rows and steps; `packed` has room for whole panels and a
-        // vector more, and a vector that reaches into the next panel is overwritten when that one is packed.
-        let sum = unsafe {
-            let source = matrix.elements.as_ptr().add(depth.start * matrix.stride + row);
-            let target = packed.as_mut_ptr().add(panel * height * depth.len());
-            let mut sum = V::zero();
-            for p in 0..depth.len() {
-                let value = V::load_partial(source.add(p * matrix.stride), filled);
-                sum = sum.add(value);
-                value.store(target.add(p * height));
+    for start in (0..depth.len()).step_by(STEPS) {
+        let steps = start..depth.len().min(start + STEPS);
+        for row in (0..rows.len()).step_by(height) {
+            let filled = height.min(rows.len() - row);
+            // SAFETY: `check` says that the matrix holds the rows and steps; `packed` has room for the panels. Vectors
+            // reach beyond their step, into the next one, which is stored later, or into the gap.
+            let sum = unsafe {
+                let source = matrix.elements.as_ptr().add(depth.start * matrix.stride + rows.start + row);
+                let target = packed.as_mut_ptr().add(row / height * left_panel::<V>(depth.len()));
+                let mut sum = V::zero();
+                for p in steps.clone() {
+                    let value = V::load_partial(source.add(p * matrix.stride), filled);
+                    sum = sum.add(value);
+                    value.store(target.add(p * height));
+                }
+                sum
+            };
+            if let Some(sums) = sums.as_deref_mut() {
+                let part = &mut sums[row..row + filled];
+                // SAFETY: `part` has `filled` elements.
+                unsafe { V::load_partial(part.as_ptr(), filled).add(sum).store_partial(part.as_mut_ptr(), filled) };
             }
-            sum
-        };
-        if let Some(sums) = sums.as_deref_mut() {
-            let part = &mut sums[row - rows.start..][..filled];
-            // SAFETY: `part` has `filled` elements.
-            unsafe { V::load_partial(part.as_ptr(), filled).add(sum).store_partial(part.as_mut_ptr(), filled) };
         }
     }
 }
