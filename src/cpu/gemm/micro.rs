@@ -115,15 +115,17 @@ unsafe fn sums<V: Vector, const ROWS: usize, const VECTORS: usize, const PACKED:
     let mut sums = [[V::zero(); VECTORS]; ROWS];
     // SAFETY: reads stay within the operands' rows, columns and steps, writes within the tile.
     unsafe {
-        // Four steps at a time: the addresses of the left rows are computed once for all four.
-        for _ in 0..depth / 4 {
+        // Four steps at a time make the loop's own cost vanish. Not for rows in place: there LLVM gathers the loads of
+        // each row's four steps, runs out of registers, and loses a third of the speed (450 -> 300 GFLOP/s).
+        let unrolled = if PACKED { depth / 4 } else { 0 };
+        for _ in 0..unrolled {
             for p in 0..4 {
                 add_step(left.add(p * step), row_stride, right.add(p * columns::<V>()), &mut sums);
             }
             left = left.add(4 * step);
             right = right.add(4 * columns::<V>());
         }
-        for _ in 0..depth % 4 {
+        for _ in 4 * unrolled..depth {
             add_step(left, row_stride, right, &mut sums);
             left = left.add(step);
             right = right.add(columns::<V>());

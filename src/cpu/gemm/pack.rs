@@ -36,6 +36,19 @@ pub fn left_floats<V: Vector>(rows: usize, depth: usize) -> usize {
     left_panel::<V>(depth) * rows.div_ceil(micro::rows::<V>())
 }
 
+/// Asks for the cache line at `pointer`, which need not be a valid address.
+#[inline(always)]
+fn prefetch(pointer: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching is a hint that never faults, and part of SSE, which every x86-64 has.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = pointer;
+}
+
 /// Packs steps `depth` and columns `columns` of the right operand into panels.
 #[inline(always)]
 pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: &mut [f32]) {
@@ -58,6 +71,10 @@ pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<
 /// come back to the same pages for the next panel; one step at a time would write single lines.
 const STEPS: usize = 8;
 
+/// Steps between what is copied and what is fetched: rows of the matrix lie far apart, so the machine does not see the
+/// pattern by itself.
+const AHEAD: usize = 2 * STEPS;
+
 #[inline(always)]
 unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: *mut f32) {
     let width = micro::columns::<V>();
@@ -72,6 +89,8 @@ unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, col
                     let source =
                         matrix.elements.as_ptr().add((depth.start + p) * matrix.stride + columns.start + column);
                     let target = packed.add(column / width * right_panel::<V>(depth.len()) + p * width);
+                    prefetch(source.wrapping_add(AHEAD * matrix.stride));
+                    prefetch(source.wrapping_add(AHEAD * matrix.stride + width / 2));
                     if filled == width {
                         V::load(source).store(target);
                         V::load(source.add(V::LANES)).store(target.add(V::LANES));
@@ -103,6 +122,10 @@ unsafe fn right_transposed<V: Vector>(
             for p in (0..depth.len()).step_by(V::LANES) {
                 let steps = V::LANES.min(depth.len() - p);
                 let (source, target) = (source.add(p), target.add(p * width));
+                // The same steps of the next columns.
+                for i in 0..V::LANES {
+                    prefetch(source.wrapping_add((V::LANES + i) * matrix.stride));
+                }
                 if steps == V::LANES && filled == V::LANES {
                     V::transpose(source, matrix.stride, target, width);
                 } else {
@@ -169,6 +192,7 @@ pub fn left<V: Vector>(
                 let mut sum = V::zero();
                 for p in steps.clone() {
                     let value = V::load_partial(source.add(p * matrix.stride), filled);
+                    prefetch(source.wrapping_add((p + AHEAD) * matrix.stride));
                     sum = sum.add(value);
                     value.store(target.add(p * height));
                 }
