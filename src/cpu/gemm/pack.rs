@@ -8,26 +8,14 @@ use super::{Matrix, micro};
 use crate::cpu::simd::Vector;
 use std::ops::Range;
 
-/// Floats between panels beyond what they hold: a cache line. Without it, panels would lie a power of two apart, in the
-/// same sets of L1. The left operand's panels are stored in whole vectors, whose ends need the room.
+/// Floats between panels of the left operand beyond what they hold. Panels are stored in whole vectors, whose ends need
+/// the room; and without it panels would lie a power of two apart, in the same sets of L1.
 const GAP: usize = 16;
-
-/// Distance between panels of the right operand.
-#[inline(always)]
-pub fn right_panel<V: Vector>(depth: usize) -> usize {
-    depth * micro::columns::<V>() + GAP
-}
 
 /// Distance between panels of the left operand.
 #[inline(always)]
 pub fn left_panel<V: Vector>(depth: usize) -> usize {
     depth * micro::rows::<V>() + GAP
-}
-
-/// Floats that [`right`] needs for `depth` steps and `columns` columns.
-#[inline(always)]
-pub fn right_floats<V: Vector>(depth: usize, columns: usize) -> usize {
-    right_panel::<V>(depth) * columns.div_ceil(micro::columns::<V>())
 }
 
 /// Floats that [`left`] needs for `rows` rows and `depth` steps.
@@ -36,112 +24,123 @@ pub fn left_floats<V: Vector>(rows: usize, depth: usize) -> usize {
     left_panel::<V>(depth) * rows.div_ceil(micro::rows::<V>())
 }
 
-/// Asks for the cache line at `pointer`, which need not be a valid address.
+/// Packs steps `depth` and columns `columns`, at most a panel's, of the right operand.
+#[inline(always)]
+pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, panel: &mut [f32]) {
+    let width = micro::columns::<V>();
+    assert!(columns.len() <= width && panel.len() >= depth.len() * width);
+    matrix.check(depth.end, columns.end);
+    if depth.is_empty() || columns.is_empty() {
+        return;
+    }
+    let (source, target) = (matrix.at(depth.start, columns.start), panel.as_mut_ptr());
+    // The two vectors of a row.
+    let (first, second) = (columns.len().min(V::LANES), columns.len().saturating_sub(V::LANES));
+    // SAFETY: `check` says that the matrix holds all of the steps and columns, the assertion that `panel` has room.
+    unsafe {
+        if matrix.transposed {
+            right_transposed::<V>(source, matrix.stride, depth.len(), first, target);
+            if second > 0 {
+                let source = source.add(V::LANES * matrix.stride);
+                right_transposed::<V>(source, matrix.stride, depth.len(), second, target.add(V::LANES));
+            }
+        } else if second == V::LANES {
+            for p in 0..depth.len() {
+                let (source, target) = (source.add(p * matrix.stride), target.add(p * width));
+                V::load(source).store(target);
+                V::load(source.add(V::LANES)).store(target.add(V::LANES));
+            }
+        } else {
+            for p in 0..depth.len() {
+                let (source, target) = (source.add(p * matrix.stride), target.add(p * width));
+                V::load_partial(source, first).store(target);
+                V::load_partial(source.add(first), second).store(target.add(V::LANES));
+            }
+        }
+    }
+}
+
+/// Packs one vector of columns, which are rows of the matrix. Where a panel has no second vector, that half of it stays
+/// as it is: the micro-kernel does not read it.
+#[inline(always)]
+unsafe fn right_transposed<V: Vector>(
+    source: *const f32,
+    stride: usize,
+    depth: usize,
+    columns: usize,
+    panel: *mut f32,
+) {
+    let width = micro::columns::<V>();
+    for p in (0..depth).step_by(V::LANES) {
+        let steps = V::LANES.min(depth - p);
+        // SAFETY: the caller's contract: `columns` rows of `depth` elements, and a panel of `depth` steps.
+        unsafe {
+            if steps == V::LANES && columns == V::LANES {
+                V::transpose(source.add(p), stride, panel.add(p * width), width);
+            } else {
+                transpose_edge::<V>(source.add(p), stride, columns, steps, panel.add(p * width), width);
+            }
+        }
+    }
+}
+
+/// A rectangle of a matrix that will be packed next, fetched into L2 a few lines at a time while the micro-kernel
+/// works: its rows lie far apart, so the machine does not see the pattern by itself.
+pub struct Ahead {
+    start: *const f32,
+    stride: usize,
+    rows: usize,
+    lines_per_row: usize,
+    next: usize,
+    /// Lines per call.
+    share: usize,
+}
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+impl Ahead {
+    /// Steps `depth` and columns `columns` of `matrix`, in `calls` calls of [`Ahead::fetch`].
+    #[inline(always)]
+    pub fn new(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, calls: usize) -> Self {
+        let (rows, length) =
+            if matrix.transposed { (columns.len(), depth.len()) } else { (depth.len(), columns.len()) };
+        let lines_per_row = length.div_ceil(LINE);
+        let share = (rows * lines_per_row).div_ceil(calls.max(1));
+        Self {
+            start: matrix.at(depth.start, columns.start),
+            stride: matrix.stride,
+            rows,
+            lines_per_row,
+            next: 0,
+            share,
+        }
+    }
+
+    /// Asks for the next lines.
+    #[inline(always)]
+    pub fn fetch(&mut self) {
+        let end = (self.next + self.share).min(self.rows * self.lines_per_row);
+        // Down the rows first: that is the order in which transposes read.
+        while self.next < end {
+            let (line, row) = (self.next / self.rows, self.next % self.rows);
+            prefetch(self.start.wrapping_add(row * self.stride + line * LINE));
+            self.next += 1;
+        }
+    }
+}
+
+/// Asks for the cache line at `pointer`, which need not be a valid address, into L2.
 #[inline(always)]
 fn prefetch(pointer: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: prefetching is a hint that never faults, and part of SSE, which every x86-64 has.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(pointer.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = pointer;
-}
-
-/// Packs steps `depth` and columns `columns` of the right operand into panels.
-#[inline(always)]
-pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: &mut [f32]) {
-    assert!(packed.len() >= right_floats::<V>(depth.len(), columns.len()));
-    matrix.check(depth.end, columns.end);
-    if depth.is_empty() || columns.is_empty() {
-        return;
-    }
-    // SAFETY: `check` says that the matrix holds all of the steps and columns, the assertion that `packed` has room.
-    unsafe {
-        if matrix.transposed {
-            right_transposed::<V>(matrix, depth, columns, packed.as_mut_ptr());
-        } else {
-            right_straight::<V>(matrix, depth, columns, packed.as_mut_ptr());
-        }
-    }
-}
-
-/// Steps copied together, panel after panel. A whole panel at a time would touch a page of the matrix per step, and
-/// come back to the same pages for the next panel; one step at a time would write single lines.
-const STEPS: usize = 8;
-
-/// Steps between what is copied and what is fetched: rows of the matrix lie far apart, so the machine does not see the
-/// pattern by itself.
-const AHEAD: usize = 2 * STEPS;
-
-#[inline(always)]
-unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: *mut f32) {
-    let width = micro::columns::<V>();
-    for start in (0..depth.len()).step_by(STEPS) {
-        let steps = start..depth.len().min(start + STEPS);
-        for column in (0..columns.len()).step_by(width) {
-            let filled = width.min(columns.len() - column);
-            let (first, second) = (filled.min(V::LANES), filled.saturating_sub(V::LANES));
-            // SAFETY: the caller's contract.
-            unsafe {
-                for p in steps.clone() {
-                    let source =
-                        matrix.elements.as_ptr().add((depth.start + p) * matrix.stride + columns.start + column);
-                    let target = packed.add(column / width * right_panel::<V>(depth.len()) + p * width);
-                    prefetch(source.wrapping_add(AHEAD * matrix.stride));
-                    prefetch(source.wrapping_add(AHEAD * matrix.stride + width / 2));
-                    if filled == width {
-                        V::load(source).store(target);
-                        V::load(source.add(V::LANES)).store(target.add(V::LANES));
-                    } else {
-                        V::load_partial(source, first).store(target);
-                        V::load_partial(source.add(first), second).store(target.add(V::LANES));
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn right_transposed<V: Vector>(
-    matrix: Matrix<'_>,
-    depth: Range<usize>,
-    columns: Range<usize>,
-    packed: *mut f32,
-) {
-    let width = micro::columns::<V>();
-    let panel_floats = right_panel::<V>(depth.len());
-    // SAFETY: the caller's contract.
-    unsafe {
-        for (group, column) in columns.clone().step_by(V::LANES).enumerate() {
-            let target = packed.add(group / 2 * panel_floats + group % 2 * V::LANES);
-            let source = matrix.elements.as_ptr().add(column * matrix.stride + depth.start);
-            let filled = V::LANES.min(columns.end - column);
-            for p in (0..depth.len()).step_by(V::LANES) {
-                let steps = V::LANES.min(depth.len() - p);
-                let (source, target) = (source.add(p), target.add(p * width));
-                // The same steps of the next columns.
-                for i in 0..V::LANES {
-                    prefetch(source.wrapping_add((V::LANES + i) * matrix.stride));
-                }
-                if steps == V::LANES && filled == V::LANES {
-                    V::transpose(source, matrix.stride, target, width);
-                } else {
-                    transpose_edge::<V>(source, matrix.stride, filled, steps, target, width);
-                }
-            }
-        }
-        // The second half of the last panel, where no column reaches it.
-        let groups = columns.len().div_ceil(V::LANES);
-        if groups % 2 == 1 {
-            let target = packed.add(groups / 2 * panel_floats + V::LANES);
-            for p in 0..depth.len() {
-                V::zero().store(target.add(p * width));
-            }
-        }
-    }
 }
 
 /// Transposes `rows x columns` elements, at most `LANES` each way; missing columns of the result are zero.
@@ -166,6 +165,13 @@ unsafe fn transpose_edge<V: Vector>(
         }
     }
 }
+
+/// Steps of the left operand copied together, panel after panel. A whole panel at a time would touch a page of the
+/// matrix per step, and come back to the same pages for the next panel; one step at a time would write single lines.
+const STEPS: usize = 8;
+
+/// Steps between what is copied and what is fetched.
+const AHEAD: usize = 2 * STEPS;
 
 /// Packs rows `rows` and steps `depth` of a transposed left operand into panels. Where `sums` is given, adds each
 /// row's sum over these steps to it, which is the bias gradient: the operand passes through registers anyway.
