@@ -1,5 +1,6 @@
 //! Times fused attention on the CPU, forward and backward, and PyTorch's beside it where `ENGINE_PYTHON` names an
-//! interpreter that has it: `ENGINE_PYTHON=python3 cargo bench --bench attention`.
+//! interpreter that has it: `ENGINE_PYTHON=python3 cargo bench --bench attention`. Other shapes than the usual ones can
+//! be given behind `--`, each as `B,H,T,D`.
 //!
 //! Rounds of both alternate, so that a machine that slows down slows down both. Prints medians, the rate of useful
 //! multiply-adds (masked scores are not counted), and the ratio. Last, decoding from a cache, in bytes of keys and
@@ -29,7 +30,9 @@ fn main() {
         "{:>22} {:>11} {:>11} {:>9} {:>11} {:>6}",
         "B H T D", "forward us", "both us", "GFLOP/s", "PyTorch us", "ratio"
     );
-    for [batch, heads, time, head_size] in SHAPES {
+    let given = given_shapes();
+    let shapes = if given.is_empty() { SHAPES.to_vec() } else { given.clone() };
+    for [batch, heads, time, head_size] in shapes {
         let shape = Shape {
             batch,
             query_time: time,
@@ -61,9 +64,26 @@ fn main() {
             }
         }
     }
+    if !given.is_empty() {
+        return;
+    }
     for [batch, heads, time, head_size] in [[1, 12, 1024, 64], [1, 32, 4096, 128]] {
         decode(&device, batch, heads, time, head_size);
     }
+}
+
+/// The shapes on the command line; Cargo's own arguments start with dashes.
+fn given_shapes() -> Vec<[usize; 4]> {
+    let arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    arguments
+        .map(|text| {
+            let sizes: Vec<usize> = text.split(',').filter_map(|size| size.parse().ok()).filter(|&n| n > 0).collect();
+            sizes.try_into().unwrap_or_else(|_| {
+                eprintln!("{text:?} is not a shape: write B,H,T,D, as in 4,6,256,64");
+                exit(2)
+            })
+        })
+        .collect()
 }
 
 /// Calls `body` until the round is over; returns the seconds of each call.
