@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::data::pack::{self, DEFAULT_SHARD_TOKENS, Document};
 use engine::data::{Error, Format, Tokenizer, inspect, verify};
+use engine::util::atomic_file::plainly;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
@@ -322,7 +323,9 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
 /// Writes to standard output. A reader that went away early (`| head`) has what it wanted.
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            anyhow::bail!("cannot write to standard output: {}", plainly(&error))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
