@@ -1,6 +1,6 @@
 //! Text files -> shards: tokenised on all cores, written in order, in bounded memory.
 //!
-//! Files are read in chunks of about a megabyte; a batch of chunks is tokenised in parallel, and its tokens are written
+//! Files are read in chunks of a quarter of a megabyte; a batch of chunks is tokenised in parallel, and its tokens are written
 //! in the order of the text. Chunks are cut by the text alone, so the shards are the same bytes for any number of
 //! threads. Nothing appears under its final name before everything has been written: a run that fails or is killed
 //! leaves the folder as it was.
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_SHARD_TOKENS: usize = 100_000_000;
 
 /// Chunks of a batch per thread: enough that threads which finish early find more to do.
-const CHUNKS_PER_THREAD: usize = 4;
+const CHUNKS_PER_THREAD: usize = 16;
 
 /// What a document is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

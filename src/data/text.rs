@@ -10,8 +10,15 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Size of a chunk: large against the cost of a task, small enough that a batch for all cores fits memory.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Size of a chunk: large against the cost of a task, small enough that even a file of a megabyte gives work to several
+/// cores.
+const CHUNK_BYTES: usize = 1 << 18;
+
+/// True where a line ends at `cut`, between two ASCII characters that are neither space nor control characters.
+pub(crate) fn is_clean_cut(bytes: &[u8], cut: usize) -> bool {
+    let is_visible = |byte: Option<&u8>| byte.is_some_and(|byte| (b'!'..=b'~').contains(byte));
+    cut >= 2 && bytes[cut - 1] == b'\n' && is_visible(bytes.get(cut - 2)) && is_visible(bytes.get(cut))
+}
 
 /// Where to end the first piece of `text`: near `size` bytes, at the best cut at or before it; all of a short text.
 pub(crate) fn piece_end(text: &str, size: usize) -> usize {
@@ -24,8 +31,7 @@ pub(crate) fn piece_end(text: &str, size: usize) -> usize {
         if bytes[end - 1] != b'\n' {
             continue;
         }
-        let is_clean = |byte: u8| !byte.is_ascii_whitespace() && byte.is_ascii();
-        if end >= 2 && is_clean(bytes[end - 2]) && is_clean(bytes[end]) {
+        if is_clean_cut(bytes, end) {
             return end;
         }
         any_line = any_line.or(Some(end));
@@ -201,7 +207,7 @@ mod tests {
     #[test]
     fn chunks_make_up_the_file_and_know_their_lines() {
         let line = "It is a truth universally acknowledged — 漢字\n";
-        let text = line.repeat(60_000);
+        let text = line.repeat(20_000);
         let chunks = chunks(text.as_bytes());
         assert!(chunks.len() >= 3);
         let mut lines = 1;
