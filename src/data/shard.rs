@@ -263,7 +263,7 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<TokenType> {
         return Err(Error::shard(path, format!("the header names {count} tokens"), AGAIN));
     };
     let held = data / token_type.bytes();
-    if data % token_type.bytes() != 0 || held != count {
+    if !data.is_multiple_of(token_type.bytes()) || held != count {
         let state = if held < count { "cut short" } else { "length and header differ" };
         let what = format!(
             "{state}: the header names {count} {} tokens ({} bytes), but {data} bytes follow it",

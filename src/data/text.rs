@@ -7,7 +7,7 @@
 
 use super::error::{Error, Result};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Size of a chunk: large against the cost of a task, small enough that even a file of a megabyte gives work to several
@@ -107,28 +107,29 @@ impl TextReader {
     /// The file cannot be read.
     pub(crate) fn cut_at(&mut self, offset: u64, whole_lines: bool) -> Result<u64> {
         let position = self.file.stream_position().map_err(Error::read(&self.path))?;
-        // A line starts after a line break, so the byte before the offset matters too.
-        let mut cut = if whole_lines { offset.saturating_sub(1) } else { offset };
-        self.file.seek(SeekFrom::Start(cut)).map_err(Error::read(&self.path))?;
+        let cut = self.find_cut(offset, whole_lines).map_err(Error::read(&self.path))?;
+        self.file.seek(SeekFrom::Start(position)).map_err(Error::read(&self.path))?;
+        Ok(cut)
+    }
+
+    fn find_cut(&mut self, offset: u64, whole_lines: bool) -> io::Result<u64> {
+        if offset == 0 {
+            return Ok(0);
+        }
+        // A line starts after a line break, a character at a byte that continues none: the byte before a cut tells the
+        // one, the byte after it the other.
+        self.file.seek(SeekFrom::Start(if whole_lines { offset - 1 } else { offset }))?;
+        let mut cut = offset;
         let mut buffer = [0u8; 4096];
-        'search: while offset > 0 {
-            let count = self.file.read(&mut buffer).map_err(Error::read(&self.path))?;
-            for &byte in &buffer[..count] {
-                let is_continuation = byte & 0b1100_0000 == 0b1000_0000;
-                if !whole_lines && !is_continuation {
-                    break 'search;
-                }
-                cut += 1;
-                if whole_lines && byte == b'\n' {
-                    break 'search;
-                }
-            }
-            if count == 0 {
-                break;
+        loop {
+            let count = self.file.read(&mut buffer)?;
+            let is_cut = |&byte: &u8| if whole_lines { byte == b'\n' } else { byte & 0b1100_0000 != 0b1000_0000 };
+            match buffer[..count].iter().position(is_cut) {
+                Some(index) => return Ok(cut + index as u64),
+                None if count == 0 => return Ok(cut),
+                None => cut += count as u64,
             }
         }
-        self.file.seek(SeekFrom::Start(position)).map_err(Error::read(&self.path))?;
-        Ok(cut.max(offset))
     }
 
     /// The next chunk, or None at the end.

@@ -145,6 +145,35 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Removes the unfinished files that killed processes left in a folder. Those of processes that still run are kept,
+/// where the system tells (`/proc`).
+///
+/// # Errors
+/// The folder cannot be read, or a file cannot be removed.
+pub fn remove_abandoned(folder: impl AsRef<Path>) -> Result<(), WriteError> {
+    let folder = folder.as_ref();
+    let fail = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| WriteError { path, source }
+    };
+    for entry in std::fs::read_dir(folder).map_err(fail(folder))? {
+        let path = entry.map_err(fail(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let writer = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL_SUFFIX)).and_then(|name| {
+            let (process, count) = name.rsplit_once('.')?.1.split_once('-')?;
+            count.parse::<u64>().ok()?;
+            process.parse::<u32>().ok()
+        });
+        let is_abandoned = writer.is_some_and(|process| {
+            process != std::process::id() && !Path::new("/proc").join(process.to_string()).exists()
+        });
+        if is_abandoned {
+            std::fs::remove_file(&path).map_err(fail(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a rename, creation or removal inside the folder of `path` survive a crash.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -204,6 +233,20 @@ mod tests {
         kept.commit().unwrap();
         assert_eq!(std::fs::read(folder.path().join("kept")).unwrap(), b"aXc");
         assert_eq!(names(folder.path()), ["kept"]);
+    }
+
+    #[test]
+    fn only_what_dead_processes_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut running = AtomicFile::create(folder.path().join("running")).unwrap();
+        running.write_all(b"abc").unwrap();
+        // No process has this number: it is beyond the largest that Linux gives.
+        for name in [".left.bin.4194999-0.partial", "kept.partial", ".kept.partial", ".kept.1-x.partial"] {
+            std::fs::write(folder.path().join(name), b"half").unwrap();
+        }
+        remove_abandoned(folder.path()).unwrap();
+        running.commit().unwrap();
+        assert_eq!(names(folder.path()), [".kept.1-x.partial", ".kept.partial", "kept.partial", "running"]);
     }
 
     #[test]
