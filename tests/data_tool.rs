@@ -429,6 +429,29 @@ fn a_full_disk_is_called_by_its_name() {
     assert!(message.contains("the disk is full"), "{message}");
 }
 
+/// On a file system of 300 kB inside a mount namespace of its own, where the system lets an ordinary user make one.
+#[test]
+#[cfg(target_os = "linux")]
+fn packing_onto_a_full_disk_leaves_nothing_and_says_so() {
+    let bench = Bench::new();
+    bench.write("text.txt", TEXT.repeat(20_000));
+    std::fs::create_dir(bench.path("disk")).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=300k none disk && echo mounted || exit
+         '{}' pack --input text.txt --tokenizer byte --out disk/out; code=$?; ls -A disk/out; exit $code",
+        env!("CARGO_BIN_EXE_engine-data")
+    );
+    let output = Command::new("unshare").args(["-rm", "bash", "-c", &script]).current_dir(bench.folder.path()).output();
+    let Some(output) = output.ok().filter(|output| output.stdout.starts_with(b"mounted")) else {
+        eprintln!("skipped: this system does not let the test mount a small file system (unshare -rm)");
+        return;
+    };
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.ends_with("train_000000.bin: the disk is full; free some space and run it again\n"), "{message}");
+    assert_eq!(output.stdout, b"mounted\n", "left behind: {}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let bench = Bench::new();

@@ -124,13 +124,13 @@ pub fn pack<P: AsRef<Path>>(
 }
 
 fn remove(path: &Path) -> Result<()> {
-    std::fs::remove_file(path).map_err(|source| WriteError { path: path.to_path_buf(), source }.into())
+    std::fs::remove_file(path).map_err(|cause| WriteError { path: path.to_path_buf(), cause }.into())
 }
 
 /// Creates the folder, refuses one that holds a data set unless it may be replaced, removes what killed runs left, and
 /// returns the files that the new set replaces.
 fn prepare_folder(out: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(out).map_err(|source| WriteError { path: out.to_path_buf(), source })?;
+    std::fs::create_dir_all(out).map_err(|cause| WriteError { path: out.to_path_buf(), cause })?;
     remove_abandoned(out)?;
     let mut old_files = Vec::new();
     for entry in std::fs::read_dir(out).map_err(Error::read(out))? {

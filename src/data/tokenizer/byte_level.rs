@@ -51,13 +51,11 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b'\t'..=b'\r' | b' ')
 }
 
-/// True where no word, as [`word_length`] has them, goes across `cut`, whatever else the text holds: after a line, or
-/// before a single space, between visible ASCII characters.
+/// True where no word, as the pattern has them, goes across `cut`, whatever else the text holds: after a line, or before
+/// a space that a visible ASCII character follows, since white space always leaves its last space to such a word.
 fn is_between_words(text: &[u8], cut: usize) -> bool {
-    let is_visible = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
-    let is_before_space =
-        || cut > 0 && text.get(cut) == Some(&b' ') && is_visible(text.get(cut - 1)) && is_visible(text.get(cut + 1));
-    is_clean_cut(text, cut) || is_before_space()
+    let leads_word = || text.get(cut) == Some(&b' ') && text.get(cut + 1).is_some_and(u8::is_ascii_graphic);
+    is_clean_cut(text, cut) || leads_word()
 }
 
 /// Cuts a text between words into runs that are all ASCII, and as little as possible around other characters:
