@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod data;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod tape;
 pub mod train;
 pub mod util;

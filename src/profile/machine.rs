@@ -1,0 +1,44 @@
+//! What the machine is, and what it can do at best.
+
+use crate::cpu::{Cpu, peak};
+
+/// The name of the processor, as the system tells it.
+pub fn processor_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let name = field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    // Virtual machines often hide the model's name; family and model number still tell the generation.
+    match (field("cpu family"), field("model\t")) {
+        (Some(family), Some(model)) => format!("{name} (family {family}, model {model})"),
+        _ => name,
+    }
+}
+
+/// The highest rates that were seen so far. They are measured several times in a run, before, between and after what
+/// is compared with them, because the clock moves; the highest counts, so percentages err on the low side.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Peaks {
+    /// Floating-point operations per second of multiply-adds on the widest vectors.
+    pub flops_per_second: f64,
+    /// Bytes per second read from memory.
+    pub read_bytes_per_second: f64,
+    /// Bytes per second of a copy, read and written bytes together.
+    pub copy_bytes_per_second: f64,
+}
+
+impl Peaks {
+    /// Measures multiply-adds alone. Takes no memory, so that a process's peak memory stays its own.
+    pub fn measure_flops(&mut self, cpu: &Cpu) {
+        self.flops_per_second = self.flops_per_second.max(peak::fma_flops(cpu));
+    }
+
+    /// Measures everything.
+    pub fn measure(&mut self, cpu: &Cpu) {
+        self.measure_flops(cpu);
+        self.read_bytes_per_second = self.read_bytes_per_second.max(peak::read_bytes_per_second(cpu));
+        self.copy_bytes_per_second = self.copy_bytes_per_second.max(peak::copy_bytes_per_second(cpu));
+    }
+}
