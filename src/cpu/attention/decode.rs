@@ -1,122 +1,182 @@
-//! Forward pass for very few queries, as in decoding from a cache: each key and value is read from memory once, and
-//! that is the whole cost. Tasks over (sequence, key/value head); keys in blocks that stay in the first-level cache
-//! while all queries that share them are served.
+//! Forward pass for very few queries, as in decoding from a cache: every key and value is read from memory once, and
+//! that is the whole cost.
+//!
+//! So the cache is read as it lies: tasks over (sequence, part of the keys), each for all heads, row after row. A task
+//! per head would read short pieces far apart, which the processor does not foresee (measured: two thirds of the
+//! bandwidth, and prefetch instructions did not help). The parts' results are then merged in order by their
+//! log-sum-exp, as in Flash-Decoding (Dao et al. 2023). The cut depends on the sizes alone.
 
 use super::scores::{FLOOR, exp2};
-use super::{Problem, with_scratch};
+use super::{Problem, Scratch, with_scratch};
 use crate::cpu::simd::{Kernel, Vector};
-use crate::cpu::{Cpu, Disjoint};
+use crate::cpu::{Cpu, Disjoint, scratch};
 use std::f32::consts::{LN_2, LOG2_E};
 
 /// Up to this many queries in a sequence, lanes over queries would be mostly empty.
 pub(super) const MOST_QUERIES: usize = 4;
 /// Keys whose scores are held at once.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
+/// Rows that are worked on together.
+const ROWS: usize = 4;
+/// Tasks that are enough to leave the keys of a sequence in one part.
+const ENOUGH_TASKS: usize = 16;
+/// Fewest keys in a part.
+const LEAST_PART: usize = 2 * BLOCK;
 
 /// Computes the output of every head. Dropout is not handled: decoding has none.
 pub(super) fn run(cpu: &Cpu, problem: &Problem<'_>, output: &mut [f32], log_sum_exp: Option<&mut [f32]>) {
     let shape = &problem.shape;
     let padded = shape.head_size.next_multiple_of(cpu.level().lanes());
-    let queries = problem.group() * shape.query_time;
+    let queries = shape.heads * shape.query_time;
+    let wanted = ENOUGH_TASKS.div_ceil(shape.batch).min((shape.key_time / LEAST_PART).max(1));
+    let part = shape.key_time.div_ceil(wanted).next_multiple_of(BLOCK).max(BLOCK);
+    let parts = shape.key_time.div_ceil(part).max(1);
     let output = Disjoint::new(output);
     let log_sum_exp = log_sum_exp.map(Disjoint::new);
-    cpu.pool().run(shape.batch * shape.key_value_heads, |task| {
-        let (batch, key_head) = (task / shape.key_value_heads, task % shape.key_value_heads);
-        with_scratch([queries * padded, queries * padded, 2 * queries, BLOCK], |scratch| {
-            cpu.level().run(Sequence { problem, batch, key_head, output, log_sum_exp, padded, scratch });
+    // What a part leaves for each query: a row of output, the maximum, the sum.
+    let size = queries * (padded + 2);
+    scratch::with(shape.batch * parts * size, |partial| {
+        let partial = Disjoint::new(partial);
+        cpu.pool().run(shape.batch * parts, |task| {
+            let keys = task % parts * part..shape.key_time.min((task % parts + 1) * part);
+            // SAFETY: each task has its own part.
+            let result = unsafe { partial.get(task * size..(task + 1) * size) };
+            with_scratch([queries * padded, queries * BLOCK, queries], |scratch| {
+                cpu.level().run(Part { problem, batch: task / parts, keys, padded, result, scratch });
+            });
+        });
+        cpu.pool().run(shape.batch, |batch| {
+            // SAFETY: all tasks that wrote are done.
+            let partial = unsafe { partial.get(batch * parts * size..(batch + 1) * parts * size) };
+            cpu.level().run(Merge { problem, batch, parts, padded, partial, output, log_sum_exp });
         });
     });
 }
 
-/// One task.
-struct Sequence<'a> {
+/// Some keys of one sequence, for all heads.
+struct Part<'a> {
     problem: &'a Problem<'a>,
     batch: usize,
-    key_head: usize,
-    output: Disjoint<'a, f32>,
-    log_sum_exp: Option<Disjoint<'a, f32>>,
+    keys: std::ops::Range<usize>,
     padded: usize,
-    scratch: [super::Scratch; 4],
+    /// For each query (of each head, heads innermost) a row of output, then all maxima, then all sums.
+    result: &'a mut [f32],
+    scratch: [Scratch; 3],
 }
 
-impl Kernel for Sequence<'_> {
+impl Kernel for Part<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { problem, batch, key_head, padded, .. } = self;
+        let Self { problem, batch, padded, .. } = self;
         let shape = &problem.shape;
         let head_size = shape.head_size;
-        let [query_rows, output, statistics, scores] = self.scratch;
+        let [query_rows, scores, rescale] = self.scratch;
         let group = problem.group();
-        let queries = group * shape.query_time;
-        // Query `i` of head `g` of the group is number `i * group + g`: by rising number of keys seen.
-        let head_of = |number: usize| key_head * group + number % group;
-        let key_end = problem.seen(batch, shape.query_time - 1);
-        // SAFETY: `run` sized the scratch pieces for `queries`; indices of inputs and outputs are in bounds because
-        // `ops` checked the lengths, and no other task has these heads of this sequence.
+        let queries = shape.heads * shape.query_time;
+        let output = self.result.as_mut_ptr();
+        let maxima = output.wrapping_add(queries * padded);
+        let sums = maxima.wrapping_add(queries);
+        let key_end = self.keys.end.min(problem.seen(batch, shape.query_time - 1));
+        // SAFETY: `run` sized the scratch pieces for `queries`; indices of inputs are in bounds because `ops` checked
+        // the lengths.
         unsafe {
             for number in 0..queries {
-                let source = problem.query_layout.at(batch, number / group, head_of(number));
+                let source = problem.query_layout.at(batch, number / shape.heads, number % shape.heads);
                 let source = problem.query.as_ptr().add(source);
                 for d in (0..padded).step_by(V::LANES) {
                     let value = V::load_partial(source.add(d), V::LANES.min(head_size - d));
                     value.mul(V::splat(shape.scale * LOG2_E)).store(query_rows.add(number * padded + d));
                     V::zero().store(output.add(number * padded + d));
                 }
-                *statistics.add(2 * number) = FLOOR;
-                *statistics.add(2 * number + 1) = 0.0;
+                *maxima.add(number) = FLOOR;
+                *sums.add(number) = 0.0;
             }
-            for key in (0..key_end).step_by(BLOCK) {
-                let keys = problem.key_value.as_ptr().add(problem.key_layout.at(batch, key, key_head));
-                let values = problem.key_value.as_ptr().add(problem.value_layout.at(batch, key, key_head));
-                for number in 0..queries {
-                    let query = number / group;
-                    let count = BLOCK.min(problem.seen(batch, query).saturating_sub(key));
-                    if count == 0 {
-                        continue;
+            for key in (self.keys.start..key_end).step_by(BLOCK) {
+                let count = BLOCK.min(key_end - key);
+                let stride = problem.key_layout.row;
+                for j in (0..count).step_by(ROWS) {
+                    let rows = ROWS.min(count - j);
+                    for number in 0..queries {
+                        let source = problem.key_layout.at(batch, key + j, number % shape.heads / group);
+                        let keys = problem.key_value.as_ptr().add(source);
+                        let query = query_rows.add(number * padded);
+                        dot_products::<V>(query, keys, stride, head_size, rows, scores.add(number * BLOCK + j));
                     }
-                    dot_products::<V>(
-                        query_rows.add(number * padded),
-                        keys,
-                        problem.key_layout.row,
-                        head_size,
-                        count,
-                        scores,
-                    );
+                }
+                for number in 0..queries {
+                    let (query, head) = (number / shape.heads, number % shape.heads);
+                    let seen = count.min(problem.seen(batch, query).saturating_sub(key));
+                    let scores = scores.add(number * BLOCK);
                     if let Some(bias) = problem.bias {
-                        let bias = bias.as_ptr().add(problem.element(0, head_of(number), query, key));
-                        for j in 0..count {
+                        let bias = bias.as_ptr().add(problem.element(0, head, query, key));
+                        for j in 0..seen {
                             *scores.add(j) += LOG2_E * *bias.add(j);
                         }
                     }
-                    let statistics = statistics.add(2 * number);
-                    let rescale = softmax::<V>(scores, count, statistics);
-                    weighted_sum::<V>(
-                        scores,
-                        values,
-                        problem.value_layout.row,
-                        head_size,
-                        count,
-                        rescale,
-                        output.add(number * padded),
-                    );
+                    *rescale.add(number) = softmax::<V>(scores, seen, maxima.add(number), sums.add(number));
+                }
+                for j in (0..count).step_by(ROWS) {
+                    let rows = ROWS.min(count - j);
+                    for number in 0..queries {
+                        let source = problem.value_layout.at(batch, key + j, number % shape.heads / group);
+                        let values = problem.key_value.as_ptr().add(source);
+                        let rescale = if j == 0 { *rescale.add(number) } else { 1.0 };
+                        let (scores, output) = (scores.add(number * BLOCK + j), output.add(number * padded));
+                        weighted_sum::<V>(scores, values, stride, head_size, rows, rescale, output);
+                    }
                 }
             }
-            for number in 0..queries {
-                let (query, head) = (number / group, head_of(number));
-                let (maximum, sum) = (*statistics.add(2 * number), *statistics.add(2 * number + 1));
-                let row = (batch * shape.query_time + query) * shape.query_columns() + head * head_size;
-                let factor = V::splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
-                for d in (0..head_size).step_by(V::LANES) {
-                    let value = V::load(output.add(number * padded + d)).mul(factor);
-                    value.store_partial(self.output.as_ptr().add(row + d), V::LANES.min(head_size - d));
+        }
+    }
+}
+
+/// Merges the parts of one sequence.
+struct Merge<'a> {
+    problem: &'a Problem<'a>,
+    batch: usize,
+    parts: usize,
+    padded: usize,
+    partial: &'a [f32],
+    output: Disjoint<'a, f32>,
+    log_sum_exp: Option<Disjoint<'a, f32>>,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Self { problem, batch, parts, padded, partial, .. } = self;
+        let shape = &problem.shape;
+        let queries = shape.heads * shape.query_time;
+        let size = queries * (padded + 2);
+        for number in 0..queries {
+            let (query, head) = (number / shape.heads, number % shape.heads);
+            let maximum_of = |part: usize| partial[part * size + queries * padded + number];
+            let sum_of = |part: usize| partial[part * size + queries * (padded + 1) + number];
+            let maximum = (0..parts).map(maximum_of).fold(FLOOR, f32::max);
+            let factor_of = |part: usize| (maximum_of(part) - maximum).exp2();
+            let sum: f32 = (0..parts).map(|part| sum_of(part) * factor_of(part)).sum();
+            let row = (batch * shape.query_time + query) * shape.query_columns() + head * shape.head_size;
+            for d in (0..shape.head_size).step_by(V::LANES) {
+                let mut total = V::zero();
+                // SAFETY: rows of `partial` are whole vectors; no other task has this row of the output.
+                unsafe {
+                    for part in 0..parts {
+                        let source = partial.as_ptr().add(part * size + number * padded + d);
+                        total = V::splat(factor_of(part)).mul_add(V::load(source), total);
+                    }
+                    let value = total.mul(V::splat(if sum == 0.0 { 0.0 } else { 1.0 / sum }));
+                    value.store_partial(self.output.as_ptr().add(row + d), V::LANES.min(shape.head_size - d));
                 }
-                if let Some(log_sum_exp) = self.log_sum_exp {
-                    let value = if sum == 0.0 { f32::NEG_INFINITY } else { maximum * LN_2 + sum.ln() };
-                    let row = (batch * shape.heads + head) * shape.query_time + query;
-                    *log_sum_exp.as_ptr().add(row) = value;
-                }
+            }
+            if let Some(log_sum_exp) = self.log_sum_exp {
+                let value = if sum == 0.0 { f32::NEG_INFINITY } else { maximum * LN_2 + sum.ln() };
+                let row = (batch * shape.heads + head) * shape.query_time + query;
+                // SAFETY: no other task has this row.
+                unsafe { *log_sum_exp.as_ptr().add(row) = value };
             }
         }
     }
@@ -136,8 +196,8 @@ unsafe fn dot_products<V: Vector>(
     unsafe {
         let mut j = 0;
         while j < count {
-            let rows = 4.min(count - j);
-            let mut sums = [V::zero(); 4];
+            let rows = ROWS.min(count - j);
+            let mut sums = [V::zero(); ROWS];
             let mut d = 0;
             while d + V::LANES <= head_size {
                 let factor = V::load(query.add(d));
@@ -162,29 +222,30 @@ unsafe fn dot_products<V: Vector>(
     }
 }
 
-/// Turns scores into probabilities relative to the running maximum; returns the factor of earlier sums.
+/// Turns the first `count` scores of a block into probabilities relative to the running maximum, and the others into
+/// zeros; returns the factor of earlier sums.
 #[inline(always)]
-unsafe fn softmax<V: Vector>(scores: *mut f32, count: usize, statistics: *mut f32) -> f32 {
-    // SAFETY: the caller's: `count` scores in a block of `BLOCK`, a maximum and a sum.
+unsafe fn softmax<V: Vector>(scores: *mut f32, count: usize, maximum: *mut f32, sum: *mut f32) -> f32 {
+    // SAFETY: the caller's: `scores` has `BLOCK` values, a multiple of every number of lanes.
     unsafe {
-        for j in count..count.next_multiple_of(V::LANES) {
+        for j in count..BLOCK {
             *scores.add(j) = f32::NEG_INFINITY;
         }
-        let old = *statistics;
-        let mut maximum = V::splat(old);
-        for j in (0..count).step_by(V::LANES) {
-            maximum = maximum.max(V::load(scores.add(j)));
+        let old = *maximum;
+        let mut largest = V::splat(old);
+        for j in (0..BLOCK).step_by(V::LANES) {
+            largest = largest.max(V::load(scores.add(j)));
         }
-        let maximum = maximum.reduce_max();
-        let mut sum = V::zero();
-        for j in (0..count).step_by(V::LANES) {
-            let probability = exp2(V::load(scores.add(j)).sub(V::splat(maximum)));
+        let largest = largest.reduce_max();
+        let mut total = V::zero();
+        for j in (0..BLOCK).step_by(V::LANES) {
+            let probability = exp2(V::load(scores.add(j)).sub(V::splat(largest)));
             probability.store(scores.add(j));
-            sum = sum.add(probability);
+            total = total.add(probability);
         }
-        let rescale = (old - maximum).exp2();
-        *statistics = maximum;
-        *statistics.add(1) = *statistics.add(1) * rescale + sum.reduce_add();
+        let rescale = (old - largest).exp2();
+        *maximum = largest;
+        *sum = *sum * rescale + total.reduce_add();
         rescale
     }
 }
