@@ -1,181 +1,239 @@
-//! Generating text: a key/value cache, so that each new token costs one row of every product, and a choice among the
-//! likeliest tokens (temperature, top-k, top-p) that depends on the seed alone.
+//! Decoding with a key/value cache: each new token costs one row of every product instead of the whole sequence.
+//!
+//! Sequences are decoded together, one row each, because a step's time is that of reading the weights, whatever the
+//! number of rows (while there are few). Sequence `i` of the batch owns row `i` of the cache. They may join and leave
+//! at any time: a prompt is read by itself into a free row, and when a sequence leaves, the last one moves into its
+//! row. Every product of up to eight rows adds up each row in the same order, so in batches of up to eight a sequence
+//! gets the same bits as alone.
+
+pub use super::sampling::Sampling;
 
 use super::Gpt;
 use crate::ops::Device;
-use crate::ops::philox::{stream, uniform, word};
-use crate::tape::{Cache, Error, Mode, Parameters, Program, RunOptions, Tape, Value};
+use crate::tape::{Cache, Error, Mode, OutOfMemory, Parameters, Program, RunOptions, Tape, Value};
 use std::sync::Arc;
 
-/// How the next token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 always takes the likeliest token.
-    pub temperature: f64,
-    /// Only the `k` likeliest tokens; 0 for all.
-    pub top_k: usize,
-    /// Only the likeliest tokens that together have this probability (Holtzman et al. 2020); 1 for all.
-    pub top_p: f64,
-    /// Same seed, same text.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 0.8, top_k: 0, top_p: 1.0, seed: 0 }
-    }
-}
-
-impl Sampling {
-    /// Chooses from `logits`; `sequence` and `draw` number the choice, so that each has its own random number.
-    pub fn choose(&self, logits: &[f32], sequence: usize, draw: u64) -> u32 {
-        let likeliest = || (0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
-        if self.temperature <= 0.0 || self.top_k == 1 {
-            return likeliest() as u32;
-        }
-        let highest = f64::from(logits[likeliest()]);
-        let weight = |id: usize| ((f64::from(logits[id]) - highest) / self.temperature).exp();
-        let mut candidates: Vec<(usize, f64)> = (0..logits.len()).map(|id| (id, weight(id))).collect();
-        // Ties are broken by id, so that the order is the same on every machine.
-        let descending = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        if self.top_k > 0 && self.top_k < candidates.len() {
-            candidates.select_nth_unstable_by(self.top_k - 1, descending);
-            candidates.truncate(self.top_k);
-        }
-        if self.top_p < 1.0 {
-            candidates.sort_unstable_by(descending);
-            let limit = self.top_p * candidates.iter().map(|candidate| candidate.1).sum::<f64>();
-            let mut sum = 0.0;
-            let enough = candidates.iter().position(|candidate| {
-                sum += candidate.1;
-                sum >= limit
-            });
-            candidates.truncate(enough.map_or(candidates.len(), |last| last + 1));
-        } else {
-            candidates.sort_unstable_by_key(|candidate| candidate.0);
-        }
-        let total: f64 = candidates.iter().map(|candidate| candidate.1).sum();
-        let random = f64::from(uniform(word(stream(self.seed, sequence as u64, 0x7361_6D70), draw)));
-        let mut left = random * total;
-        for &(id, weight) in &candidates {
-            left -= weight;
-            if left < 0.0 {
-                return id as u32;
-            }
-        }
-        candidates.last().map_or(0, |candidate| candidate.0) as u32
-    }
-}
-
 /// Decodes a batch of sequences of one model, token by token.
+///
+/// After an error the generator is of no further use.
 pub struct Generator<'m> {
     model: &'m Gpt,
     device: Arc<Device>,
+    /// One for each layer.
     caches: Vec<Arc<Cache>>,
-    step: Program,
-    step_ids: Value,
-    step_logits: Value,
-    /// All tokens of each sequence, prompt included.
-    sequences: Vec<Vec<u32>>,
-    /// Tokens of each sequence that are in the cache.
-    cached: Vec<usize>,
-    /// Logits that follow each sequence.
-    logits: Vec<Vec<f32>>,
+    capacity: usize,
+    /// The program that decodes one token of each of `i + 1` sequences; recorded when there are that many.
+    steps: Vec<Option<Recorded>>,
+    /// The program that read the last prompt, and its number of tokens: the next one may be as long.
+    reader: Option<(usize, Recorded)>,
+    options: RunOptions,
+    sequences: Vec<Sequence>,
+    /// `(B, V)`: what follows each sequence.
+    logits: Vec<f32>,
+}
+
+struct Sequence {
+    /// Prompt included.
+    tokens: Vec<u32>,
+    /// How many of the last tokens are in the cache.
+    cached: usize,
+}
+
+struct Recorded {
+    program: Program,
+    ids: Value,
+    logits: Value,
 }
 
 impl<'m> Generator<'m> {
-    /// Reads the prompts. A prompt longer than the model's block is read from its last half block on.
+    /// Reads the prompts; there is room for no more sequences than these.
     ///
     /// # Panics
-    /// An empty prompt: there is nothing that the first token could follow.
+    /// As [`add`](Self::add).
     ///
     /// # Errors
-    /// A token outside the vocabulary; not enough memory.
+    /// As [`add`](Self::add).
     pub fn new(
         device: Arc<Device>,
         model: &'m Gpt,
         parameters: &mut Parameters,
         prompts: &[Vec<u32>],
     ) -> Result<Self, Error> {
-        let batch = prompts.len();
-        assert!(prompts.iter().all(|prompt| !prompt.is_empty()), "a prompt has at least one token");
-        let caches = model.caches(batch, model.config().block)?;
-        let (step, step_ids, step_logits) = record(&device, model, parameters, &caches, batch, 1)?;
-        let mut generator = Self {
-            model,
-            device,
-            caches,
-            step,
-            step_ids,
-            step_logits,
-            sequences: prompts.to_vec(),
-            cached: vec![0; batch],
-            logits: vec![Vec::new(); batch],
-        };
-        for sequence in 0..batch {
-            generator.read_whole(parameters, sequence)?;
+        let mut generator = Self::with_capacity(device, model, prompts.len())?;
+        for prompt in prompts {
+            generator.add(parameters, prompt)?;
         }
         Ok(generator)
     }
 
+    /// No sequences yet, and room for `capacity` of them at a time.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn with_capacity(device: Arc<Device>, model: &'m Gpt, capacity: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            model,
+            device,
+            caches: model.caches(capacity, model.config().block)?,
+            capacity,
+            steps: (0..capacity).map(|_| None).collect(),
+            reader: None,
+            options: RunOptions::default(),
+            sequences: Vec::with_capacity(capacity),
+            logits: Vec::with_capacity(capacity * model.config().vocabulary),
+        })
+    }
+
+    /// How many sequences are being decoded.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether there are no sequences.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// How many sequences there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// All tokens of a sequence, prompt included.
     pub fn tokens(&self, sequence: usize) -> &[u32] {
-        &self.sequences[sequence]
+        &self.sequences[sequence].tokens
     }
 
     /// Logits of the token that follows a sequence.
     pub fn logits(&self, sequence: usize) -> &[f32] {
-        &self.logits[sequence]
+        let vocabulary = self.model.config().vocabulary;
+        &self.logits[sequence * vocabulary..][..vocabulary]
+    }
+
+    /// Tokens that the next step attends to besides the new ones, of all sequences together: the rows of the cache
+    /// that it reads in each layer.
+    pub fn cached_tokens(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.cached).sum()
+    }
+
+    /// Reads a prompt; its sequence becomes the last. A prompt longer than the model's block is read from
+    /// [`first_token_read`] on.
+    ///
+    /// # Panics
+    /// There is no room, or the prompt is empty: nothing that the first token could follow.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary; not enough memory.
+    pub fn add(&mut self, parameters: &mut Parameters, prompt: &[u32]) -> Result<(), Error> {
+        assert!(self.len() < self.capacity, "no room for more than {} sequences", self.capacity);
+        assert!(!prompt.is_empty(), "a prompt has at least one token");
+        let start = first_token_read(prompt.len(), self.model.config().block);
+        self.read(parameters, self.len(), &prompt[start..])?;
+        if let Some((_, reader)) = &self.reader {
+            self.logits.extend_from_slice(reader.program.read(reader.logits));
+        }
+        self.sequences.push(Sequence { tokens: prompt.to_vec(), cached: prompt.len() - start });
+        Ok(())
+    }
+
+    /// Adds a copy of a sequence as the last, which is cheaper than to read the same prompt again.
+    ///
+    /// # Panics
+    /// There is no room.
+    pub fn add_copy(&mut self, parameters: &mut Parameters, sequence: usize) {
+        assert!(self.len() < self.capacity, "no room for more than {} sequences", self.capacity);
+        let Sequence { tokens, cached } = &self.sequences[sequence];
+        let copy = Sequence { tokens: tokens.clone(), cached: *cached };
+        for cache in &self.caches {
+            cache.copy_sequence(parameters, sequence, self.sequences.len(), copy.cached);
+        }
+        let vocabulary = self.model.config().vocabulary;
+        self.logits.extend_from_within(sequence * vocabulary..(sequence + 1) * vocabulary);
+        self.sequences.push(copy);
+    }
+
+    /// Removes a sequence; the last one takes its number.
+    pub fn remove(&mut self, parameters: &mut Parameters, sequence: usize) {
+        let (vocabulary, last) = (self.model.config().vocabulary, self.len() - 1);
+        if sequence < last {
+            for cache in &self.caches {
+                cache.copy_sequence(parameters, last, sequence, self.sequences[last].cached);
+            }
+            self.logits.copy_within(last * vocabulary.., sequence * vocabulary);
+        }
+        self.sequences.swap_remove(sequence);
+        self.logits.truncate(last * vocabulary);
     }
 
     /// Appends one token to each sequence and computes the logits that follow. A sequence that fills the block goes
-    /// on from its last half block, as if nothing had come before.
+    /// on from its last half block, as if nothing had come before: positions are learned, so what is in the cache
+    /// cannot be moved to earlier ones.
     ///
     /// # Errors
     /// A token outside the vocabulary; not enough memory.
     pub fn push(&mut self, parameters: &mut Parameters, tokens: &[u32]) -> Result<(), Error> {
-        assert_eq!(tokens.len(), self.sequences.len(), "one token for each sequence");
-        for (sequence, &token) in tokens.iter().enumerate() {
-            self.sequences[sequence].push(token);
-        }
-        let is_full = |cached: &usize| *cached == self.model.config().block;
-        if self.cached.iter().any(is_full) {
-            // Rare, once in half a block: every sequence is read anew, which keeps the batch together.
-            for sequence in 0..tokens.len() {
-                self.read_whole(parameters, sequence)?;
-            }
+        let batch = self.len();
+        assert_eq!(tokens.len(), batch, "one token for each sequence");
+        if batch == 0 {
             return Ok(());
         }
-        let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-        self.step.write_ids(self.step_ids, &ids);
-        let options = RunOptions { positions: self.cached.clone(), ..RunOptions::default() };
-        self.step.run(parameters, &options)?;
-        let logits = self.step.read(self.step_logits);
-        for (own, logits) in self.logits.iter_mut().zip(logits.chunks(self.model.config().vocabulary)) {
-            own.clear();
-            own.extend_from_slice(logits);
+        let block = self.model.config().block;
+        for sequence in 0..batch {
+            if self.sequences[sequence].cached == block {
+                let tokens = &self.sequences[sequence].tokens;
+                let kept = tokens[tokens.len() - block / 2..].to_vec();
+                if !kept.is_empty() {
+                    self.read(parameters, sequence, &kept)?;
+                }
+                self.sequences[sequence].cached = kept.len();
+            }
         }
-        self.cached.iter_mut().for_each(|cached| *cached += 1);
+        self.options.cache_row = 0;
+        self.options.positions.clear();
+        self.options.positions.extend(self.sequences.iter().map(|sequence| sequence.cached));
+        let step = match &mut self.steps[batch - 1] {
+            Some(step) => step,
+            empty => empty.insert(record(&self.device, self.model, parameters, &self.caches, batch, 1)?),
+        };
+        let ids: Vec<i32> = tokens.iter().map(|&token| as_id(token)).collect();
+        step.program.write_ids(step.ids, &ids);
+        step.program.run(parameters, &self.options)?;
+        self.logits.copy_from_slice(step.program.read(step.logits));
+        for (sequence, &token) in self.sequences.iter_mut().zip(tokens) {
+            sequence.tokens.push(token);
+            sequence.cached += 1;
+        }
         Ok(())
     }
 
-    /// Reads a sequence from the start, or its last half block where it does not fit.
-    fn read_whole(&mut self, parameters: &mut Parameters, sequence: usize) -> Result<(), Error> {
-        let (tokens, block) = (&self.sequences[sequence], self.model.config().block);
-        let start = if tokens.len() <= block { 0 } else { tokens.len() - (block / 2).max(1) };
-        let ids: Vec<i32> = tokens[start..].iter().map(|&token| token as i32).collect();
-        let (mut program, ids_value, logits_value) =
-            record(&self.device, self.model, parameters, &self.caches, 1, ids.len())?;
-        program.write_ids(ids_value, &ids);
-        let options = RunOptions { positions: vec![0], cache_row: sequence, ..RunOptions::default() };
-        program.run(parameters, &options)?;
-        self.logits[sequence] = program.read(logits_value).to_vec();
-        self.cached[sequence] = ids.len();
-        Ok(())
+    /// Runs `tokens` from position 0 on into a row of the cache.
+    fn read(&mut self, parameters: &mut Parameters, row: usize, tokens: &[u32]) -> Result<(), Error> {
+        let reader = match self.reader.take().filter(|(length, _)| *length == tokens.len()) {
+            Some((_, reader)) => reader,
+            None => record(&self.device, self.model, parameters, &self.caches, 1, tokens.len())?,
+        };
+        let (_, reader) = self.reader.insert((tokens.len(), reader));
+        let ids: Vec<i32> = tokens.iter().map(|&token| as_id(token)).collect();
+        reader.program.write_ids(reader.ids, &ids);
+        self.options.cache_row = row;
+        self.options.positions.clear();
+        self.options.positions.push(0);
+        Ok(reader.program.run(parameters, &self.options)?)
     }
 }
 
-/// A program for `time` new tokens of each of `batch` sequences, its ids, and its logits.
+/// Index of the first token that is read of a prompt of `length`: 0, or where the last half block begins if the
+/// prompt is longer than the block, which leaves room to go on.
+pub fn first_token_read(length: usize, block: usize) -> usize {
+    if length <= block { 0 } else { length - (block / 2).max(1) }
+}
+
+/// Ids beyond `i32` become negative, and the embedding refuses those.
+fn as_id(token: u32) -> i32 {
+    token as i32
+}
+
+/// A program for `time` new tokens of each of `batch` sequences.
 fn record(
     device: &Arc<Device>,
     model: &Gpt,
@@ -183,48 +241,10 @@ fn record(
     caches: &[Arc<Cache>],
     batch: usize,
     time: usize,
-) -> Result<(Program, Value, Value), Error> {
+) -> Result<Recorded, Error> {
     let mut tape = Tape::new(Arc::clone(device), parameters, Mode::Inference);
     let ids = tape.input_ids("ids", &[batch, time]);
     let logits = model.record_next(&mut tape, ids, caches)?;
     tape.keep(logits);
-    Ok((tape.finish()?, ids, logits))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn greedy_takes_the_first_of_the_largest() {
-        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-        assert_eq!(sampling.choose(&[0.0, 3.0, 3.0, -1.0], 0, 0), 1);
-    }
-
-    #[test]
-    fn samples_follow_the_probabilities() {
-        let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
-        let logits = [0.0f32, 1.0, 2.0];
-        let mut counts = [0usize; 3];
-        for draw in 0..30_000 {
-            counts[sampling.choose(&logits, 0, draw) as usize] += 1;
-        }
-        let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-        for (id, &count) in counts.iter().enumerate() {
-            let expected = f64::from(logits[id]).exp() / total;
-            assert!((count as f64 / 30_000.0 - expected).abs() < 0.015, "{counts:?}");
-        }
-    }
-
-    #[test]
-    fn top_k_and_top_p_leave_out_the_unlikely() {
-        let logits = [0.0f32, 1.0, 2.0, 3.0];
-        for draw in 0..2000 {
-            let top_k = Sampling { temperature: 1.0, top_k: 2, seed: 3, ..Sampling::default() };
-            assert!(top_k.choose(&logits, 0, draw) >= 2);
-            // The likeliest has 64 %, so half the mass is that token alone.
-            let top_p = Sampling { temperature: 1.0, top_p: 0.5, seed: 3, ..Sampling::default() };
-            assert_eq!(top_p.choose(&logits, 0, draw), 3);
-        }
-    }
+    Ok(Recorded { program: tape.finish()?, ids, logits })
 }

@@ -4,6 +4,8 @@ pub mod huggingface;
 pub mod weights;
 
 pub mod block;
+pub mod completion;
 pub mod generate;
 pub mod gpt;
+pub mod sampling;
 pub use gpt::{Gpt, LossOptions};

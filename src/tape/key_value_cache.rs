@@ -2,7 +2,7 @@
 
 use super::memory::{Memory, OutOfMemory};
 use super::run::Run;
-use super::{AttentionOptions, Error, Needs, Operation, Tape, Value};
+use super::{AttentionOptions, Error, Needs, Operation, Parameters, Tape, Value};
 use crate::ops;
 use crate::ops::attention::{Forward, Inputs, Mask, Shape};
 use crate::ops::key_value_cache::{self, Append};
@@ -28,6 +28,26 @@ impl Cache {
         let columns = 2 * key_columns;
         let memory = Memory::allocate("the key/value cache", sequences * capacity * columns * 4)?;
         Ok(Arc::new(Self { memory, sequences, capacity, columns }))
+    }
+
+    /// Copies the first `tokens` tokens of sequence `from` to sequence `to`. Takes the parameters, unused, for the
+    /// reason above: no program that works on this cache can run meanwhile.
+    ///
+    /// # Panics
+    /// There are no such sequences, or fewer tokens.
+    pub fn copy_sequence(&self, _parameters: &mut Parameters, from: usize, to: usize, tokens: usize) {
+        assert!(from < self.sequences && to < self.sequences && tokens <= self.capacity, "inside the cache");
+        if from == to {
+            return;
+        }
+        let bytes = |sequence: usize| {
+            let start = sequence * self.capacity * self.columns * 4;
+            start..start + tokens * self.columns * 4
+        };
+        // SAFETY: nothing runs, and the rows of two sequences do not overlap.
+        let (source, target) =
+            unsafe { (self.memory.view::<f32>(bytes(from)), self.memory.view_mut::<f32>(bytes(to))) };
+        target.host().copy_from_slice(source.host());
     }
 }
 
