@@ -1,12 +1,14 @@
 //! `engine-train`: pretrain from a preset or a TOML file.
 
 use clap::Parser;
+use engine::data;
 use engine::train::config::{Config, Source};
 use engine::train::memory::{human_bytes, peak_resident_bytes};
 use engine::train::progress::{Figures, Progress, clock};
 use engine::train::trainer::{Error, Estimate, estimate_run};
 use engine::train::{Observer, Outcome, StepReport, Trainer, device, presets, run_folder, signals};
 use serde_json::json;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -76,17 +78,40 @@ fn failed(error: impl Into<anyhow::Error>) -> Failure {
     Failure { code: 1, error: error.into() }
 }
 
+/// A run that was refused: bad usage where other options are the remedy.
+fn refused(error: Error) -> Failure {
+    use run_folder::Error::{Exists, NotAFolder};
+    match error {
+        Error::Resume(_)
+        | Error::Unsupported(_)
+        | Error::Prompt(_)
+        | Error::Data(data::Error::Resume { .. })
+        | Error::Folder(Exists(_) | NotAFolder(_)) => usage(error),
+        _ => failed(error),
+    }
+}
+
+/// Prints to standard output. Whoever closed it does not want to know: no reason to fail.
+fn show(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Prints a line to standard error.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.help_config {
-        print!("{}", Config::reference());
+        show(&Config::reference());
         return ExitCode::SUCCESS;
     }
     match run(&arguments) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             // One line, whatever the error holds.
-            eprintln!("engine-train: {}", format!("{error:#}").replace('\n', " "));
+            tell(&format!("engine-train: {}", format!("{error:#}").replace('\n', " ")));
             ExitCode::from(code)
         }
     }
@@ -96,7 +121,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let config = load_config(arguments)?;
     let chosen = device::open(&config.device).map_err(failed)?;
     if arguments.dry_run {
-        let estimate = estimate_run(&config, &chosen.device).map_err(failed)?;
+        let estimate = estimate_run(&config, &chosen.device).map_err(refused)?;
         show_estimate(arguments, &chosen.description, &estimate);
         estimate.memory.check().map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
@@ -104,27 +129,17 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let name = arguments.preset.as_deref().or(stem(arguments.config.as_deref())).unwrap_or(presets::PRESETS[0].name);
     let folder = arguments.out.clone().unwrap_or_else(|| run_folder::default_path(name));
     if !arguments.resume {
-        // Everything that can be refused is refused before the folder is made.
-        let estimate = estimate_run(&config, &chosen.device).map_err(failed)?;
-        estimate.memory.check().map_err(failed)?;
-        run_folder::create(&folder).map_err(|error| match error {
-            run_folder::Error::Exists(_) | run_folder::Error::NotAFolder(_) => usage(error),
-            _ => failed(error),
-        })?;
+        // Before the data is read, which may take a while.
+        run_folder::check_free(&folder).map_err(|error| refused(error.into()))?;
     }
     signals::install().map_err(failed)?;
-    let mut trainer = Trainer::new(config, &folder, chosen.device, arguments.resume).map_err(|error| match error {
-        Error::Resume(_) => usage(error),
-        _ => failed(error),
-    })?;
-    run_folder::write_config(&folder, trainer.config()).map_err(failed)?;
-
+    let mut trainer = Trainer::new(config, &folder, chosen.device, arguments.resume).map_err(refused)?;
     let total = trainer.config().train.steps;
     let mut observer = Terminal {
         progress: Progress::new(total, trainer.step(), trainer.config().train.log_every),
         peak_flops: trainer.peak_flops(),
     };
-    observer.progress.message(&introduction(&trainer, &chosen.description));
+    observer.progress.message(&introduction(&trainer, &chosen.description, arguments.resume));
     let outcome = trainer.run(&mut observer);
     observer.progress.finish();
     let ending = match &outcome {
@@ -132,8 +147,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Ok(Outcome::Stopped(signal)) => format!("stopped by {}", signal.name()),
         Err(error) => format!("failed: {error}"),
     };
-    run_folder::write_report(&trainer, &chosen.description, &ending).map_err(failed)?;
+    let reported = run_folder::write_report(&trainer, &chosen.description, &ending);
+    // What stopped the run comes first: a full disk fails the report as well.
     let outcome = outcome.map_err(failed)?;
+    reported.map_err(failed)?;
     conclude(arguments, &trainer, &ending);
     Ok(match outcome {
         Outcome::Done => ExitCode::SUCCESS,
@@ -166,7 +183,7 @@ fn load_config(arguments: &Arguments) -> Result<Config, Failure> {
 }
 
 /// What is trained on what, and the memory that it takes.
-fn introduction(trainer: &Trainer, device: &str) -> String {
+fn introduction(trainer: &Trainer, device: &str, is_resumed: bool) -> String {
     let (config, source) = (trainer.config(), trainer.source());
     let parameters: usize = trainer.model().specs().iter().map(|spec| spec.elements()).sum();
     let gpt = trainer.model().config();
@@ -195,6 +212,8 @@ fn introduction(trainer: &Trainer, device: &str) -> String {
     }
     if trainer.step() > 0 {
         text.push_str(&format!("\nresumed after update {}", trainer.step()));
+    } else if is_resumed {
+        text.push_str("\nthis run was stopped before its first checkpoint: it starts again");
     }
     text
 }
@@ -213,14 +232,22 @@ fn show_estimate(arguments: &Arguments, device: &str, estimate: &Estimate) {
             "memory_bytes": rows,
             "memory_total_bytes": estimate.memory.total_bytes(),
         });
-        println!("{object}");
+        show(&format!("{object}\n"));
         return;
     }
-    println!("device   {device}");
-    println!("model    {:.2} M parameters, vocabulary {}", estimate.parameters as f64 / 1e6, estimate.vocabulary);
-    println!("data     {} tokens to learn from, {} kept back", estimate.train_tokens, estimate.val_tokens);
-    println!("work     {:.1} MFLOP a token", estimate.flops_per_token / 1e6);
-    println!("memory\n{}", estimate.memory);
+    show(&format!(
+        "device   {device}\n\
+         model    {:.2} M parameters, vocabulary {}\n\
+         data     {} tokens to learn from, {} kept back\n\
+         work     {:.1} MFLOP a token\n\
+         memory\n{}\n",
+        estimate.parameters as f64 / 1e6,
+        estimate.vocabulary,
+        estimate.train_tokens,
+        estimate.val_tokens,
+        estimate.flops_per_token / 1e6,
+        estimate.memory,
+    ));
 }
 
 fn conclude(arguments: &Arguments, trainer: &Trainer, ending: &str) {
@@ -236,16 +263,16 @@ fn conclude(arguments: &Arguments, trainer: &Trainer, ending: &str) {
             "train_seconds": trainer.seconds(),
             "peak_resident_bytes": peak_bytes,
         });
-        println!("{object}");
+        show(&format!("{object}\n"));
         return;
     }
     let best = trainer
         .best()
         .map_or(String::new(), |best| format!(", best validation loss {:.4} at update {}", best.val_loss, best.step));
     let memory = peak_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", human_bytes(bytes)));
-    eprintln!("{ending} after {} updates in {}{best}{memory}", trainer.step(), clock(trainer.seconds()));
-    eprintln!("look at {}", folder.join("report.html").display());
-    eprintln!("try     engine-run generate {} --prompt \"It is a truth\"", folder.display());
+    tell(&format!("{ending} after {} updates in {}{best}{memory}", trainer.step(), clock(trainer.seconds())));
+    tell(&format!("look at {}", folder.join("report.html").display()));
+    tell(&format!("try     engine-run generate {} --prompt \"It is a truth\"", folder.display()));
 }
 
 struct Terminal {

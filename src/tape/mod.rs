@@ -76,6 +76,8 @@ mod program;
 mod rows;
 mod run;
 mod softmax_cross_entropy;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{AttentionInputs, AttentionOptions};
 pub use ffn::FfnParameters;
@@ -108,6 +110,8 @@ pub enum Error {
     Shape { operation: &'static str, what: String },
     #[error("this tape has no loss, so there is nothing to differentiate")]
     NoLoss,
+    #[error("{name} of {shape:?} is larger than any memory: use smaller batches or a smaller model")]
+    TooLarge { name: String, shape: Vec<usize> },
     #[error(transparent)]
     Operation(#[from] crate::ops::Error),
     #[error(transparent)]
@@ -191,14 +195,29 @@ struct ValueInfo {
     part_of: Option<(Value, usize)>,
 }
 
+/// Elements of a value, at most: a bound under which no sum of sizes in bytes overflows.
+const LARGEST: usize = 1 << 44;
+
+/// Elements of these sizes; beyond all bounds where that overflows, which [`check_size`] refuses.
+fn elements(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product, &size| product.saturating_mul(size))
+}
+
 impl ValueInfo {
     fn length(&self) -> usize {
-        self.shape.iter().product()
+        elements(&self.shape)
     }
     fn bytes(&self) -> usize {
         // Both kinds take four bytes.
         self.length() * 4
     }
+}
+
+fn check_size(name: &str, shape: &[usize]) -> Result<(), Error> {
+    if elements(shape) <= LARGEST {
+        return Ok(());
+    }
+    Err(Error::TooLarge { name: name.to_owned(), shape: shape.to_vec() })
 }
 
 /// Records operations. See the module's documentation.
@@ -295,9 +314,7 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// A training tape without a loss, or not enough memory.
     pub fn finish(self) -> Result<Program, Error> {
-        if self.mode == Mode::Training && self.losses.is_empty() {
-            return Err(Error::NoLoss);
-        }
+        self.check()?;
         let plan = plan::plan(&self);
         Program::new(self, plan)
     }
@@ -307,10 +324,16 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// A training tape without a loss.
     pub fn measure(&self) -> Result<MemoryUse, Error> {
+        self.check()?;
+        Ok(plan::plan(self).memory)
+    }
+
+    /// Fails unless the recorded computation can be planned.
+    fn check(&self) -> Result<(), Error> {
         if self.mode == Mode::Training && self.losses.is_empty() {
             return Err(Error::NoLoss);
         }
-        Ok(plan::plan(self).memory)
+        self.values.iter().try_for_each(|info| check_size(&info.name, &info.shape))
     }
 
     fn push_input(&mut self, name: &str, shape: &[usize], kind: Kind) -> Value {
@@ -339,6 +362,13 @@ impl<'p> Tape<'p> {
         parameters: &[ParameterId],
         outputs: &[(&str, Vec<usize>, bool)],
     ) -> Result<Vec<Value>, Error> {
+        // Before the operation multiplies sizes.
+        for &value in inputs {
+            check_size(&self.values[value.0].name, self.shape(value))?;
+        }
+        for (name, shape, _) in outputs {
+            check_size(&format!("{}{name}", self.scope), shape)?;
+        }
         let needs = operation.backward_needs();
         if self.mode == Mode::Training && needs.is_none() {
             return Err(Error::NoBackward(operation.name()));
@@ -403,7 +433,7 @@ impl<'p> Tape<'p> {
     fn rows_and_columns(&self, operation: &'static str, value: Value) -> Result<(usize, usize), Error> {
         let info = &self.values[value.0];
         match info.shape.split_last() {
-            Some((&columns, rows)) if columns > 0 => Ok((rows.iter().product(), columns)),
+            Some((&columns, rows)) if columns > 0 => Ok((elements(rows), columns)),
             _ => Err(Error::Shape { operation, what: format!("{} is {:?}: no columns", info.name, info.shape) }),
         }
     }

@@ -206,6 +206,16 @@ impl Parameters {
         Some(unsafe { self.gradients.view(bytes(range)) }.host())
     }
 
+    /// Fills all gradients with NaN, so that one that is read before it is written shows.
+    #[cfg(test)]
+    pub(super) fn poison_gradients(&mut self) {
+        for parameter in &self.list {
+            let Some(range) = &parameter.gradients else { continue };
+            // SAFETY: exclusive through `&mut self`.
+            unsafe { self.gradients.view_mut::<f32>(bytes(range)) }.host().fill(f32::NAN);
+        }
+    }
+
     /// Where the parameter's gradient lies in the block of gradients; `None` where it is frozen. The optimizer's state
     /// is laid out the same way.
     pub(crate) fn gradient_bytes(&self, id: ParameterId) -> Option<Range<usize>> {

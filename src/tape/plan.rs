@@ -122,6 +122,12 @@ impl Planner<'_, '_> {
         self.tape.nodes[node].needs.as_ref().is_some_and(|needs| needs.is_loss)
     }
 
+    /// Whether the node has a backward step: not where all that it depends on is frozen.
+    fn is_differentiated(&self, node: usize) -> bool {
+        let outputs = &self.tape.nodes[node].outputs;
+        self.is_loss(node) || outputs.iter().any(|value| self.tape.values[value.0].needs_gradient)
+    }
+
     /// Collects the values that backward passes read.
     fn find_saved(&mut self) {
         let tape = self.tape;
@@ -133,7 +139,10 @@ impl Planner<'_, '_> {
         if tape.mode == Mode::Inference {
             return;
         }
-        for node in &tape.nodes {
+        for (index, node) in tape.nodes.iter().enumerate() {
+            if !self.is_differentiated(index) {
+                continue;
+            }
             let needs = node.needs.as_ref().expect("a training tape only holds operations with a backward pass");
             self.saved.extend(needs.inputs.iter().map(|&place| node.inputs[place]));
             self.saved.extend(needs.outputs.iter().map(|&place| node.outputs[place]));
@@ -239,10 +248,7 @@ impl Planner<'_, '_> {
         for index in (0..self.tape.nodes.len()).rev() {
             let node = &self.tape.nodes[index];
             let has_gradient = node.outputs.iter().any(|value| self.gradients.contains_key(value));
-            let wants_gradient = node.outputs.iter().any(|value| self.tape.values[value.0].needs_gradient)
-                || node.inputs.iter().any(|value| self.tape.values[value.0].needs_gradient)
-                || !node.parameters.is_empty();
-            if !(self.is_loss(index) || (has_gradient && wants_gradient)) {
+            if !(self.is_loss(index) || (has_gradient && self.is_differentiated(index))) {
                 continue;
             }
             if let Some(block) = node.block
@@ -261,6 +267,9 @@ impl Planner<'_, '_> {
         let mut again = Vec::new();
         for index in range.clone().rev() {
             let node = &self.tape.nodes[index];
+            if !self.is_differentiated(index) && !node.outputs.iter().any(|value| needed.contains(value)) {
+                continue;
+            }
             let needs = node.needs.as_ref().expect("checked as it was recorded");
             needed.extend(needs.inputs.iter().map(|&place| node.inputs[place]));
             if node.outputs.iter().any(|value| needed.contains(value)) || !needs.outputs.is_empty() {

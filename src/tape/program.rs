@@ -66,10 +66,10 @@ pub struct Program {
     nodes: Vec<Node>,
     infos: Vec<ValueInfo>,
     losses: Vec<Loss>,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     values: HashMap<Value, Range<usize>>,
     gradients: HashMap<Value, Range<usize>>,
-    state: State,
+    pub(super) state: State,
     memory: MemoryUse,
 }
 
@@ -238,6 +238,14 @@ impl Program {
             }
         }
         Ok(None)
+    }
+
+    /// Fills the arena with what is neither a number nor an id: whatever a run then reads without having written it
+    /// shows. To be called before the inputs are written.
+    #[cfg(test)]
+    pub(super) fn poison(&mut self) {
+        // SAFETY: exclusive through `&mut self`.
+        unsafe { self.state.arena.view_mut::<u32>(0..self.state.arena.bytes()) }.host().fill(0x7FFF_FFFF);
     }
 
     fn non_finite_in(&self, name: &str, range: &Range<usize>) -> Option<NonFinite> {

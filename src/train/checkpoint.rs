@@ -64,7 +64,7 @@ pub enum Error {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{}: not the state of a trainer ({what}); resume from another checkpoint", path.display())]
     State { path: PathBuf, what: String },
-    #[error("{} holds no checkpoint to resume from; start without --resume", .0.display())]
+    #[error("{} holds no checkpoint; check the path", .0.display())]
     None(PathBuf),
 }
 
@@ -151,11 +151,14 @@ impl Checkpoints {
         Ok(aside)
     }
 
-    /// Points the link `best` at the checkpoint of a step.
+    /// Points the link `best` at the checkpoint of a step; does nothing where that is not there.
     ///
     /// # Errors
     /// The link cannot be made.
     pub fn mark_best(&self, step: usize) -> Result<(), Error> {
+        if !self.path(step).is_dir() {
+            return Ok(());
+        }
         let (link, partial) = (self.folder.join(BEST), self.folder.join(format!("{BEST}{PARTIAL_SUFFIX}")));
         let _ = fs::remove_file(&partial);
         std::os::unix::fs::symlink(format!("step-{step:08}"), &partial).map_err(io("make the link", &link))?;
@@ -175,13 +178,12 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest checkpoint: its step and folder.
+    /// The folder of the newest checkpoint, where there is one.
     ///
     /// # Errors
-    /// There is none.
-    pub fn newest(&self) -> Result<PathBuf, Error> {
-        let newest = self.steps()?.last().map(|&step| self.path(step));
-        newest.ok_or_else(|| Error::None(self.folder.parent().unwrap_or(&self.folder).to_owned()))
+    /// The folder cannot be read.
+    pub fn newest(&self) -> Result<Option<PathBuf>, Error> {
+        Ok(self.steps()?.last().map(|&step| self.path(step)))
     }
 }
 

@@ -4,7 +4,7 @@ use super::config::{Config, ConfigError, Source};
 use super::metrics::{self, METRICS_FILE, NOTES_FILE, Note, Record};
 use super::report::Report;
 use super::{Trainer, plot, report};
-use crate::util::atomic_file::{WriteError, plainly, write_atomically};
+use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError, plainly, write_atomically};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub enum Error {
     NotAFolder(PathBuf),
     #[error("{} holds no run to resume (no {CONFIG_FILE}): check --out, or start without --resume", .0.display())]
     NoRun(PathBuf),
-    #[error("cannot use the folder {}: {}", path.display(), plainly(source))]
+    #[error("cannot use the folder {}: {}; or choose another --out", path.display(), plainly(source))]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -54,19 +54,58 @@ fn date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
+/// Fails unless a new run may use the folder: it is not there, or holds nothing but leftovers of a killed run.
+///
+/// # Errors
+/// It is in use, is no folder, or cannot be read.
+pub fn check_free(folder: &Path) -> Result<(), Error> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    if !folder.is_dir() {
+        return Err(Error::NotAFolder(folder.to_owned()));
+    }
+    for entry in std::fs::read_dir(folder).map_err(io(folder))? {
+        if !is_leftover(&entry.map_err(io(folder))?.path()) {
+            return Err(Error::Exists(folder.to_owned()));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder of a new run.
 ///
 /// # Errors
-/// It is there and not empty, or cannot be made.
+/// As [`check_free`]; or it cannot be made.
 pub fn create(folder: &Path) -> Result<(), Error> {
-    let io = |source| Error::Io { path: folder.to_owned(), source };
-    if folder.exists() && !folder.is_dir() {
-        return Err(Error::NotAFolder(folder.to_owned()));
+    check_free(folder)?;
+    std::fs::create_dir_all(folder).map_err(io(folder))?;
+    remove_leftovers(folder)
+}
+
+/// Removes the unfinished files of a run that was killed.
+///
+/// # Errors
+/// The folder cannot be read, or such a file not be removed.
+pub fn remove_leftovers(folder: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(folder).map_err(io(folder))? {
+        let path = entry.map_err(io(folder))?.path();
+        if is_leftover(&path) {
+            std::fs::remove_file(&path).map_err(io(&path))?;
+        }
     }
-    if folder.is_dir() && std::fs::read_dir(folder).map_err(io)?.next().is_some() {
-        return Err(Error::Exists(folder.to_owned()));
-    }
-    std::fs::create_dir_all(folder).map_err(io)
+    Ok(())
+}
+
+/// Whether it is a file as [`write_atomically`] leaves one behind when the process is killed.
+fn is_leftover(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    name.starts_with('.') && name.ends_with(PARTIAL_SUFFIX) && path.is_file()
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { path, source }
 }
 
 /// The configuration of the run in a folder, with changes on top.

@@ -34,7 +34,8 @@ impl Signal {
     }
 }
 
-/// Starts to listen; may be called again.
+/// Starts to listen; may be called again. From here on a file that outgrows the largest size allowed (`ulimit -f`) is
+/// an error of that write, not the end of the process.
 ///
 /// # Errors
 /// The operating system refuses.
@@ -50,6 +51,10 @@ pub fn install() -> io::Result<()> {
         if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
+    }
+    // SAFETY: no handler of ours is involved.
+    if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
 }

@@ -4,11 +4,12 @@
 //! The loop prints nothing. It tells an [`Observer`] what happens, which a tool turns into lines on a terminal.
 
 use super::checkpoint::{self, Best, Checkpoints, Contents, TrainerState};
-use super::config::{Config, Order};
+use super::config::{Config, Order, Train};
 use super::memory::MemoryTable;
 use super::metrics::{EvaluationRecord, JsonLines, METRICS_FILE, NOTES_FILE, Note, NoteKind, StepRecord};
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
+use super::run_folder;
 use super::schedule::Schedule;
 use super::signals::{self, Signal};
 use super::source::{self, Source};
@@ -80,8 +81,14 @@ pub enum Error {
     Memory(#[from] super::memory::MemoryError),
     #[error(transparent)]
     Write(#[from] crate::util::atomic_file::WriteError),
+    #[error(transparent)]
+    Folder(#[from] run_folder::Error),
     #[error("cannot resume: {0}")]
     Resume(String),
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("train.sample_prompt: {0}")]
+    Prompt(String),
     #[error("model.initial: {0}")]
     Initial(String),
     #[error(
@@ -111,6 +118,8 @@ pub struct Trainer {
     events: EventWriter,
     state: TrainerState,
     memory: MemoryTable,
+    /// What samples go on from; empty where none are written.
+    prompt: Vec<u32>,
     ids: Vec<i32>,
     targets: Vec<i32>,
 }
@@ -174,6 +183,24 @@ impl Recorded {
         self.program.run(parameters, options)?;
         Ok(self.program.loss_sum(self.loss))
     }
+
+    /// Runs a batch again and says which tensor is the first that is not finite.
+    fn find_non_finite(
+        &mut self,
+        parameters: &mut Parameters,
+        ids: &[i32],
+        targets: &[i32],
+        options: &RunOptions,
+    ) -> String {
+        self.program.write_ids(self.ids, ids);
+        self.program.write_ids(self.targets, targets);
+        match self.program.find_non_finite(parameters, options) {
+            Ok(Some(found)) => {
+                format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
+            }
+            _ => "no single tensor holds one: their sum overflows".to_owned(),
+        }
+    }
 }
 
 /// The model that a configuration describes.
@@ -198,27 +225,25 @@ fn model_config(config: &Config, vocabulary: usize, end_of_text: Option<u32>) ->
 }
 
 impl Trainer {
-    /// Sets a run up in `folder`, which must exist: fresh, or from its newest checkpoint with `resume`.
+    /// Sets a run up in `folder`: a fresh one, which makes the folder, or one that goes on from the newest checkpoint
+    /// there with `resume` (from the start where the run was stopped before its first).
+    ///
+    /// What can be refused is refused before anything is allocated, and that before anything is written.
     ///
     /// # Errors
     /// Data that cannot be used, a run that does not fit into memory, a checkpoint that does not fit the
-    /// configuration, a folder that cannot be written to.
+    /// configuration, a folder that is in use or cannot be written to.
     pub fn new(config: Config, folder: &Path, device: Arc<Device>, resume: bool) -> Result<Self, Error> {
         let (source, vocabulary) = source::open(&config)?;
         let block = config.model.block;
-        let order = match config.data.order {
-            Order::Shuffled => data::Order::Shuffled,
-            Order::Random => data::Order::Random,
-            Order::Sequential => data::Order::Sequential,
-        };
-        let mut sampler = Sampler::new(source.train.len(), order, config.train.batch, block, config.train.seed)?;
+        let mut sampler = sampler(&config, &source)?;
+        let prompt = prompt(&config, &source, vocabulary)?;
         let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
         let memory = estimate(&config, &device, vocabulary)?.memory;
         memory.check()?;
 
         let (model, mut parameters) = Gpt::new(model_config(&config, vocabulary, end_of_text), config.train.seed)?;
         let mut optimizer = Optimizer::new(&config.optimizer, &parameters)?;
-        let checkpoints = Checkpoints::open(folder)?;
         let z = config.train.outlier_z;
         let mut state = TrainerState {
             step: 0,
@@ -233,7 +258,10 @@ impl Trainer {
             norm_detector: Detector::new("gradient norm", z),
         };
         if resume {
-            let newest = checkpoints.newest()?;
+            run_folder::remove_leftovers(folder)?;
+        }
+        let newest = if resume { Checkpoints::open(folder)?.newest()? } else { None };
+        if let Some(newest) = newest {
             let saved = checkpoint::read_state(&newest)?;
             check_resumable(&config, &model, &newest, &saved, &state)?;
             sampler.restore(&saved.sampler)?;
@@ -251,6 +279,16 @@ impl Trainer {
         let evaluation = evaluation.transpose()?;
         let Device::Cpu(cpu) = &*device;
         let size = config.train.batch * block;
+        if !resume {
+            run_folder::create(folder)?;
+        }
+        // First of all: a folder with a configuration can be resumed, whenever the run is killed.
+        run_folder::write_config(folder, &config)?;
+        let checkpoints = Checkpoints::open(folder)?;
+        if let Some(best) = state.best.filter(|_| config.train.keep_best) {
+            // The run may have been killed between the checkpoint and the link.
+            checkpoints.mark_best(best.step)?;
+        }
         Ok(Self {
             peak_flops: crate::cpu::peak::fma_flops(cpu),
             schedule: Schedule::new(&config),
@@ -270,6 +308,7 @@ impl Trainer {
             checkpoints,
             state,
             memory,
+            prompt,
             ids: vec![0; size],
             targets: vec![0; size],
         })
@@ -280,7 +319,7 @@ impl Trainer {
         &self.memory
     }
 
-    /// The run's configuration, with the vocabulary filled in.
+    /// The run's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -443,6 +482,8 @@ impl Trainer {
     }
 
     /// Mean loss on the same windows of the validation data each time; whether it is the lowest so far.
+    ///
+    /// A loss that is not finite ends the run: no update can make such a model better.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
         let Some(evaluation) = &mut self.evaluation else { return Ok(false) };
         let (batch, block) = (self.config.train.batch, self.config.model.block);
@@ -455,6 +496,11 @@ impl Trainer {
             let options = RunOptions::default();
             let (batch_sum, batch_counted) =
                 evaluation.run(&mut self.parameters, &self.ids, &self.targets, &options)?;
+            if !batch_sum.is_finite() {
+                let found = evaluation.find_non_finite(&mut self.parameters, &self.ids, &self.targets, &options);
+                let what = format!("validation loss is {batch_sum}");
+                return Err(Error::NotFinite { step: self.state.step, what, found });
+            }
             sum += batch_sum;
             counted += batch_counted;
         }
@@ -474,13 +520,10 @@ impl Trainer {
     fn sample(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         let Some(tokenizer) = &self.source.tokenizer else { return Ok(()) };
         let train = &self.config.train;
-        let mut prompt = tokenizer.encode(&train.sample_prompt)?;
-        if prompt.is_empty() {
-            prompt.push(tokenizer.end_of_text().unwrap_or(0));
-        }
         let sampling = Sampling { temperature: train.sample_temperature, seed: train.seed, ..Sampling::default() };
         let device = Arc::clone(&self.device);
-        let mut generator = Generator::new(device, &self.model, &mut self.parameters, &[prompt])?;
+        let mut generator =
+            Generator::new(device, &self.model, &mut self.parameters, std::slice::from_ref(&self.prompt))?;
         for draw in 0..train.sample_tokens {
             let token = sampling.choose(generator.logits(0), 0, draw as u64);
             if Some(token) == tokenizer.end_of_text() || draw + 1 == train.sample_tokens {
@@ -509,7 +552,7 @@ impl Trainer {
             state: &self.state,
         };
         self.checkpoints.write(&contents)?;
-        if is_best {
+        if is_best && self.config.train.keep_best {
             self.checkpoints.mark_best(self.state.step)?;
         }
         let best = self.state.best.filter(|_| self.config.train.keep_best).map(|best| best.step);
@@ -520,17 +563,40 @@ impl Trainer {
     /// Finds the first tensor that is not finite, by running the batch again.
     fn not_finite(&mut self, micro: usize, what: String) -> Error {
         let options = self.run_options(micro);
-        let Recorded { program, ids, targets, .. } = &mut self.training;
-        program.write_ids(*ids, &self.ids);
-        program.write_ids(*targets, &self.targets);
-        let found = match program.find_non_finite(&mut self.parameters, &options) {
-            Ok(Some(found)) => {
-                format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
-            }
-            _ => "no single tensor holds one: their sum overflows".to_owned(),
-        };
+        let found = self.training.find_non_finite(&mut self.parameters, &self.ids, &self.targets, &options);
         Error::NotFinite { step: self.state.step + 1, what, found }
     }
+}
+
+/// Draws training batches.
+fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
+    let order = match config.data.order {
+        Order::Shuffled => data::Order::Shuffled,
+        Order::Random => data::Order::Random,
+        Order::Sequential => data::Order::Sequential,
+    };
+    Ok(Sampler::new(source.train.len(), order, config.train.batch, config.model.block, config.train.seed)?)
+}
+
+/// Tokens that samples go on from. Where the text lacks the default, a newline, the first token of the text stands in.
+fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Result<Vec<u32>, Error> {
+    let Some(tokenizer) = source.tokenizer.as_ref().filter(|_| config.train.sample_every > 0) else {
+        return Ok(Vec::new());
+    };
+    let text = &config.train.sample_prompt;
+    let refused = match tokenizer.encode(text) {
+        Ok(tokens) if tokens.is_empty() => None,
+        Ok(tokens) if tokens.iter().all(|&token| (token as usize) < vocabulary) => return Ok(tokens),
+        Ok(_) => Some(format!("{text:?} has tokens beyond model.vocabulary = {vocabulary}; choose another")),
+        Err(error) => Some(format!("{error}; or choose a prompt of characters that occur in the text")),
+    };
+    if let Some(what) = refused.filter(|_| *text != Train::default().sample_prompt) {
+        return Err(Error::Prompt(what));
+    }
+    let mut first = [0];
+    source.train.read(0, &mut first);
+    let stand_in = tokenizer.end_of_text().filter(|&token| (token as usize) < vocabulary);
+    Ok(vec![stand_in.unwrap_or(first[0] as u32)])
 }
 
 /// Refuses to go on with another model or other data.
@@ -580,12 +646,21 @@ fn check_resumable(
 /// Data that cannot be used.
 pub fn estimate_run(config: &Config, device: &Arc<Device>) -> Result<Estimate, Error> {
     let (source, vocabulary) = source::open(config)?;
+    sampler(config, &source)?;
+    prompt(config, &source, vocabulary)?;
     let mut estimate = estimate(config, device, vocabulary)?;
     (estimate.train_tokens, estimate.val_tokens) = (source.train.len(), source.val.len());
     Ok(estimate)
 }
 
 fn estimate(config: &Config, device: &Arc<Device>, vocabulary: usize) -> Result<Estimate, Error> {
+    if config.model.kv_heads() != config.model.heads {
+        let (kv_heads, heads) = (config.model.kv_heads(), config.model.heads);
+        return Err(Error::Unsupported(format!(
+            "model.kv_heads is {kv_heads} and model.heads {heads}: a GPT-2 has as many of one as of the other, and its \
+             files cannot say otherwise; leave model.kv_heads out"
+        )));
+    }
     let (model, parameters) = Gpt::unallocated(model_config(config, vocabulary, None))?;
     let measure = |mode| -> Result<tape::MemoryUse, Error> {
         Ok(Recorded::tape(config, device, &model, &parameters, mode)?.0.measure()?)

@@ -1,0 +1,484 @@
+//! Gradients of every tape operation, alone and composed, against central differences of the same computation in f64.
+//!
+//! Each case is written twice: as it is recorded on the tape, and as a function of all its parameters and inputs made
+//! of the f64 references in `ops`. The tape runs with its arena and gradients full of NaN, so a read of what was not
+//! written shows.
+
+use super::device;
+use crate::ops::attention::Mask;
+use crate::ops::linear::Activation;
+use crate::ops::testing::{Random, assert_close, double};
+use crate::ops::{Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, softmax_cross_entropy};
+use crate::tape::{
+    AttentionOptions, Error, FfnParameters, Initial, Loss, Mode, ParameterId, Parameters, RunOptions, Specification,
+    Tape, Value,
+};
+
+/// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
+const BATCH: usize = 2;
+const TIME: usize = 5;
+const HEADS: usize = 4;
+const HEAD_SIZE: usize = 3;
+const CHANNELS: usize = HEADS * HEAD_SIZE;
+const HIDDEN: usize = 7;
+const VOCABULARY: usize = 11;
+const ROWS: usize = BATCH * TIME;
+const EPSILON: f32 = 1e-5;
+const SEED: u64 = 5;
+const STEP: u64 = 9;
+
+/// Name and sizes of a parameter or an input.
+type Leaf = (&'static str, Vec<usize>);
+
+/// What a case reads: parameters and inputs, by place in their lists.
+type Leaves = Vec<Vec<f64>>;
+
+/// Ids and lengths that the cases use besides their inputs.
+struct Ids {
+    tokens: Vec<i32>,
+    key_lengths: Vec<i32>,
+    targets: Vec<i32>,
+}
+
+/// Values of the tape for [`Ids`].
+struct IdValues {
+    tokens: Value,
+    key_lengths: Value,
+    targets: Value,
+}
+
+struct Case<'c> {
+    name: &'c str,
+    parameters: Vec<Leaf>,
+    inputs: Vec<Leaf>,
+    record: &'c dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error>,
+    /// The sum of the mean losses, as a function of parameters and inputs.
+    compute: &'c dyn Fn(&Leaves, &Leaves, &Ids) -> f64,
+}
+
+impl Case<'_> {
+    fn check(&self) {
+        let mut random = Random::fresh();
+        let ids = Ids {
+            tokens: (0..ROWS).map(|_| random.below(VOCABULARY) as i32).collect(),
+            key_lengths: (0..BATCH).map(|_| 1 + random.below(TIME) as i32).collect(),
+            targets: (0..ROWS).map(|row| if row == 3 { IGNORED } else { random.below(VOCABULARY) as i32 }).collect(),
+        };
+        let length = |leaf: &Leaf| leaf.1.iter().product::<usize>();
+        let specifications = self.parameters.iter().map(|(name, shape)| Specification {
+            name: (*name).into(),
+            shape: shape.clone(),
+            initial: Initial::Normal(0.5),
+            decays: true,
+            trainable: true,
+        });
+        let mut parameters = Parameters::new(specifications.collect(), u64::from(random.word())).unwrap();
+        let inputs: Vec<Vec<f32>> = self.inputs.iter().map(|leaf| random.normal(length(leaf))).collect();
+        let list: Vec<ParameterId> = parameters.ids().collect();
+
+        let mut tape = Tape::new(device(), &parameters, Mode::Training);
+        let values: Vec<Value> =
+            self.inputs.iter().map(|(name, shape)| tape.input_with_gradient(name, shape)).collect();
+        let id_values = IdValues {
+            tokens: tape.input_ids("tokens", &[BATCH, TIME]),
+            key_lengths: tape.input_ids("key_lengths", &[BATCH]),
+            targets: tape.input_ids("targets", &[ROWS]),
+        };
+        (self.record)(&mut tape, &list, &values, &id_values).unwrap();
+        let mut program = tape.finish().unwrap();
+        program.poison();
+        parameters.poison_gradients();
+        values.iter().zip(&inputs).for_each(|(&value, data)| program.write(value, data));
+        program.write_ids(id_values.tokens, &ids.tokens);
+        program.write_ids(id_values.key_lengths, &ids.key_lengths);
+        program.write_ids(id_values.targets, &ids.targets);
+        program.run(&mut parameters, &RunOptions { seed: SEED, step: STEP, ..RunOptions::default() }).unwrap();
+
+        let parameters64: Leaves = list.iter().map(|&id| double(parameters.values(id))).collect();
+        let inputs64: Leaves = inputs.iter().map(|values| double(values)).collect();
+        let expected = (self.compute)(&parameters64, &inputs64, &ids);
+        let found = program.losses().iter().map(|&loss| program.mean_loss(loss).unwrap()).sum::<f64>() as f32;
+        assert_close(&format!("{}: loss", self.name), &[found], &[expected], 2e-6, 0.0);
+        for (place, (&id, leaf)) in list.iter().zip(&self.parameters).enumerate() {
+            let differences = differences(&parameters64, place, |moved| (self.compute)(moved, &inputs64, &ids));
+            let name = format!("{}: gradient of {}", self.name, leaf.0);
+            assert_close(&name, parameters.gradient(id).unwrap(), &differences, 2e-5, 1e-7);
+        }
+        for (place, (&value, leaf)) in values.iter().zip(&self.inputs).enumerate() {
+            let differences = differences(&inputs64, place, |moved| (self.compute)(&parameters64, moved, &ids));
+            let name = format!("{}: gradient of {}", self.name, leaf.0);
+            assert_close(&name, program.gradient(value).unwrap(), &differences, 2e-5, 1e-7);
+        }
+    }
+}
+
+/// Central differences of `function` by the elements of one leaf.
+fn differences(leaves: &Leaves, place: usize, function: impl Fn(&Leaves) -> f64) -> Vec<f64> {
+    let step = 1e-5;
+    let mut moved = leaves.clone();
+    (0..leaves[place].len())
+        .map(|index| {
+            moved[place][index] = leaves[place][index] + step;
+            let above = function(&moved);
+            moved[place][index] = leaves[place][index] - step;
+            let below = function(&moved);
+            moved[place][index] = leaves[place][index];
+            (above - below) / (2.0 * step)
+        })
+        .collect()
+}
+
+// The operations in f64, with the sizes of the cases.
+
+fn mean_loss(logits: &[f64], ids: &Ids, label_smoothing: f32) -> f64 {
+    let shape = softmax_cross_entropy::Shape { rows: ROWS, vocabulary: VOCABULARY, label_smoothing, ignored: IGNORED };
+    let losses = softmax_cross_entropy::reference::forward(&shape, logits, &ids.targets);
+    losses.iter().sum::<f64>() / ids.targets.iter().filter(|&&target| target != IGNORED).count() as f64
+}
+
+fn linear64(activation: Activation, x: &[f64], weight: &[f64], bias: Option<&[f64]>, plus: Option<&[f64]>) -> Vec<f64> {
+    let inputs = x.len() / ROWS;
+    let shape = linear::Shape { rows: ROWS, inputs, outputs: weight.len() / inputs / activation.width() };
+    linear::reference::forward(&shape, activation, x, weight, bias, plus).1
+}
+
+fn norm64(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+    let shape = layer_norm::Shape { rows: ROWS, channels: x.len() / ROWS, epsilon: EPSILON };
+    layer_norm::reference::forward(&shape, x, None, weight, Some(bias)).output
+}
+
+fn dropout64(probability: f32, site: u32, x: &[f64], plus: Option<&[f64]>) -> Vec<f64> {
+    dropout::reference::forward(&Dropout { probability, seed: SEED, step: STEP, site }, x, plus)
+}
+
+fn embedding64(ids: &Ids, tokens: &[f64], positions: Option<&[f64]>) -> Vec<f64> {
+    let shape = embedding::Shape {
+        batch: BATCH,
+        time: TIME,
+        channels: CHANNELS,
+        vocabulary: VOCABULARY,
+        positions: positions.map_or(0, |table| table.len() / CHANNELS),
+        first_position: 0,
+    };
+    embedding::reference::forward(&shape, &ids.tokens, tokens, positions)
+}
+
+fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: Option<&[i32]>) -> Vec<f64> {
+    let AttentionOptions { heads, key_value_heads, mask, dropout: probability } = *options;
+    let columns = qkv.len() / ROWS;
+    let head_size = columns / (heads + 2 * key_value_heads);
+    let part = |from: usize, count: usize| -> Vec<f64> {
+        let columns_of = |row: &[f64]| row[from * head_size..(from + count) * head_size].to_vec();
+        qkv.chunks(columns).flat_map(columns_of).collect()
+    };
+    let (query, key) = (part(0, heads), part(heads, key_value_heads));
+    let inputs = attention::reference::Inputs {
+        shape: attention::Shape {
+            batch: BATCH,
+            query_time: TIME,
+            key_time: TIME,
+            heads,
+            key_value_heads,
+            head_size,
+            scale: 1.0 / (head_size as f32).sqrt(),
+            mask,
+        },
+        query: &query,
+        key: &key,
+        value: &part(heads + key_value_heads, key_value_heads),
+        key_lengths,
+        bias: None,
+        dropout: (probability > 0.0).then_some(Dropout { probability, seed: SEED, step: STEP, site }),
+    };
+    attention::reference::forward(&inputs).0
+}
+
+fn ffn64(activation: Activation, x: &[f64], leaves: &[Vec<f64>], plus: Option<&[f64]>) -> Vec<f64> {
+    let channels = x.len() / ROWS;
+    let shape = ffn::Shape { rows: ROWS, channels, hidden: leaves[2].len() / channels };
+    let parameters = ffn::reference::Parameters {
+        weight_in: &leaves[0],
+        bias_in: Some(&leaves[1]),
+        weight_out: &leaves[2],
+        bias_out: Some(&leaves[3]),
+    };
+    ffn::reference::forward(&shape, activation, x, parameters, plus).output
+}
+
+fn ffn_parameters(ids: &[ParameterId]) -> FfnParameters {
+    FfnParameters { weight_in: ids[0], bias_in: Some(ids[1]), weight_out: ids[2], bias_out: Some(ids[3]) }
+}
+
+fn leaf(name: &'static str, shape: &[usize]) -> Leaf {
+    (name, shape.to_vec())
+}
+
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
+
+#[test]
+fn of_linear_with_every_activation_a_bias_and_a_residual() {
+    for activation in ACTIVATIONS {
+        Case {
+            name: &format!("linear, {activation:?}"),
+            parameters: vec![
+                leaf("weight", &[VOCABULARY * activation.width(), CHANNELS]),
+                leaf("bias", &[VOCABULARY * activation.width()]),
+            ],
+            inputs: vec![leaf("input", &[BATCH, TIME, CHANNELS]), leaf("residual", &[BATCH, TIME, VOCABULARY])],
+            record: &|tape, p, v, ids| {
+                let logits = tape.linear(v[0], p[0], Some(p[1]), activation, Some(v[1]))?;
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| mean_loss(&linear64(activation, &v[0], &p[0], Some(&p[1]), Some(&v[1])), ids, 0.0),
+        }
+        .check();
+    }
+}
+
+#[test]
+fn of_a_residual_that_is_also_the_layers_input() {
+    Case {
+        name: "linear(x) + x",
+        parameters: vec![leaf("weight", &[VOCABULARY, VOCABULARY])],
+        inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
+        record: &|tape, p, v, ids| {
+            let hidden = tape.linear(v[0], p[0], None, Activation::GeluTanh, Some(v[0]))?;
+            let logits = tape.linear(hidden, p[0], None, Activation::Identity, Some(hidden))?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| {
+            let hidden = linear64(Activation::GeluTanh, &v[0], &p[0], None, Some(&v[0]));
+            mean_loss(&linear64(Activation::Identity, &hidden, &p[0], None, Some(&hidden)), ids, 0.0)
+        },
+    }
+    .check();
+}
+
+#[test]
+fn of_sums_of_a_value_with_itself_and_with_others() {
+    Case {
+        name: "(x + x) + (y + x)",
+        parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+        inputs: vec![leaf("x", &[ROWS, CHANNELS]), leaf("y", &[ROWS, CHANNELS])],
+        record: &|tape, p, v, ids| {
+            let twice = tape.add(v[0], v[0])?;
+            let both = tape.add(v[1], v[0])?;
+            let sum = tape.add(twice, both)?;
+            let logits = tape.linear(sum, p[0], None, Activation::Identity, None)?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| {
+            let sum: Vec<f64> = v[0].iter().zip(&v[1]).map(|(x, y)| 3.0 * x + y).collect();
+            mean_loss(&linear64(Activation::Identity, &sum, &p[0], None, None), ids, 0.0)
+        },
+    }
+    .check();
+}
+
+#[test]
+fn of_ffn_with_every_activation_kept_or_recomputed() {
+    for activation in ACTIVATIONS {
+        for recomputes in [false, true] {
+            let width = activation.width();
+            Case {
+                name: &format!("ffn, {activation:?}, recomputes {recomputes}"),
+                parameters: vec![
+                    leaf("weight_in", &[HIDDEN * width, VOCABULARY]),
+                    leaf("bias_in", &[HIDDEN * width]),
+                    leaf("weight_out", &[VOCABULARY, HIDDEN]),
+                    leaf("bias_out", &[VOCABULARY]),
+                ],
+                inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
+                record: &|tape, p, v, ids| {
+                    let parameters = ffn_parameters(p);
+                    let logits = tape.ffn(v[0], parameters, activation, Some(v[0]), recomputes)?;
+                    tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+                },
+                compute: &|p, v, ids| mean_loss(&ffn64(activation, &v[0], p, Some(&v[0])), ids, 0.0),
+            }
+            .check();
+        }
+    }
+}
+
+#[test]
+fn of_layer_norm() {
+    Case {
+        name: "layer norm",
+        parameters: vec![leaf("weight", &[VOCABULARY]), leaf("bias", &[VOCABULARY])],
+        inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
+        record: &|tape, p, v, ids| {
+            let logits = tape.layer_norm(v[0], p[0], Some(p[1]), EPSILON)?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| mean_loss(&norm64(&v[0], &p[0], &p[1]), ids, 0.0),
+    }
+    .check();
+}
+
+#[test]
+fn of_attention_with_shared_heads_key_lengths_and_dropout() {
+    for (mask, key_value_heads, dropout, has_lengths) in
+        [(Mask::Causal, 4, 0.0, false), (Mask::Full, 2, 0.0, true), (Mask::Causal, 1, 0.3, true)]
+    {
+        let options = AttentionOptions { heads: HEADS, key_value_heads, mask, dropout };
+        Case {
+            name: &format!("attention, {mask:?}, {key_value_heads} key/value heads, dropout {dropout}"),
+            parameters: vec![leaf("head", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("qkv", &[BATCH, TIME, (HEADS + 2 * key_value_heads) * HEAD_SIZE])],
+            record: &|tape, p, v, ids| {
+                let mixed = tape.attention(v[0], &options, has_lengths.then_some(ids.key_lengths))?;
+                let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let mixed = attention64(&options, 1, &v[0], has_lengths.then_some(&ids.key_lengths[..]));
+                mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
+#[test]
+fn of_dropout_with_and_without_a_residual() {
+    Case {
+        name: "dropout",
+        parameters: vec![leaf("weight", &[VOCABULARY, VOCABULARY])],
+        inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
+        record: &|tape, p, v, ids| {
+            let dropped = tape.dropout(v[0], 0.4, None)?;
+            let hidden = tape.linear(dropped, p[0], None, Activation::GeluErf, None)?;
+            let logits = tape.dropout(hidden, 0.2, Some(v[0]))?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| {
+            let dropped = dropout64(0.4, 1, &v[0], None);
+            let hidden = linear64(Activation::GeluErf, &dropped, &p[0], None, None);
+            mean_loss(&dropout64(0.2, 2, &hidden, Some(&v[0])), ids, 0.0)
+        },
+    }
+    .check();
+}
+
+/// The table's gradient is the sum of what comes through the embedding and through the output projection.
+#[test]
+fn of_tables_that_are_tied_to_the_output_projection() {
+    for label_smoothing in [0.0, 0.1] {
+        for chunk_rows in [1, 4, ROWS] {
+            Case {
+                name: &format!("embedding and linear cross-entropy, smoothing {label_smoothing}, chunks {chunk_rows}"),
+                parameters: vec![leaf("tokens", &[VOCABULARY, CHANNELS]), leaf("positions", &[TIME + 2, CHANNELS])],
+                inputs: vec![],
+                record: &|tape, p, _, ids| {
+                    let embedded = tape.embedding(ids.tokens, p[0], Some(p[1]))?;
+                    tape.linear_cross_entropy(embedded, p[0], ids.targets, label_smoothing, Some(chunk_rows))
+                },
+                compute: &|p, _, ids| {
+                    let embedded = embedding64(ids, &p[0], Some(&p[1]));
+                    mean_loss(&linear64(Activation::Identity, &embedded, &p[0], None, None), ids, label_smoothing)
+                },
+            }
+            .check();
+        }
+    }
+}
+
+/// The gradient of what two losses have in common is the sum of both; the case asks for the one of their sum.
+#[test]
+fn of_two_losses_of_one_value() {
+    Case {
+        name: "two losses",
+        parameters: vec![leaf("first", &[VOCABULARY, CHANNELS]), leaf("second", &[VOCABULARY, CHANNELS])],
+        inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+        record: &|tape, p, v, ids| {
+            let trunk = tape.add(v[0], v[0])?;
+            tape.linear_cross_entropy(trunk, p[0], ids.targets, 0.0, None)?;
+            let logits = tape.linear(trunk, p[1], None, Activation::Identity, None)?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| {
+            let trunk: Vec<f64> = v[0].iter().map(|x| 2.0 * x).collect();
+            let loss = |weight| mean_loss(&linear64(Activation::Identity, &trunk, weight, None, None), ids, 0.0);
+            loss(&p[0]) + loss(&p[1])
+        },
+    }
+    .check();
+}
+
+const BLOCK_LEAVES: usize = 12;
+
+fn block_leaves() -> Vec<Leaf> {
+    vec![
+        leaf("norm1.weight", &[CHANNELS]),
+        leaf("norm1.bias", &[CHANNELS]),
+        leaf("qkv.weight", &[3 * CHANNELS, CHANNELS]),
+        leaf("qkv.bias", &[3 * CHANNELS]),
+        leaf("projection.weight", &[CHANNELS, CHANNELS]),
+        leaf("projection.bias", &[CHANNELS]),
+        leaf("norm2.weight", &[CHANNELS]),
+        leaf("norm2.bias", &[CHANNELS]),
+        leaf("ffn.weight_in", &[HIDDEN, CHANNELS]),
+        leaf("ffn.bias_in", &[HIDDEN]),
+        leaf("ffn.weight_out", &[CHANNELS, HIDDEN]),
+        leaf("ffn.bias_out", &[CHANNELS]),
+    ]
+}
+
+const BLOCK_ATTENTION: AttentionOptions =
+    AttentionOptions { heads: HEADS, key_value_heads: HEADS, mask: Mask::Causal, dropout: 0.1 };
+const BLOCK_DROPOUT: f32 = 0.2;
+
+fn record_block(tape: &mut Tape<'_>, stream: Value, p: &[ParameterId]) -> Result<Value, Error> {
+    let normed = tape.layer_norm(stream, p[0], Some(p[1]), EPSILON)?;
+    let qkv = tape.linear(normed, p[2], Some(p[3]), Activation::Identity, None)?;
+    let mixed = tape.attention(qkv, &BLOCK_ATTENTION, None)?;
+    let branch = tape.linear(mixed, p[4], Some(p[5]), Activation::Identity, None)?;
+    let stream = tape.dropout(branch, BLOCK_DROPOUT, Some(stream))?;
+    let normed = tape.layer_norm(stream, p[6], Some(p[7]), EPSILON)?;
+    tape.ffn(normed, ffn_parameters(&p[8..]), Activation::GeluTanh, Some(stream), false)
+}
+
+/// `sites`: how many dropouts were recorded before this block.
+fn block64(stream: &[f64], p: &[Vec<f64>], sites: u32) -> Vec<f64> {
+    let normed = norm64(stream, &p[0], &p[1]);
+    let qkv = linear64(Activation::Identity, &normed, &p[2], Some(&p[3]), None);
+    let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, None);
+    let branch = linear64(Activation::Identity, &mixed, &p[4], Some(&p[5]), None);
+    let stream = dropout64(BLOCK_DROPOUT, sites + 2, &branch, Some(stream));
+    let normed = norm64(&stream, &p[6], &p[7]);
+    ffn64(Activation::GeluTanh, &normed, &p[8..], Some(&stream))
+}
+
+#[test]
+fn of_a_tied_network_of_two_blocks_with_dropout() {
+    for recompute in [false, true] {
+        let mut parameters = vec![leaf("tokens", &[VOCABULARY, CHANNELS]), leaf("positions", &[TIME, CHANNELS])];
+        let names = |prefix: &'static str| {
+            let named = move |(name, shape)| (&*Box::leak(format!("{prefix}.{name}").into_boxed_str()), shape);
+            block_leaves().into_iter().map(named)
+        };
+        parameters.extend(names("first"));
+        parameters.extend(names("second"));
+        Case {
+            name: &format!("two blocks, recompute {recompute}"),
+            parameters,
+            inputs: vec![],
+            record: &|tape, p, _, ids| {
+                let mut stream = tape.embedding(ids.tokens, p[0], Some(p[1]))?;
+                for block in p[2..].chunks(BLOCK_LEAVES) {
+                    let record = |tape: &mut Tape<'_>| record_block(tape, stream, block);
+                    stream = if recompute { tape.recomputed(record)? } else { record(tape)? };
+                }
+                tape.linear_cross_entropy(stream, p[0], ids.targets, 0.0, Some(3))
+            },
+            compute: &|p, _, ids| {
+                let first = block64(&embedding64(ids, &p[0], Some(&p[1])), &p[2..], 0);
+                let second = block64(&first, &p[2 + BLOCK_LEAVES..], 2);
+                mean_loss(&linear64(Activation::Identity, &second, &p[0], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
