@@ -1,0 +1,13 @@
+//! Fused attention: `cargo bench --bench attention [-- FILTER]`.
+
+mod shared;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use engine::profile::cases::Family;
+
+fn bench(criterion: &mut Criterion) {
+    shared::bench(criterion, Family::Attention);
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
