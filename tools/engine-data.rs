@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::data::pack::{self, DEFAULT_SHARD_TOKENS, Document};
 use engine::data::{Error, Format, Tokenizer, inspect, verify};
+use engine::util::atomic_file::plainly;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
@@ -164,7 +165,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
-            let is_usage = matches!(error.downcast_ref(), Some(Error::Argument(_) | Error::TooShort { .. }));
+            let is_usage = matches!(error.downcast_ref(), Some(Error::Argument(_)));
             eprintln!("engine-data: {error:#}");
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
@@ -205,7 +206,7 @@ fn pack_command(arguments: &PackArguments, as_json: bool) -> anyhow::Result<Exit
     let megabytes_per_second = bytes as f64 / 1e6 / seconds;
     if as_json {
         return print_json(&json!({
-            "out": arguments.out, "dataset": manifest,
+            "out": arguments.out.display().to_string(), "dataset": manifest,
             "seconds": seconds, "megabytes_per_second": megabytes_per_second,
         }));
     }
@@ -238,7 +239,7 @@ fn tokenizer_command(arguments: &TokenizerArguments, as_json: bool) -> anyhow::R
     }
     if as_json {
         return print_json(&json!({
-            "out": arguments.out, "vocabulary": vocabulary, "end_of_text": tokenizer.end_of_text(), "seconds": seconds,
+            "out": arguments.out.display().to_string(), "vocabulary": vocabulary, "end_of_text": tokenizer.end_of_text(), "seconds": seconds,
         }));
     }
     print(&format!("{}: byte-level BPE, {vocabulary} ids, {seconds:.2} s\n", arguments.out.display()))
@@ -255,7 +256,7 @@ fn inspect_command(arguments: &InspectArguments, as_json: bool) -> anyhow::Resul
     if as_json {
         return print_json(&report);
     }
-    let mut text = format!("{}", report.path.display());
+    let mut text = report.path.clone();
     match (report.tokenizer, report.vocabulary) {
         (Some(name), Some(vocabulary)) => writeln!(text, ": {name} tokenizer, {vocabulary} ids")?,
         _ => writeln!(text, ": no tokenizer.json beside it")?,
@@ -301,7 +302,7 @@ fn verify_command(arguments: &VerifyArguments, as_json: bool) -> anyhow::Result<
         };
         let outcome = if is_good { "good".into() } else { counted(report.findings.len(), "finding") };
         let shards = counted(report.shards, "shard");
-        writeln!(text, "{}: {shards}, {} tokens, {ids}: {outcome}", report.path.display(), report.tokens)?;
+        writeln!(text, "{}: {shards}, {} tokens, {ids}: {outcome}", report.path, report.tokens)?;
         print(&text)?
     };
     Ok(if is_good { code } else { ExitCode::from(1) })
@@ -322,7 +323,9 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
 /// Writes to standard output. A reader that went away early (`| head`) has what it wanted.
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            anyhow::bail!("cannot write to standard output: {}", plainly(&error))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }

@@ -5,6 +5,7 @@
 
 use super::error::{Error, Result};
 use super::hash::Hash;
+use super::manifest::{self, Manifest};
 use super::pack::{Document, tokenise_files};
 use super::shard::{Shard, TokenSlice, TokenType};
 use super::tokenizer::Tokenizer;
@@ -85,15 +86,25 @@ impl Dataset {
     /// Opens a folder's shards by split; the second is None where no name says `val`. A single file is all training.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); or a folder holds other numbers of tokens than its `dataset.json` says.
     pub fn open_splits(path: impl AsRef<Path>, format: Format) -> Result<(Self, Option<Self>)> {
         let path = path.as_ref();
         if !path.is_dir() {
             return Ok((Self::open_files(&[path], format)?, None));
         }
         let (train, val) = split_files(path)?;
+        let train = Self::open_files(&train, format)?;
         let val = if val.is_empty() { None } else { Some(Self::open_files(&val, format)?) };
-        Ok((Self::open_files(&train, format)?, val))
+        if let Some(manifest) = Manifest::load(path)? {
+            let held = [train.len(), val.as_ref().map_or(0, Self::len)];
+            let named = [manifest.train.tokens, manifest.val.as_ref().map_or(0, |val| val.tokens)];
+            if held != named {
+                let what =
+                    format!("its shards hold {held:?} tokens (train, val), but {} names {named:?}", manifest::FILE);
+                return Err(Error::shard(path, what, "see `engine-data verify`; copy the folder again, or pack again"));
+            }
+        }
+        Ok((train, val))
     }
 
     /// Opens a list of files as one stream, in the order given.
@@ -326,6 +337,9 @@ pub(crate) fn head_length(length: u64, fraction: f64) -> u64 {
 
 /// The `.bin` files of a folder, sorted by name: (for training, for validation).
 pub(crate) fn split_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    if folder.join(manifest::UNFINISHED_FILE).exists() {
+        return Err(Error::shard(folder, "a run of `engine-data pack` was killed here", "pack again with --overwrite"));
+    }
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::read(folder))? {
         let path = entry.map_err(Error::read(folder))?.path();

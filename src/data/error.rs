@@ -12,8 +12,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder cannot be read.
-    #[error("cannot read {}: {}", path.display(), plainly(source))]
-    Read { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {}", path.display(), plainly(cause))]
+    Read { path: PathBuf, cause: io::Error },
 
     /// A file cannot be written.
     #[error(transparent)]
@@ -69,7 +69,7 @@ pub enum Error {
 impl Error {
     pub(crate) fn read(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Read { path, source }
+        move |cause| Self::Read { path, cause }
     }
 
     pub(crate) fn shard(path: impl AsRef<Path>, what: impl Into<String>, remedy: impl Into<String>) -> Self {

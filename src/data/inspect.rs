@@ -5,13 +5,13 @@ use super::error::Result;
 use super::manifest::TOKENIZER_FILE;
 use super::tokenizer::Tokenizer;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a file or folder holds.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The file or folder.
-    pub path: PathBuf,
+    pub path: String,
     /// The tokenizer that was found beside the tokens, or given: its kind.
     pub tokenizer: Option<&'static str>,
     /// Number of ids of the tokenizer.
@@ -122,5 +122,5 @@ pub fn inspect(
     let mut splits = vec![split("train", &train)];
     splits.extend(val.map(|val| split("val", &val)));
     let vocabulary = tokenizer.map(Tokenizer::vocabulary);
-    Ok(Report { path: path.to_path_buf(), tokenizer: tokenizer.map(Tokenizer::name), vocabulary, splits })
+    Ok(Report { path: path.display().to_string(), tokenizer: tokenizer.map(Tokenizer::name), vocabulary, splits })
 }

@@ -13,6 +13,9 @@ pub const FILE: &str = "dataset.json";
 /// Name of the tokenizer beside it.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
+/// Stands in a folder while shards are given their names; after that only if the packer was killed in that moment.
+pub(crate) const UNFINISHED_FILE: &str = "unfinished";
+
 /// What a packed folder holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {

@@ -1,6 +1,6 @@
 //! Text files -> shards: tokenised on all cores, written in order, in bounded memory.
 //!
-//! Files are read in chunks of about a megabyte; a batch of chunks is tokenised in parallel, and its tokens are written
+//! Files are read in chunks of a quarter of a megabyte; a batch of chunks is tokenised in parallel, and its tokens are written
 //! in the order of the text. Chunks are cut by the text alone, so the shards are the same bytes for any number of
 //! threads. Nothing appears under its final name before everything has been written: a run that fails or is killed
 //! leaves the folder as it was.
@@ -15,7 +15,7 @@ use super::manifest::{self, Manifest, ShardEntry, Source, SplitEntry};
 use super::shard::{FinishedShard, ShardWriter, TokenType};
 use super::text::{Chunk, TextReader};
 use super::tokenizer::Tokenizer;
-use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError};
+use crate::util::atomic_file::{WriteError, remove_abandoned, write_atomically};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_SHARD_TOKENS: usize = 100_000_000;
 
 /// Chunks of a batch per thread: enough that threads which finish early find more to do.
-const CHUNKS_PER_THREAD: usize = 4;
+const CHUNKS_PER_THREAD: usize = 16;
 
 /// What a document is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,10 +97,12 @@ pub fn pack<P: AsRef<Path>>(
         ));
     }
 
-    // Everything is on the disk; from here on there are only renames and two small files. The description goes first
-    // and comes last: while it is missing, nobody takes a mixture of old and new shards for a described set.
+    // Everything is on the disk; from here on there are only renames and two small files. A run that is killed among
+    // them leaves the marker, and nobody takes a mixture of old and new shards, or some of them, for a data set.
+    let marker = out.join(manifest::UNFINISHED_FILE);
+    write_atomically(&marker, |_| Ok(()))?;
     for file in old_files {
-        std::fs::remove_file(&file).map_err(|source| WriteError { path: file, source })?;
+        remove(&file)?;
     }
     let train = commit(train, out)?.ok_or_else(|| Error::Argument("the inputs hold no text".into()))?;
     let val = commit(val, out)?;
@@ -117,24 +119,32 @@ pub fn pack<P: AsRef<Path>>(
         sources,
     };
     manifest.save(out)?;
+    remove(&marker)?;
     Ok(manifest)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(|cause| WriteError { path: path.to_path_buf(), cause }.into())
 }
 
 /// Creates the folder, refuses one that holds a data set unless it may be replaced, removes what killed runs left, and
 /// returns the files that the new set replaces.
 fn prepare_folder(out: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(out).map_err(|source| WriteError { path: out.to_path_buf(), source })?;
+    std::fs::create_dir_all(out).map_err(|cause| WriteError { path: out.to_path_buf(), cause })?;
+    remove_abandoned(out)?;
     let mut old_files = Vec::new();
     for entry in std::fs::read_dir(out).map_err(Error::read(out))? {
         let path = entry.map_err(Error::read(out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_shard = name.ends_with(".bin") && (name.starts_with("train_") || name.starts_with("val_"));
-        if name.starts_with('.') && name.ends_with(PARTIAL_SUFFIX) && name.contains(".bin.") {
-            // Left by a run that was killed. Where one is still running into the same folder, its rename fails.
-            std::fs::remove_file(&path).map_err(|source| WriteError { path, source })?;
-        } else if name == manifest::FILE {
-            old_files.insert(0, path);
-        } else if is_shard {
+        let stem = name.strip_suffix(".bin").filter(|stem| !stem.starts_with('.'));
+        let number = stem.and_then(|stem| stem.strip_prefix("train_").or(stem.strip_prefix("val_")));
+        let is_ours = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+        if stem.is_some() && !is_ours {
+            // Whoever opens the folder would take it for a part of the new set.
+            let remedy = "choose another output folder, or move it away";
+            return Err(Error::shard(path, "lies in the output folder but is not ours to replace", remedy));
+        }
+        if is_ours || name == manifest::FILE {
             old_files.push(path);
         }
     }

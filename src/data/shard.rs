@@ -263,7 +263,7 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<TokenType> {
         return Err(Error::shard(path, format!("the header names {count} tokens"), AGAIN));
     };
     let held = data / token_type.bytes();
-    if data % token_type.bytes() != 0 || held != count {
+    if !data.is_multiple_of(token_type.bytes()) || held != count {
         let state = if held < count { "cut short" } else { "length and header differ" };
         let what = format!(
             "{state}: the header names {count} {} tokens ({} bytes), but {data} bytes follow it",
@@ -349,7 +349,7 @@ impl ShardWriter {
         header[4..8].copy_from_slice(&self.token_type.version().to_le_bytes());
         header[8..12].copy_from_slice(&(self.tokens as i32).to_le_bytes());
         let path = self.file.path().to_path_buf();
-        self.file.seek(SeekFrom::Start(0)).map_err(|source| WriteError { path, source })?;
+        self.file.seek(SeekFrom::Start(0)).map_err(|cause| WriteError { path, cause })?;
         self.write(&header)?;
         self.file.seal()?;
         Ok(FinishedShard { file: self.file, tokens: self.tokens, checksum: self.hash.text() })
@@ -357,7 +357,7 @@ impl ShardWriter {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let result = self.file.write_all(bytes);
-        result.map_err(|source| WriteError { path: self.file.path().to_path_buf(), source }.into())
+        result.map_err(|cause| WriteError { path: self.file.path().to_path_buf(), cause }.into())
     }
 }
 

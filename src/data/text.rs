@@ -7,11 +7,18 @@
 
 use super::error::{Error, Result};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Size of a chunk: large against the cost of a task, small enough that a batch for all cores fits memory.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Size of a chunk: large against the cost of a task, small enough that even a file of a megabyte gives work to several
+/// cores.
+const CHUNK_BYTES: usize = 1 << 18;
+
+/// True where a line ends at `cut`, between two ASCII characters that are neither space nor control characters.
+pub(crate) fn is_clean_cut(bytes: &[u8], cut: usize) -> bool {
+    let is_visible = |byte: Option<&u8>| byte.is_some_and(|byte| (b'!'..=b'~').contains(byte));
+    cut >= 2 && bytes[cut - 1] == b'\n' && is_visible(bytes.get(cut - 2)) && is_visible(bytes.get(cut))
+}
 
 /// Where to end the first piece of `text`: near `size` bytes, at the best cut at or before it; all of a short text.
 pub(crate) fn piece_end(text: &str, size: usize) -> usize {
@@ -24,8 +31,7 @@ pub(crate) fn piece_end(text: &str, size: usize) -> usize {
         if bytes[end - 1] != b'\n' {
             continue;
         }
-        let is_clean = |byte: u8| !byte.is_ascii_whitespace() && byte.is_ascii();
-        if end >= 2 && is_clean(bytes[end - 2]) && is_clean(bytes[end]) {
+        if is_clean_cut(bytes, end) {
             return end;
         }
         any_line = any_line.or(Some(end));
@@ -101,28 +107,29 @@ impl TextReader {
     /// The file cannot be read.
     pub(crate) fn cut_at(&mut self, offset: u64, whole_lines: bool) -> Result<u64> {
         let position = self.file.stream_position().map_err(Error::read(&self.path))?;
-        // A line starts after a line break, so the byte before the offset matters too.
-        let mut cut = if whole_lines { offset.saturating_sub(1) } else { offset };
-        self.file.seek(SeekFrom::Start(cut)).map_err(Error::read(&self.path))?;
+        let cut = self.find_cut(offset, whole_lines).map_err(Error::read(&self.path))?;
+        self.file.seek(SeekFrom::Start(position)).map_err(Error::read(&self.path))?;
+        Ok(cut)
+    }
+
+    fn find_cut(&mut self, offset: u64, whole_lines: bool) -> io::Result<u64> {
+        if offset == 0 {
+            return Ok(0);
+        }
+        // A line starts after a line break, a character at a byte that continues none: the byte before a cut tells the
+        // one, the byte after it the other.
+        self.file.seek(SeekFrom::Start(if whole_lines { offset - 1 } else { offset }))?;
+        let mut cut = offset;
         let mut buffer = [0u8; 4096];
-        'search: while offset > 0 {
-            let count = self.file.read(&mut buffer).map_err(Error::read(&self.path))?;
-            for &byte in &buffer[..count] {
-                let is_continuation = byte & 0b1100_0000 == 0b1000_0000;
-                if !whole_lines && !is_continuation {
-                    break 'search;
-                }
-                cut += 1;
-                if whole_lines && byte == b'\n' {
-                    break 'search;
-                }
-            }
-            if count == 0 {
-                break;
+        loop {
+            let count = self.file.read(&mut buffer)?;
+            let is_cut = |&byte: &u8| if whole_lines { byte == b'\n' } else { byte & 0b1100_0000 != 0b1000_0000 };
+            match buffer[..count].iter().position(is_cut) {
+                Some(index) => return Ok(cut + index as u64),
+                None if count == 0 => return Ok(cut),
+                None => cut += count as u64,
             }
         }
-        self.file.seek(SeekFrom::Start(position)).map_err(Error::read(&self.path))?;
-        Ok(cut.max(offset))
     }
 
     /// The next chunk, or None at the end.
@@ -201,7 +208,7 @@ mod tests {
     #[test]
     fn chunks_make_up_the_file_and_know_their_lines() {
         let line = "It is a truth universally acknowledged — 漢字\n";
-        let text = line.repeat(60_000);
+        let text = line.repeat(20_000);
         let chunks = chunks(text.as_bytes());
         assert!(chunks.len() >= 3);
         let mut lines = 1;

@@ -3,8 +3,10 @@
 //! All three are saved as a `tokenizer.json` that the Hugging Face libraries load and that gives the same ids there:
 //! bytes as a byte-level BPE without merges, characters as a word-level vocabulary with a split after each character.
 //! On loading, files of exactly these two shapes are recognised and take a native path (a table look-up per byte or
-//! character); all others go through the `tokenizers` crate.
+//! character). All others go through the `tokenizers` crate, with a fast path in front of it for tokenizers like GPT-2's
+//! (see `byte_level`).
 
+mod byte_level;
 mod character;
 mod decode_stream;
 mod training;
@@ -14,6 +16,7 @@ pub use decode_stream::DecodeStream;
 use super::error::{Error, Result};
 use super::text::piece_end;
 use crate::util::atomic_file::write_atomically;
+use byte_level::ByteLevel;
 use character::Characters;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -44,6 +47,7 @@ struct Loaded {
     json: String,
     vocabulary: usize,
     end_of_text: Option<u32>,
+    byte_level: Option<ByteLevel>,
 }
 
 impl Tokenizer {
@@ -127,7 +131,9 @@ impl Tokenizer {
             return Err(Error::tokenizer(place, format!("the vocabulary is empty; {REMEDY}")));
         }
         let end_of_text = END_OF_TEXT.iter().find_map(|name| tokenizer.token_to_id(name));
-        Ok(Self { kind: Kind::HuggingFace(Box::new(Loaded { tokenizer, json, vocabulary, end_of_text })) })
+        let byte_level = ByteLevel::from_json(&value);
+        let loaded = Loaded { tokenizer, json, vocabulary, end_of_text, byte_level };
+        Ok(Self { kind: Kind::HuggingFace(Box::new(loaded)) })
     }
 
     /// Saves the tokenizer as a `tokenizer.json` for this program and the Hugging Face libraries.
@@ -200,13 +206,13 @@ impl Tokenizer {
             Kind::Char(characters) => characters.encode(text),
             Kind::HuggingFace(loaded) => {
                 let mut ids = Vec::with_capacity(text.len() / 3);
-                let mut rest = text;
-                while !rest.is_empty() {
-                    let (piece, later) = rest.split_at(piece_end(rest, PIECE_BYTES));
-                    let encoding = loaded.tokenizer.encode_fast(piece, false);
-                    ids.extend_from_slice(encoding.map_err(|error| Error::tokenizer("encoding", error))?.get_ids());
-                    rest = later;
-                }
+                let result = match &loaded.byte_level {
+                    Some(fast) => {
+                        fast.encode(text, loaded.tokenizer.get_model(), &mut ids, |run, ids| loaded.encode(run, ids))
+                    }
+                    None => loaded.encode(text, &mut ids),
+                };
+                result.map_err(|error| Error::tokenizer("encoding", error))?;
                 Ok(ids)
             }
         }
@@ -238,20 +244,40 @@ impl Tokenizer {
     }
 }
 
-/// The visible character that stands for a byte in byte-level vocabularies (GPT-2's choice: printable bytes stand for
-/// themselves, the others are counted off from U+0100 on).
-fn byte_character(byte: u8) -> char {
-    let is_plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if is_plain(byte) {
-        return char::from(byte);
+impl Loaded {
+    /// Appends the ids of a text, by the crate.
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(piece_end(rest, PIECE_BYTES));
+            ids.extend_from_slice(self.tokenizer.encode_fast(piece, false)?.get_ids());
+            rest = later;
+        }
+        Ok(())
     }
-    let before = (0..byte).filter(|&other| !is_plain(other)).count() as u32;
-    char::from_u32(0x100 + before).unwrap_or('\u{FFFD}')
 }
+
+/// The visible characters that stand for bytes in byte-level vocabularies (GPT-2's choice: printable bytes stand for
+/// themselves, the others are counted off from U+0100 on).
+const BYTE_CHARACTERS: [char; 256] = {
+    let mut characters = ['\0'; 256];
+    let (mut byte, mut hidden) = (0usize, 0u8);
+    while byte < 256 {
+        characters[byte] = if matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) {
+            byte as u8 as char
+        } else {
+            hidden += 1;
+            // U+0100 is the first of a block of letters, so every value here is a character.
+            char::from_u32(0xFF + hidden as u32).unwrap()
+        };
+        byte += 1;
+    }
+    characters
+};
 
 fn byte_json() -> Value {
     let vocabulary: serde_json::Map<String, Value> =
-        (0..=255u8).map(|byte| (byte_character(byte).to_string(), json!(byte))).collect();
+        (0..=255u8).map(|byte| (BYTE_CHARACTERS[usize::from(byte)].to_string(), json!(byte))).collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The file or folder.
-    pub path: PathBuf,
+    pub path: String,
     /// Shards looked at.
     pub shards: usize,
     /// Tokens in those that could be opened.
@@ -96,7 +96,7 @@ pub fn verify(path: &Path, format: Format, vocabulary: Option<usize>) -> Result<
             Err(Error::shard(path.join(FILE), what, "copy the folder again, or pack again"))
         }));
     }
-    Ok(Report { path: path.to_path_buf(), shards: files.len(), tokens, vocabulary, findings })
+    Ok(Report { path: path.display().to_string(), shards: files.len(), tokens, vocabulary, findings })
 }
 
 /// Number of tokens of a shard, and all that is wrong with them.

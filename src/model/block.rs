@@ -2,7 +2,9 @@
 
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
-use crate::tape::{AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, Tape, Value};
+use crate::tape::{
+    AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, Tape, Value,
+};
 use std::sync::Arc;
 
 /// Weight and bias of a linear layer or a norm.
@@ -90,7 +92,7 @@ impl Block {
             let qkv = tape.linear(normed, self.qkv.weight, self.qkv.bias, Activation::Identity, None)?;
             let mixed = match cache {
                 Some(cache) => tape.attention_cached(qkv, &attention, cache)?,
-                None => tape.attention(qkv, &attention, None)?,
+                None => tape.attention(qkv, &attention, AttentionInputs::default())?,
             };
             let Affine { weight, bias } = self.projection;
             add_branch(tape, stream, options.residual_dropout, |tape, residual| {

@@ -1,4 +1,5 @@
-//! Layer norm on the tape. What is kept for the backward pass: the input, and two numbers a row.
+//! Layer norm on the tape, alone or with a residual added first. What is kept for the backward pass: what was
+//! normalised, and two numbers a row.
 
 use super::run::Run;
 use super::{Error, Needs, Operation, ParameterId, Tape, Value};
@@ -9,6 +10,9 @@ struct LayerNorm {
     shape: Shape,
     has_bias: bool,
 }
+
+/// Outputs: the sum, its norm, and the two statistics.
+struct LayerNormResidual(LayerNorm);
 
 impl Tape<'_> {
     /// Records a layer norm over the last axis.
@@ -22,19 +26,55 @@ impl Tape<'_> {
         bias: Option<ParameterId>,
         epsilon: f32,
     ) -> Result<Value, Error> {
-        let (rows, channels) = self.rows_and_columns("layer_norm", input)?;
-        self.check_parameter("layer_norm", weight, &[channels])?;
-        if let Some(bias) = bias {
-            self.check_parameter("layer_norm", bias, &[channels])?;
-        }
-        let operation = LayerNorm { shape: Shape { rows, channels, epsilon }, has_bias: bias.is_some() };
-        let parameters: Vec<ParameterId> = std::iter::once(weight).chain(bias).collect();
+        let (operation, parameters) = self.new_layer_norm(input, weight, bias, epsilon)?;
+        let rows = operation.shape.rows;
         let results = [
             ("output", self.shape(input).to_vec(), false),
             ("mean", vec![rows], true),
             ("reciprocal_deviation", vec![rows], true),
         ];
         Ok(self.push_node(operation, &[input], &parameters, &results)?[0])
+    }
+
+    /// Records `input + residual` and the layer norm of that sum, as one operation; returns both, the sum first.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn layer_norm_residual(
+        &mut self,
+        input: Value,
+        residual: Value,
+        weight: ParameterId,
+        bias: Option<ParameterId>,
+        epsilon: f32,
+    ) -> Result<(Value, Value), Error> {
+        let shape = self.shape(input).to_vec();
+        self.check_value("layer_norm", residual, &shape)?;
+        let (operation, parameters) = self.new_layer_norm(input, weight, bias, epsilon)?;
+        let rows = operation.shape.rows;
+        let results = [
+            ("sum", shape.clone(), false),
+            ("output", shape, false),
+            ("mean", vec![rows], true),
+            ("reciprocal_deviation", vec![rows], true),
+        ];
+        let values = self.push_node(LayerNormResidual(operation), &[input, residual], &parameters, &results)?;
+        Ok((values[0], values[1]))
+    }
+
+    fn new_layer_norm(
+        &self,
+        input: Value,
+        weight: ParameterId,
+        bias: Option<ParameterId>,
+        epsilon: f32,
+    ) -> Result<(LayerNorm, Vec<ParameterId>), Error> {
+        let (rows, channels) = self.rows_and_columns("layer_norm", input)?;
+        let parameters: Vec<ParameterId> = std::iter::once(weight).chain(bias).collect();
+        for &parameter in &parameters {
+            self.check_parameter("layer_norm", parameter, &[channels])?;
+        }
+        Ok((LayerNorm { shape: Shape { rows, channels, epsilon }, has_bias: bias.is_some() }, parameters))
     }
 }
 
@@ -71,5 +111,47 @@ impl Operation for LayerNorm {
             grad_bias: if self.has_bias { run.grad_parameter(1) } else { None },
         };
         ops::layer_norm::backward(run.device, &self.shape, arguments)
+    }
+}
+
+impl Operation for LayerNormResidual {
+    fn name(&self) -> &'static str {
+        "layer_norm_residual"
+    }
+
+    fn backward_needs(&self) -> Option<Needs> {
+        // Both inputs get the gradient of the sum, which is what arrives there plus what the norm adds.
+        let passes_gradient_to = vec![0, 1];
+        Some(Needs { outputs: vec![0, 2, 3], passes_gradient_to, completes_gradient: true, ..Needs::default() })
+    }
+
+    fn forward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
+        let arguments = Forward {
+            input: run.input(0),
+            residual: Some((run.input(1), run.output(0))),
+            weight: run.parameter(0),
+            bias: self.0.has_bias.then(|| run.parameter(1)),
+            output: run.output(1),
+            statistics: run.output_or_none(2).zip(run.output_or_none(3)),
+        };
+        ops::layer_norm::forward(run.device, &self.0.shape, arguments)
+    }
+
+    fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
+        let Some(grad_output) = run.grad_output_or_none(1) else {
+            let what = "no loss depends on the norm, only on the sum: record an add instead";
+            return Err(ops::Error { operation: self.name(), what: what.to_owned() });
+        };
+        let arguments = Backward {
+            input: run.saved_output(0),
+            weight: run.parameter(0),
+            mean: run.saved_output(2),
+            reciprocal_deviation: run.saved_output(3),
+            grad_output,
+            grad_input: Some(run.completed_gradient()),
+            grad_weight: run.grad_parameter(0),
+            grad_bias: if self.0.has_bias { run.grad_parameter(1) } else { None },
+        };
+        ops::layer_norm::backward(run.device, &self.0.shape, arguments)
     }
 }

@@ -69,6 +69,7 @@ mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
 mod memory;
+mod parameter;
 mod parameters;
 mod plan;
 mod program;
@@ -76,7 +77,7 @@ mod rows;
 mod run;
 mod softmax_cross_entropy;
 
-pub use attention::AttentionOptions;
+pub use attention::{AttentionInputs, AttentionOptions};
 pub use ffn::FfnParameters;
 pub use key_value_cache::Cache;
 pub(crate) use memory::Memory;
@@ -150,8 +151,10 @@ struct Needs {
     scratch: usize,
     /// A loss: its backward pass is run instead of its forward pass, when the backward pass reaches it.
     is_loss: bool,
-    /// The gradient of this input is the gradient of output 0, unchanged.
+    /// The gradients of these inputs are the gradient of output 0, unchanged.
     passes_gradient_to: Vec<usize>,
+    /// The backward pass first adds to the gradient of output 0, which is then passed on.
+    completes_gradient: bool,
     /// The gradient of this input may be written over the input itself, where nobody else needs that.
     in_place: Option<usize>,
 }

@@ -75,6 +75,7 @@ struct Draft {
     inputs: Vec<(usize, usize, usize)>,
     outputs: Vec<Option<usize>>,
     grad_outputs: Vec<Option<usize>>,
+    completed: Option<(usize, Write)>,
     grad_inputs: Vec<Option<(usize, Write)>>,
     grad_parameters: Vec<Option<Write>>,
     scratch: Option<usize>,
@@ -226,6 +227,7 @@ impl Planner<'_, '_> {
             inputs,
             outputs,
             grad_outputs: Vec::new(),
+            completed: None,
             grad_inputs: Vec::new(),
             grad_parameters: Vec::new(),
             scratch,
@@ -300,6 +302,8 @@ impl Planner<'_, '_> {
         for buffer in grad_outputs.iter().flatten() {
             self.touch(*buffer);
         }
+        // Output 0's own gradient is not an operand where it is completed: it is written.
+        let completed = needs.completes_gradient.then(|| self.gradient_of(node.outputs[0], false, &[], 0));
         let mut grad_inputs = vec![None; node.inputs.len()];
         for place in 0..node.inputs.len() {
             let value = node.inputs[place];
@@ -325,7 +329,8 @@ impl Planner<'_, '_> {
             direction: Direction::Backward,
             inputs,
             outputs,
-            grad_outputs: grad_outputs.clone(),
+            grad_outputs,
+            completed,
             grad_inputs,
             grad_parameters,
             scratch,
@@ -392,6 +397,7 @@ impl Planner<'_, '_> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             grad_outputs: vec![Some(source)],
+            completed: None,
             grad_inputs,
             grad_parameters: Vec::new(),
             scratch: None,
@@ -455,6 +461,9 @@ impl Planner<'_, '_> {
                         inputs,
                         outputs: values(&draft.outputs),
                         grad_outputs: values(&draft.grad_outputs),
+                        completed: draft
+                            .completed
+                            .map(|(buffer, write)| (exact(buffer, bytes_of(node.outputs[0])), write)),
                         grad_inputs,
                         grad_parameters: draft.grad_parameters.clone(),
                         scratch: draft.scratch.map_or(0..0, range),

@@ -12,6 +12,8 @@ pub(super) struct Places {
     /// `None` for an auxiliary output that nobody needs.
     pub(super) outputs: Vec<Option<Range<usize>>>,
     pub(super) grad_outputs: Vec<Option<Range<usize>>>,
+    /// The gradient of output 0 where the backward pass adds to it.
+    pub(super) completed: Option<(Range<usize>, Write)>,
     pub(super) grad_inputs: Vec<Option<(Range<usize>, Write)>>,
     /// Whether this step is the first of the plan to write the parameter's gradient; `None` where it is frozen.
     pub(super) grad_parameters: Vec<Option<Write>>,
@@ -64,10 +66,23 @@ impl<'r> Run<'r> {
         self.parameters.view(self.parameter_ids[place])
     }
 
-    pub(super) fn grad_output(&self, place: usize) -> View<'r, f32> {
-        let range = self.places.grad_outputs[place].clone().expect("a step of the backward pass has its gradient");
+    /// The gradient of an output; `None` where nothing that is differentiated reads it.
+    pub(super) fn grad_output_or_none(&self, place: usize) -> Option<View<'r, f32>> {
+        let range = self.places.grad_outputs[place].clone()?;
         // SAFETY: see the type.
-        unsafe { self.state.arena.view(range) }
+        Some(unsafe { self.state.arena.view(range) })
+    }
+
+    /// The gradient of the only output.
+    pub(super) fn grad_output(&self, place: usize) -> View<'r, f32> {
+        self.grad_output_or_none(place).expect("a step of the backward pass has its gradient")
+    }
+
+    /// The gradient of output 0, to complete before it is passed on.
+    pub(super) fn completed_gradient(&self) -> (ViewMut<'r, f32>, Write) {
+        let (range, write) = self.places.completed.clone().expect("planned for an operation that completes it");
+        // SAFETY: see the type.
+        (unsafe { self.state.arena.view_mut(range) }, write)
     }
 
     /// Where the gradient of an input goes; `None` where nobody wants it.

@@ -14,12 +14,12 @@ pub const PARTIAL_SUFFIX: &str = ".partial";
 
 /// A file could not be written; nothing stands under its final name that was not there before.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}: {}", path.display(), plainly(source))]
+#[error("cannot write {}: {}", path.display(), plainly(cause))]
 pub struct WriteError {
     /// Final name of the file.
     pub path: PathBuf,
-    /// What the operating system said.
-    pub source: io::Error,
+    /// What the operating system said. Part of the message, so it is not its `source`: it would be printed twice.
+    pub cause: io::Error,
 }
 
 /// What an error of the operating system means to the person who started the program, and what to do about it.
@@ -44,8 +44,8 @@ pub fn write_atomically(
     write: impl FnOnce(&mut AtomicFile) -> io::Result<()>,
 ) -> Result<(), WriteError> {
     let mut file = AtomicFile::create(path)?;
-    if let Err(source) = write(&mut file) {
-        return Err(WriteError { path: file.path.clone(), source });
+    if let Err(cause) = write(&mut file) {
+        return Err(WriteError { path: file.path.clone(), cause });
     }
     file.commit()
 }
@@ -69,7 +69,7 @@ impl AtomicFile {
         // Two writers of one process, or of two processes, must not share a temporary file.
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let path = path.as_ref().to_path_buf();
-        let fail = |source| WriteError { path: path.clone(), source };
+        let fail = |cause| WriteError { path: path.clone(), cause };
         let name = path.file_name().ok_or_else(|| fail(io::Error::other("this is not the name of a file")))?;
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = format!(
@@ -98,7 +98,7 @@ impl AtomicFile {
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.sync_all())
-            .map_err(|source| WriteError { path: self.path.clone(), source })
+            .map_err(|cause| WriteError { path: self.path.clone(), cause })
     }
 
     /// Seals the file and gives it its final name, replacing a file of that name.
@@ -111,7 +111,7 @@ impl AtomicFile {
             self.is_committed = true;
             sync_folder_of(&self.path)
         });
-        renamed.map_err(|source| WriteError { path: self.path.clone(), source })
+        renamed.map_err(|cause| WriteError { path: self.path.clone(), cause })
     }
 
     fn writer(&mut self) -> io::Result<&mut BufWriter<File>> {
@@ -143,6 +143,35 @@ impl Drop for AtomicFile {
             let _ = std::fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Removes the unfinished files that killed processes left in a folder. Those of processes that still run are kept,
+/// where the system tells (`/proc`).
+///
+/// # Errors
+/// The folder cannot be read, or a file cannot be removed.
+pub fn remove_abandoned(folder: impl AsRef<Path>) -> Result<(), WriteError> {
+    let folder = folder.as_ref();
+    let fail = |path: &Path| {
+        let path = path.to_path_buf();
+        move |cause| WriteError { path, cause }
+    };
+    for entry in std::fs::read_dir(folder).map_err(fail(folder))? {
+        let path = entry.map_err(fail(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let writer = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL_SUFFIX)).and_then(|name| {
+            let (process, count) = name.rsplit_once('.')?.1.split_once('-')?;
+            count.parse::<u64>().ok()?;
+            process.parse::<u32>().ok()
+        });
+        let is_abandoned = writer.is_some_and(|process| {
+            process != std::process::id() && !Path::new("/proc").join(process.to_string()).exists()
+        });
+        if is_abandoned {
+            std::fs::remove_file(&path).map_err(fail(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a rename, creation or removal inside the folder of `path` survive a crash.
@@ -204,6 +233,20 @@ mod tests {
         kept.commit().unwrap();
         assert_eq!(std::fs::read(folder.path().join("kept")).unwrap(), b"aXc");
         assert_eq!(names(folder.path()), ["kept"]);
+    }
+
+    #[test]
+    fn only_what_dead_processes_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut running = AtomicFile::create(folder.path().join("running")).unwrap();
+        running.write_all(b"abc").unwrap();
+        // No process has this number: it is beyond the largest that Linux gives.
+        for name in [".left.bin.4194999-0.partial", "kept.partial", ".kept.partial", ".kept.1-x.partial"] {
+            std::fs::write(folder.path().join(name), b"half").unwrap();
+        }
+        remove_abandoned(folder.path()).unwrap();
+        running.commit().unwrap();
+        assert_eq!(names(folder.path()), [".kept.1-x.partial", ".kept.partial", "kept.partial", "running"]);
     }
 
     #[test]

@@ -14,16 +14,19 @@
 
 use super::forward::{extras, query_product, score_product};
 use super::scores::{Extras, softmax_gradient};
-use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, product};
-use super::{ENOUGH_TASKS, Layout, Problem, Scratch, with_scratch};
+use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, prefetch, product, unpack};
+use super::{Layout, Problem, Scratch, with_scratch};
 use crate::cpu::simd::{Kernel, Vector};
 use crate::cpu::{Cpu, Disjoint, scratch};
 use crate::ops::attention::GradInputs;
 use crate::ops::{ViewMut, Write};
-use std::f32::consts::LOG2_E;
+use std::f32::consts::{LN_2, LOG2_E};
 
 /// Bytes of keys, values and their gradients that a task works on at a time: half of a usual second-level cache.
 const RANGE_BYTES: usize = 512 << 10;
+/// Tasks that are enough to leave the keys of a head in one piece: partial results cost memory traffic, and tasks of
+/// the same size even out by themselves.
+const ENOUGH_TASKS: usize = 8;
 /// Fewest keys in a part, so that packing the queries for each part stays small change.
 const LEAST_PART: usize = 2 * KEY_BLOCK;
 
@@ -210,17 +213,21 @@ impl Part<'_> {
         let head_size = shape.head_size;
         let [keys, values, grad_keys, grad_values, ..] = self.scratch;
         let visible = last.min(problem.key_length(batch)).max(first);
+        let key_factor = shape.scale * LOG2_E;
         // SAFETY: scratch is sized by `scratch_sizes`; input indices are in bounds because `ops` checked the lengths.
         unsafe {
-            for (layout, target) in [(&problem.key_layout, keys), (&problem.value_layout, values)] {
-                if visible == first {
-                    break;
+            for (layout, factor, target) in
+                [(&problem.key_layout, key_factor, keys), (&problem.value_layout, 1.0, values)]
+            {
+                if visible > first {
+                    let source = problem.key_value.as_ptr().add(layout.at(batch, first, key_head));
+                    pack::<V>(source, layout.row, [visible - first, head_size], factor, target, padded);
                 }
-                let source = problem.key_value.as_ptr().add(layout.at(batch, first, key_head));
-                pack::<V>(source, layout.row, visible - first, head_size, 1.0, target, padded);
             }
+            // The others are overwritten by the first block of queries that sees them, and the last one sees them all.
+            let unseen = if shape.query_time == 0 { first } else { visible };
             for gradient in [grad_keys, grad_values] {
-                for at in (0..(last - first) * padded).step_by(V::LANES) {
+                for at in ((unseen - first) * padded..(last - first) * padded).step_by(V::LANES) {
                     V::zero().store(gradient.add(at));
                 }
             }
@@ -230,11 +237,14 @@ impl Part<'_> {
                     self.query_block::<V>(head, query, queries, first..visible, is_first);
                 }
             }
-            for (target, gradient) in [(tasks.key, grad_keys), (tasks.value, grad_values)] {
-                let Some(target) = target else { continue };
-                let to = target.data.as_ptr().add(target.layout.at(batch, first, key_head));
-                let add = target.write == Write::Add;
-                write_rows::<V>(gradient, padded, last - first, head_size, 1.0, add, to, target.layout.row);
+            let size = [last - first, head_size];
+            for (target, factor, gradient) in [(tasks.key, shape.scale, grad_keys), (tasks.value, 1.0, grad_values)] {
+                if let Some(target) = target
+                    && last > first
+                {
+                    let to = target.data.as_ptr().add(target.layout.at(batch, first, key_head));
+                    unpack::<V>(gradient, padded, size, factor, target.write, to, target.layout.row);
+                }
             }
         }
     }
@@ -274,33 +284,38 @@ impl Part<'_> {
         // SAFETY: scratch is sized by `scratch_sizes`; indices are in bounds because `ops` checked the lengths.
         unsafe {
             if key_end > key_range.start {
+                let size = [queries, head_size];
+                let columns = shape.query_columns();
+                let row = (batch * shape.query_time + query) * columns + head * head_size;
+                let (output, grad_output) = (results.output.as_ptr().add(row), results.grad_output.as_ptr().add(row));
+                prefetch(grad_output, columns, size);
                 let source = problem.query.as_ptr().add(problem.query_layout.at(batch, query, head));
-                let stride = problem.query_layout.row;
-                pack::<V>(source, stride, queries, head_size, shape.scale, query_rows, padded);
-                pack_transposed::<V>(source, stride, queries, head_size, shape.scale * LOG2_E, query_transposed);
-                let stride = shape.query_columns();
-                let row = (batch * shape.query_time + query) * stride + head * head_size;
-                let source = results.grad_output.as_ptr().add(row);
-                pack::<V>(source, stride, queries, head_size, 1.0, grad_output_rows, padded);
-                pack_transposed::<V>(source, stride, queries, head_size, 1.0, grad_output_transposed);
-                let output = results.output.as_ptr().add(row);
+                pack::<V>(source, problem.query_layout.row, size, 1.0, query_rows, padded);
+                pack_transposed::<V>(query_rows, padded, queries, head_size, query_transposed);
+                prefetch(output, columns, size);
+                pack::<V>(grad_output, columns, size, 1.0, grad_output_rows, padded);
+                pack_transposed::<V>(grad_output_rows, padded, queries, head_size, grad_output_transposed);
                 let row = (batch * shape.heads + head) * shape.query_time + query;
                 for i in 0..queries {
-                    *delta.add(i) = dot::<V>(grad_output_rows.add(i * padded), output.add(i * stride), head_size);
+                    *delta.add(i) = dot::<V>(grad_output_rows.add(i * padded), output.add(i * columns), head_size);
                     let value = results.log_sum_exp[row + i];
                     // A row that sees nothing: any score minus infinity has the exponential zero.
                     *log_sum_exp.add(i) = if value == f32::NEG_INFINITY { f32::INFINITY } else { value * LOG2_E };
                 }
             }
             for key in (key_range.start..key_end).step_by(KEY_BLOCK) {
-                let tile = problem.tile(query, queries, key, KEY_BLOCK.min(key_end - key));
+                // All rows of the block, even those that only later queries see: the first visit overwrites the sums.
+                let tile = problem.tile(query, queries, key, KEY_BLOCK.min(key_range.end - key));
                 let at = (key - key_range.start) * padded;
                 score_product::<V>(&tile, keys.add(at), padded, query_transposed, head_size, scores);
                 score_product::<V>(&tile, values.add(at), padded, grad_output_transposed, head_size, gradients);
                 let extras: Extras = extras::<V>(problem, &tile, [batch, head, query, key], bias, dropout);
                 softmax_gradient::<V>(&tile, scores, gradients, extras, log_sum_exp, delta);
-                key_product::<V>(&tile, scores, grad_output_rows, grad_values.add(at), padded);
-                key_product::<V>(&tile, gradients, query_rows, grad_keys.add(at), padded);
+                let is_seen_first =
+                    head.is_multiple_of(problem.group()) && (query == 0 || problem.seen(batch, query - 1) <= key);
+                let start = if is_seen_first { Start::Zero } else { Start::Keep };
+                key_product::<V>(&tile, scores, grad_output_rows, grad_values.add(at), padded, start);
+                key_product::<V>(&tile, gradients, query_rows, grad_keys.add(at), padded, start);
                 let operands = Operands {
                     a: gradients,
                     a_stride: QUERY_BLOCK,
@@ -320,10 +335,11 @@ impl Part<'_> {
             // Partial results of part p lie behind those of the parts before it.
             let partial = if tasks.part < shape.key_time { self.part * shape.batch } else { 0 };
             let to = target.data.as_ptr().add(target.layout.at(partial + batch, query, head));
-            let add = target.write == Write::Add || !is_first;
+            let write = if is_first { target.write } else { Write::Add };
             if key_end > key_range.start {
-                write_rows::<V>(grad_query, padded, queries, head_size, shape.scale, add, to, target.layout.row);
-            } else if !add {
+                // The packed keys carry `scale · log2 e`.
+                unpack::<V>(grad_query, padded, [queries, head_size], LN_2, write, to, target.layout.row);
+            } else if write == Write::Set {
                 for i in 0..queries {
                     std::slice::from_raw_parts_mut(to.add(i * target.layout.row), head_size).fill(0.0);
                 }
@@ -332,14 +348,14 @@ impl Part<'_> {
     }
 }
 
-/// `C[key][d] += Σ_query A[key][query] · B[query][d]` over the queries that see the key: gradients of values from
+/// `C[key][d] (+)= Σ_query A[key][query] · B[query][d]` over the queries that see the key: gradients of values from
 /// probabilities and output gradients, of keys from gradients of scores and queries.
 ///
 /// # Safety
 /// `a` must be a tile, `b` have the tile's queries and `c` its keys, in rows of `padded` values.
 #[inline(always)]
-unsafe fn key_product<V: Vector>(tile: &Tile, a: *const f32, b: *const f32, c: *mut f32, padded: usize) {
-    let operands = Operands { a, a_stride: QUERY_BLOCK, b, b_stride: padded, c, c_stride: padded, start: Start::Keep };
+unsafe fn key_product<V: Vector>(tile: &Tile, a: *const f32, b: *const f32, c: *mut f32, padded: usize, start: Start) {
+    let operands = Operands { a, a_stride: QUERY_BLOCK, b, b_stride: padded, c, c_stride: padded, start };
     // SAFETY: the caller's contract.
     unsafe {
         product::<V, false>(
@@ -369,42 +385,19 @@ unsafe fn add_transposed(tile: &Tile, gradients: *const f32, target: *mut f32, s
 /// `Σ a[d] · b[d]`.
 #[inline(always)]
 unsafe fn dot<V: Vector>(a: *const f32, b: *const f32, length: usize) -> f32 {
+    let whole = length - length % V::LANES;
     let mut sum = V::zero();
-    for d in (0..length).step_by(V::LANES) {
-        let lanes = V::LANES.min(length - d);
-        // SAFETY: the caller's: `length` values each.
-        sum = unsafe { V::load_partial(a.add(d), lanes).mul_add(V::load_partial(b.add(d), lanes), sum) };
-    }
-    sum.reduce_add()
-}
-
-/// Writes (or adds) `factor` times rows of scratch to rows of a gradient.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn write_rows<V: Vector>(
-    source: *const f32,
-    source_stride: usize,
-    rows: usize,
-    columns: usize,
-    factor: f32,
-    add: bool,
-    target: *mut f32,
-    target_stride: usize,
-) {
-    for row in 0..rows {
-        for column in (0..columns).step_by(V::LANES) {
-            let lanes = V::LANES.min(columns - column);
-            // SAFETY: the caller's: both have these rows; the source's are whole vectors.
-            unsafe {
-                let to = target.add(row * target_stride + column);
-                let mut value = V::load(source.add(row * source_stride + column)).mul(V::splat(factor));
-                if add {
-                    value = value.add(V::load_partial(to, lanes));
-                }
-                value.store_partial(to, lanes);
-            }
+    // SAFETY: the caller's: `length` values each.
+    unsafe {
+        for d in (0..whole).step_by(V::LANES) {
+            sum = V::load(a.add(d)).mul_add(V::load(b.add(d)), sum);
+        }
+        if whole < length {
+            let (a, b) = (a.add(whole), b.add(whole));
+            sum = V::load_partial(a, length - whole).mul_add(V::load_partial(b, length - whole), sum);
         }
     }
+    sum.reduce_add()
 }
 
 /// Adds up the partial gradients of some rows of queries, in the order of the parts.

@@ -4,12 +4,18 @@
 //! whole chunk (rows of the projection are often a multiple of 1 KiB apart, and would fight for a few cache sets).
 
 use super::scores::{self, Extras, FLOOR, Statistics};
-use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, product, transpose};
-use super::{ENOUGH_TASKS, Problem, Scratch, with_scratch};
+use super::tile::{
+    KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, prefetch, product, transpose, unpack,
+};
+use super::{Problem, Scratch, with_scratch};
 use crate::cpu::simd::{Kernel, Vector};
 use crate::cpu::{Cpu, Disjoint};
+use crate::ops::Write;
 use std::f32::consts::LOG2_E;
 
+/// Tasks that are enough to share copies of the keys; under a causal mask they are uneven, and several for each core
+/// even that out.
+const ENOUGH_TASKS: usize = 16;
 /// Blocks of queries that share a copy of the keys and values, where that leaves enough tasks.
 const MOST_BLOCKS: usize = 4;
 
@@ -90,7 +96,6 @@ impl Kernel for Chunk<'_> {
                     problem.query_layout.row,
                     block_queries(block),
                     head_size,
-                    shape.scale * LOG2_E,
                     query_transposed.add(block * head_size * QUERY_BLOCK),
                 );
                 for start in (0..QUERY_BLOCK).step_by(V::LANES) {
@@ -100,10 +105,13 @@ impl Kernel for Chunk<'_> {
             }
             for key in (0..key_end).step_by(KEY_BLOCK) {
                 let count = KEY_BLOCK.min(key_end - key);
-                for (layout, target) in [(&problem.key_layout, keys), (&problem.value_layout, values)] {
-                    let source = problem.key_value.as_ptr().add(layout.at(batch, key, key_head));
-                    pack::<V>(source, layout.row, count, head_size, 1.0, target, padded);
-                }
+                let size = [count, head_size];
+                let (key_row, value_row) = (problem.key_layout.row, problem.value_layout.row);
+                let source = problem.key_value.as_ptr().add(problem.key_layout.at(batch, key, key_head));
+                pack::<V>(source, key_row, size, shape.scale * LOG2_E, keys, padded);
+                let source = problem.key_value.as_ptr().add(problem.value_layout.at(batch, key, key_head));
+                prefetch(source, value_row, size);
+                let mut has_values = false;
                 for block in 0..blocks {
                     let query = first + block * QUERY_BLOCK;
                     let tile = problem.tile(query, block_queries(block), key, count);
@@ -114,6 +122,10 @@ impl Kernel for Chunk<'_> {
                     score_product::<V>(&tile, keys, padded, query_transposed, head_size, scores);
                     let extras = extras::<V>(problem, &tile, [batch, head, query, key], bias, dropout);
                     scores::softmax::<V>(&tile, scores, extras, statistics(block));
+                    if !has_values {
+                        pack::<V>(source, value_row, size, 1.0, values, padded);
+                        has_values = true;
+                    }
                     let operands = Operands {
                         a: scores,
                         a_stride: QUERY_BLOCK,
@@ -131,13 +143,13 @@ impl Kernel for Chunk<'_> {
                 let query = first + block * QUERY_BLOCK;
                 let output = output.add(block * QUERY_BLOCK * padded);
                 for i in 0..block_queries(block) {
-                    let sum = *sum.add(i);
-                    let visible = key_end > 0 && sum != 0.0;
-                    let factor = V::splat(1.0 / sum);
+                    let (source, sum) = (output.add(i * padded), *sum.add(i));
                     let row = (batch * shape.query_time + query + i) * shape.query_columns() + head * head_size;
-                    for d in (0..head_size).step_by(V::LANES) {
-                        let value = if visible { V::load(output.add(i * padded + d)).mul(factor) } else { V::zero() };
-                        value.store_partial(self.output.as_ptr().add(row + d), V::LANES.min(head_size - d));
+                    let to = self.output.as_ptr().add(row);
+                    if key_end > 0 && sum != 0.0 {
+                        unpack::<V>(source, padded, [1, head_size], 1.0 / sum, Write::Set, to, 0);
+                    } else {
+                        std::slice::from_raw_parts_mut(to, head_size).fill(0.0);
                     }
                 }
                 if let Some(log_sum_exp) = self.log_sum_exp {

@@ -18,10 +18,6 @@ use super::{Cpu, scratch};
 use crate::ops::View;
 use crate::ops::attention::{Backward, Forward, Inputs, Mask, Shape};
 
-/// Tasks that a loop is cut into at least, where the problem is large enough for it: several for each core of
-/// a desktop machine, so that uneven tasks even out.
-const ENOUGH_TASKS: usize = 16;
-
 /// Computes the attention; see [`crate::ops::attention::forward`].
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
     let problem = Problem::new(shape, &arguments.inputs, arguments.key_lengths, arguments.bias, arguments.dropout);

@@ -1,6 +1,6 @@
 //! What happens to a tile of scores between two products: masks, bias, exponentials, dropout.
 //!
-//! Scores are in units of log 2 (the packed queries carry the factor `scale · log2 e`), so that an exponential is
+//! Scores are in units of log 2 (the packed keys carry the factor `scale · log2 e`), so that an exponential is
 //! a polynomial and an addition to the exponent field: 11 instructions a vector, where a general `exp` needs 26.
 
 use super::tile::{KEY_BLOCK, QUERY_BLOCK, Tile, transpose};

@@ -18,6 +18,7 @@
 //! masked, and leaves out the rest.
 
 use crate::cpu::simd::Vector;
+use crate::ops::Write;
 use std::ops::Range;
 
 /// Queries of a tile. 64 queries x 64 keys of scores are 16 KiB; with head size 64 each operand is as large.
@@ -213,25 +214,77 @@ unsafe fn registers<V: Vector, const ROWS: usize, const VECTORS: usize, const TR
 pub(super) unsafe fn pack<V: Vector>(
     source: *const f32,
     source_stride: usize,
-    rows: usize,
-    columns: usize,
+    [rows, columns]: [usize; 2],
     factor: f32,
     target: *mut f32,
     target_stride: usize,
 ) {
     let factor = V::splat(factor);
+    let whole = columns - columns % V::LANES;
     for row in 0..rows {
         // SAFETY: the caller's contract.
         unsafe {
             let (source, target) = (source.add(row * source_stride), target.add(row * target_stride));
-            let mut column = 0;
-            while column + V::LANES <= columns {
+            for column in (0..whole).step_by(V::LANES) {
                 V::load(source.add(column)).mul(factor).store(target.add(column));
-                column += V::LANES;
             }
-            if column < columns {
-                V::load_partial(source.add(column), columns - column).mul(factor).store(target.add(column));
+            if whole < columns {
+                V::load_partial(source.add(whole), columns - whole).mul(factor).store(target.add(whole));
             }
+        }
+    }
+}
+
+/// The inverse of [`pack`]: writes `factor` times rows of whole vectors to rows of `columns` values, or adds it.
+///
+/// # Safety
+/// `source` must be valid for reads, `target` for reads and writes of that shape.
+#[inline(always)]
+pub(super) unsafe fn unpack<V: Vector>(
+    source: *const f32,
+    source_stride: usize,
+    [rows, columns]: [usize; 2],
+    factor: f32,
+    write: Write,
+    target: *mut f32,
+    target_stride: usize,
+) {
+    let factor = V::splat(factor);
+    let whole = columns - columns % V::LANES;
+    for row in 0..rows {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (source, target) = (source.add(row * source_stride), target.add(row * target_stride));
+            for column in (0..whole).step_by(V::LANES) {
+                let to = target.add(column);
+                let previous = if write == Write::Add { V::load(to) } else { V::zero() };
+                V::load(source.add(column)).mul_add(factor, previous).store(to);
+            }
+            if whole < columns {
+                let (to, lanes) = (target.add(whole), columns - whole);
+                let previous = if write == Write::Add { V::load_partial(to, lanes) } else { V::zero() };
+                V::load(source.add(whole)).mul_add(factor, previous).store_partial(to, lanes);
+            }
+        }
+    }
+}
+
+/// Asks for rows of `columns` values to be brought into the cache while something else is computed. Rows of one head
+/// lie whole projections apart, which is too far for the processor to guess.
+#[inline(always)]
+pub(super) fn prefetch(source: *const f32, stride: usize, [rows, columns]: [usize; 2]) {
+    const LINE: usize = 16;
+    for row in 0..rows {
+        for column in (0..columns).step_by(LINE) {
+            let address = source.wrapping_add(row * stride + column);
+            // SAFETY: a hint, allowed for any address.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(address.cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = address;
         }
     }
 }
@@ -268,8 +321,8 @@ pub(super) unsafe fn transpose<V: Vector>(
     }
 }
 
-/// Packs a block of queries (or of their gradients) for use as `B[d][query]`: `target[d * QUERY_BLOCK + query]`, times
-/// `factor`; lanes behind the last query are zero.
+/// Packs a block of queries (or of their gradients) for use as `B[d][query]`: `target[d * QUERY_BLOCK + query]`; lanes
+/// behind the last query are zero.
 ///
 /// # Safety
 /// `source` must be valid for reads of `queries` rows of `head_size`, `target` for writes of `head_size * QUERY_BLOCK`.
@@ -279,22 +332,14 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
     source_stride: usize,
     queries: usize,
     head_size: usize,
-    factor: f32,
     target: *mut f32,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
         transpose::<V>(source, source_stride, queries, head_size, target, QUERY_BLOCK);
-        let padded = queries.next_multiple_of(V::LANES);
         for d in 0..head_size {
-            let row = target.add(d * QUERY_BLOCK);
-            for lane in queries..padded {
-                *row.add(lane) = 0.0;
-            }
-            if factor != 1.0 {
-                for lane in (0..padded).step_by(V::LANES) {
-                    V::load(row.add(lane)).mul(V::splat(factor)).store(row.add(lane));
-                }
+            for lane in queries..queries.next_multiple_of(V::LANES) {
+                *target.add(d * QUERY_BLOCK + lane) = 0.0;
             }
         }
     }

@@ -67,7 +67,7 @@ pub unsafe fn multiply<V: Vector, const PACKED: bool>(
         let left = tile_rows - row;
         // SAFETY: rows row .. row + piece are among the `tile_rows` that the caller vouches for.
         unsafe {
-            let part = Operands { left: operands.left.add(row * left_row_stride::<V, PACKED>(&operands)), ..operands };
+            let part = Operands { left: operands.left.add(row * left_row_stride::<PACKED>(&operands)), ..operands };
             let out = tile.0.as_mut_ptr().add(row * columns::<V>());
             row += match V::REGISTERS {
                 32.. if left >= 12 => piece::<V, 12, PACKED>(part, narrow, out),
@@ -82,7 +82,7 @@ pub unsafe fn multiply<V: Vector, const PACKED: bool>(
 }
 
 #[inline(always)]
-fn left_row_stride<V: Vector, const PACKED: bool>(operands: &Operands) -> usize {
+fn left_row_stride<const PACKED: bool>(operands: &Operands) -> usize {
     if PACKED { 1 } else { operands.left_stride }
 }
 
@@ -110,28 +110,52 @@ unsafe fn sums<V: Vector, const ROWS: usize, const VECTORS: usize, const PACKED:
     tile: *mut f32,
 ) {
     let Operands { mut left, mut right, depth, .. } = operands;
-    let row_stride = left_row_stride::<V, PACKED>(&operands);
+    let row_stride = left_row_stride::<PACKED>(&operands);
     let step = if PACKED { rows::<V>() } else { 1 };
     let mut sums = [[V::zero(); VECTORS]; ROWS];
     // SAFETY: reads stay within the operands' rows, columns and steps, writes within the tile.
     unsafe {
-        for _ in 0..depth {
-            let mut b = [V::zero(); VECTORS];
-            for v in 0..VECTORS {
-                b[v] = V::load(right.add(v * V::LANES));
+        // Four steps at a time make the loop's own cost vanish. Not for rows in place: there LLVM gathers the loads of
+        // each row's four steps, runs out of registers, and loses a third of the speed (450 -> 300 GFLOP/s).
+        let unrolled = if PACKED { depth / 4 } else { 0 };
+        for _ in 0..unrolled {
+            for p in 0..4 {
+                add_step(left.add(p * step), row_stride, right.add(p * columns::<V>()), &mut sums);
             }
-            for i in 0..ROWS {
-                let a = V::splat(*left.add(i * row_stride));
-                for v in 0..VECTORS {
-                    sums[i][v] = a.mul_add(b[v], sums[i][v]);
-                }
-            }
+            left = left.add(4 * step);
+            right = right.add(4 * columns::<V>());
+        }
+        for _ in 4 * unrolled..depth {
+            add_step(left, row_stride, right, &mut sums);
             left = left.add(step);
             right = right.add(columns::<V>());
         }
-        for i in 0..ROWS {
-            for v in 0..VECTORS {
-                sums[i][v].store(tile.add(i * columns::<V>() + v * V::LANES));
+        for (i, row) in sums.iter().enumerate() {
+            for (v, sum) in row.iter().enumerate() {
+                sum.store(tile.add(i * columns::<V>() + v * V::LANES));
+            }
+        }
+    }
+}
+
+/// `sums[i] += left[i] · right`
+#[inline(always)]
+unsafe fn add_step<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    left: *const f32,
+    row_stride: usize,
+    right: *const f32,
+    sums: &mut [[V; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's: one element of each row, and the vectors.
+    unsafe {
+        let mut b = [V::zero(); VECTORS];
+        for (v, b) in b.iter_mut().enumerate() {
+            *b = V::load(right.add(v * V::LANES));
+        }
+        for (i, row) in sums.iter_mut().enumerate() {
+            let a = V::splat(*left.add(i * row_stride));
+            for (sum, b) in row.iter_mut().zip(b) {
+                *sum = a.mul_add(b, *sum);
             }
         }
     }

@@ -49,6 +49,13 @@ impl<'a> Matrix<'a> {
         Self { elements, stride, transposed: true }
     }
 
+    /// Address of element `(i, j)`, which need not exist.
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> *const f32 {
+        let (outer, inner) = if self.transposed { (j, i) } else { (i, j) };
+        self.elements.as_ptr().wrapping_add(outer * self.stride + inner)
+    }
+
     /// Asserts that elements up to `(rows, columns)` exist.
     fn check(&self, rows: usize, columns: usize) {
         let (outer, inner) = if self.transposed { (columns, rows) } else { (rows, columns) };
@@ -87,16 +94,17 @@ pub struct Product<'a> {
 
 /// Depth of a block: a panel of `B`, 32 columns of 256 floats, takes 32 of the 48 KiB of L1 (AVX-512).
 const BLOCK_DEPTH: usize = 256;
-/// Columns of a block: with `BLOCK_DEPTH` a quarter of an L2 of 1 MiB.
-const BLOCK_COLUMNS: usize = 256;
-/// Rows of a block, whose part of `A` stays in L2 while it is multiplied with one panel of `B` after the other.
-const BLOCK_ROWS: usize = 192;
+/// Most rows of a task: their part of `A` stays in L2 while it is multiplied with one panel of `B` after the other.
+const TASK_ROWS: usize = 384;
 /// Depth of one parallel loop.
 const LOOP_DEPTH: usize = 8 * BLOCK_DEPTH;
 /// As many tasks as this are made where there is enough work for them.
-const TASKS: usize = 16;
+const TASKS: usize = 8;
 /// Multiply-adds that are worth a task.
 const TASK_WORK: usize = 500_000;
+/// Multiply-adds that are too many for one task, where the product has more than `TASKS` times as many: about half a
+/// millisecond, so that many cores find work, and the last task keeps few waiting.
+const LARGE_TASK_WORK: usize = 64 << 20;
 
 /// Computes the product.
 pub fn run(cpu: &Cpu, product: Product<'_>) {
@@ -189,14 +197,14 @@ impl Kernel for Cut<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) -> Grid {
         let Shape { rows, columns, depth } = self.shape;
-        let left_cost = rows * if self.left.transposed { 6 } else { 1 };
-        let right_cost = columns * if self.right.transposed { 8 } else { 3 };
+        let left_cost = rows * if self.left.transposed { 7 } else { 1 };
+        let right_cost = columns * if self.right.transposed { 10 } else { 4 };
         let row_tiles = rows.div_ceil(micro::rows::<V>());
         let column_tiles = columns.div_ceil(micro::columns::<V>());
-        // A packed left operand must fit L2 as a whole.
-        let mut row_cuts = if self.left.transposed { rows.div_ceil(BLOCK_ROWS) } else { 1 };
+        let mut row_cuts = rows.div_ceil(TASK_ROWS);
         let mut column_cuts = 1;
-        let wanted = (rows * columns * depth / TASK_WORK).clamp(1, TASKS);
+        let work = rows * columns * depth;
+        let wanted = (work / TASK_WORK).clamp(1, TASKS).max(work / LARGE_TASK_WORK);
         while row_cuts * column_cuts < wanted {
             let by_rows = right_cost * row_cuts <= left_cost * column_cuts;
             if (by_rows || column_cuts * 2 > column_tiles) && row_cuts * 2 <= row_tiles {
@@ -213,7 +221,7 @@ impl Kernel for Cut<'_> {
         Grid {
             rows,
             columns,
-            right_floats: pack::right_floats::<V>(depth, BLOCK_COLUMNS.min(columns)).next_multiple_of(16),
+            right_floats: depth * micro::columns::<V>(),
             left_floats: if self.left.transposed { pack::left_floats::<V>(rows, depth) } else { 0 },
         }
     }
@@ -270,19 +278,13 @@ impl Kernel for Task<'_> {
                 let sums = self.left_sums.as_ref().map(|sums| unsafe { sums.get(self.rows.clone()) });
                 pack::left::<V>(self.left, self.rows.clone(), depth.clone(), self.left_memory, sums);
             }
-            for column in self.columns.clone().step_by(BLOCK_COLUMNS) {
-                let columns = column..self.columns.end.min(column + BLOCK_COLUMNS);
+            for column in self.columns.clone().step_by(micro::columns::<V>()) {
+                let columns = column..self.columns.end.min(column + micro::columns::<V>());
                 pack::right::<V>(self.right, depth.clone(), columns.clone(), self.right_memory);
-                for row in self.rows.clone().step_by(BLOCK_ROWS) {
-                    let rows = row..self.rows.end.min(row + BLOCK_ROWS);
-                    if self.left.transposed {
-                        let skipped = (row - self.rows.start) * depth.len();
-                        let packed = self.left_memory[skipped..].as_ptr();
-                        self.tiles::<V, true>(rows, columns.clone(), depth.clone(), packed);
-                    } else {
-                        let in_place = self.left.elements[row * self.left.stride + depth.start..].as_ptr();
-                        self.tiles::<V, false>(rows, columns.clone(), depth.clone(), in_place);
-                    }
+                if self.left.transposed {
+                    self.tiles::<V, true>(columns, depth.clone());
+                } else {
+                    self.tiles::<V, false>(columns, depth.clone());
                 }
             }
             start = depth.end;
@@ -294,38 +296,47 @@ impl Kernel for Task<'_> {
 }
 
 impl Task<'_> {
-    /// Multiplies the packed block of the right operand with rows of the left one, which start at `left`, packed or in
-    /// place.
+    /// Multiplies the packed panel of the right operand with all rows of the left one.
     #[inline(always)]
-    fn tiles<V: Vector, const PACKED: bool>(
-        &self,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        depth: Range<usize>,
-        left: *const f32,
-    ) {
+    fn tiles<V: Vector, const PACKED: bool>(&self, columns: Range<usize>, depth: Range<usize>) {
         let mut tile = micro::Tile([0.0; micro::TILE_FLOATS]);
         let accumulate = self.accumulate || depth.start > self.depth.start;
         let complete = self.complete && depth.end == self.depth.end;
-        for column in columns.clone().step_by(micro::columns::<V>()) {
-            let tile_columns = micro::columns::<V>().min(columns.end - column);
-            for row in rows.clone().step_by(micro::rows::<V>()) {
-                let tile_rows = micro::rows::<V>().min(rows.end - row);
-                let left_stride = if PACKED { depth.len() } else { self.left.stride };
-                // SAFETY: the operands hold these rows, columns and steps (checked where the product starts and by
-                // the packing functions), and this task owns the place.
-                unsafe {
-                    let operands = micro::Operands {
-                        left: left.add((row - rows.start) * left_stride),
-                        left_stride: self.left.stride,
-                        right: self.right_memory.as_ptr().add((column - columns.start) * depth.len()),
-                        depth: depth.len(),
-                    };
-                    micro::multiply::<V, PACKED>(operands, tile_rows, tile_columns <= V::LANES, &mut tile);
-                    let place = Place { row, column, rows: tile_rows, columns: tile_columns, accumulate, complete };
-                    finish::<V>(&self.target, place, tile.0.as_ptr(), micro::columns::<V>());
-                }
+        let mut ahead = self.next_panel::<V>(&columns, &depth);
+        for (index, row) in self.rows.clone().step_by(micro::rows::<V>()).enumerate() {
+            let rows = micro::rows::<V>().min(self.rows.end - row);
+            let operands = micro::Operands {
+                left: if PACKED {
+                    self.left_memory[index * pack::left_panel::<V>(depth.len())..].as_ptr()
+                } else {
+                    self.left.at(row, depth.start)
+                },
+                left_stride: self.left.stride,
+                right: self.right_memory.as_ptr(),
+                depth: depth.len(),
+            };
+            ahead.fetch();
+            // SAFETY: the operands hold these rows, columns and steps (checked where the product starts and by the
+            // packing functions), and this task owns the place.
+            unsafe {
+                micro::multiply::<V, PACKED>(operands, rows, columns.len() <= V::LANES, &mut tile);
+                let (column, columns) = (columns.start, columns.len());
+                let place = Place { row, column, rows, columns, accumulate, complete };
+                finish::<V>(&self.target, place, tile.0.as_ptr(), micro::columns::<V>());
             }
         }
+    }
+
+    /// What will be packed after this panel: the one to its right, or the first one of the next block of the depth.
+    #[inline(always)]
+    fn next_panel<V: Vector>(&self, columns: &Range<usize>, depth: &Range<usize>) -> pack::Ahead {
+        let width = micro::columns::<V>();
+        let (columns, depth) = if columns.end < self.columns.end {
+            (columns.end..self.columns.end.min(columns.end + width), depth.clone())
+        } else {
+            let columns = self.columns.start..self.columns.end.min(self.columns.start + width);
+            (columns, depth.end..self.depth.end.min(depth.end + BLOCK_DEPTH))
+        };
+        pack::Ahead::new(self.right, depth, columns, self.rows.len().div_ceil(micro::rows::<V>()))
     }
 }

@@ -8,56 +8,51 @@ use super::{Matrix, micro};
 use crate::cpu::simd::Vector;
 use std::ops::Range;
 
-/// Floats that [`right`] needs for `depth` steps and `columns` columns.
+/// Floats between panels of the left operand beyond what they hold. Panels are stored in whole vectors, whose ends need
+/// the room; and without it panels would lie a power of two apart, in the same sets of L1.
+const GAP: usize = 16;
+
+/// Distance between panels of the left operand.
 #[inline(always)]
-pub fn right_floats<V: Vector>(depth: usize, columns: usize) -> usize {
-    depth * columns.next_multiple_of(micro::columns::<V>())
+pub fn left_panel<V: Vector>(depth: usize) -> usize {
+    depth * micro::rows::<V>() + GAP
 }
 
-/// Floats that [`left`] needs: it stores whole vectors, so the last one may reach behind the last panel.
+/// Floats that [`left`] needs for `rows` rows and `depth` steps.
 #[inline(always)]
 pub fn left_floats<V: Vector>(rows: usize, depth: usize) -> usize {
-    depth * rows.next_multiple_of(micro::rows::<V>()) + V::LANES
+    left_panel::<V>(depth) * rows.div_ceil(micro::rows::<V>())
 }
 
-/// Packs steps `depth` and columns `columns` of the right operand into panels.
+/// Packs steps `depth` and columns `columns`, at most a panel's, of the right operand.
 #[inline(always)]
-pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: &mut [f32]) {
-    assert!(packed.len() >= right_floats::<V>(depth.len(), columns.len()));
+pub fn right<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, panel: &mut [f32]) {
+    let width = micro::columns::<V>();
+    assert!(columns.len() <= width && panel.len() >= depth.len() * width);
     matrix.check(depth.end, columns.end);
     if depth.is_empty() || columns.is_empty() {
         return;
     }
-    // SAFETY: `check` says that the matrix holds all of the steps and columns, the assertion that `packed` has room.
+    let (source, target) = (matrix.at(depth.start, columns.start), panel.as_mut_ptr());
+    // The two vectors of a row.
+    let (first, second) = (columns.len().min(V::LANES), columns.len().saturating_sub(V::LANES));
+    // SAFETY: `check` says that the matrix holds all of the steps and columns, the assertion that `panel` has room.
     unsafe {
         if matrix.transposed {
-            right_transposed::<V>(matrix, depth, columns, packed.as_mut_ptr());
-        } else {
-            right_straight::<V>(matrix, depth, columns, packed.as_mut_ptr());
-        }
-    }
-}
-
-/// Copies row by row of the matrix, so that it is read in order.
-#[inline(always)]
-unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, packed: *mut f32) {
-    let width = micro::columns::<V>();
-    let panel_floats = depth.len() * width;
-    let whole = columns.len() / width;
-    let rest = columns.len() % width;
-    // SAFETY: the caller's contract.
-    unsafe {
-        for p in 0..depth.len() {
-            let source = matrix.elements.as_ptr().add((depth.start + p) * matrix.stride + columns.start);
-            let target = packed.add(p * width);
-            for panel in 0..whole {
-                let (source, target) = (source.add(panel * width), target.add(panel * panel_floats));
+            right_transposed::<V>(source, matrix.stride, depth.len(), first, target);
+            if second > 0 {
+                let source = source.add(V::LANES * matrix.stride);
+                right_transposed::<V>(source, matrix.stride, depth.len(), second, target.add(V::LANES));
+            }
+        } else if second == V::LANES {
+            for p in 0..depth.len() {
+                let (source, target) = (source.add(p * matrix.stride), target.add(p * width));
                 V::load(source).store(target);
                 V::load(source.add(V::LANES)).store(target.add(V::LANES));
             }
-            if rest > 0 {
-                let (source, target) = (source.add(whole * width), target.add(whole * panel_floats));
-                let (first, second) = (rest.min(V::LANES), rest.saturating_sub(V::LANES));
+        } else {
+            for p in 0..depth.len() {
+                let (source, target) = (source.add(p * matrix.stride), target.add(p * width));
                 V::load_partial(source, first).store(target);
                 V::load_partial(source.add(first), second).store(target.add(V::LANES));
             }
@@ -65,40 +60,87 @@ unsafe fn right_straight<V: Vector>(matrix: Matrix<'_>, depth: Range<usize>, col
     }
 }
 
+/// Packs one vector of columns, which are rows of the matrix. Where a panel has no second vector, that half of it stays
+/// as it is: the micro-kernel does not read it.
 #[inline(always)]
 unsafe fn right_transposed<V: Vector>(
-    matrix: Matrix<'_>,
-    depth: Range<usize>,
-    columns: Range<usize>,
-    packed: *mut f32,
+    source: *const f32,
+    stride: usize,
+    depth: usize,
+    columns: usize,
+    panel: *mut f32,
 ) {
     let width = micro::columns::<V>();
-    let panel_floats = depth.len() * width;
-    // SAFETY: the caller's contract.
-    unsafe {
-        for (group, column) in columns.clone().step_by(V::LANES).enumerate() {
-            let target = packed.add(group / 2 * panel_floats + group % 2 * V::LANES);
-            let source = matrix.elements.as_ptr().add(column * matrix.stride + depth.start);
-            let filled = V::LANES.min(columns.end - column);
-            for p in (0..depth.len()).step_by(V::LANES) {
-                let steps = V::LANES.min(depth.len() - p);
-                let (source, target) = (source.add(p), target.add(p * width));
-                if steps == V::LANES && filled == V::LANES {
-                    V::transpose(source, matrix.stride, target, width);
-                } else {
-                    transpose_edge::<V>(source, matrix.stride, filled, steps, target, width);
-                }
-            }
-        }
-        // The second half of the last panel, where no column reaches it.
-        let groups = columns.len().div_ceil(V::LANES);
-        if groups % 2 == 1 {
-            let target = packed.add(groups / 2 * panel_floats + V::LANES);
-            for p in 0..depth.len() {
-                V::zero().store(target.add(p * width));
+    for p in (0..depth).step_by(V::LANES) {
+        let steps = V::LANES.min(depth - p);
+        // SAFETY: the caller's contract: `columns` rows of `depth` elements, and a panel of `depth` steps.
+        unsafe {
+            if steps == V::LANES && columns == V::LANES {
+                V::transpose(source.add(p), stride, panel.add(p * width), width);
+            } else {
+                transpose_edge::<V>(source.add(p), stride, columns, steps, panel.add(p * width), width);
             }
         }
     }
+}
+
+/// A rectangle of a matrix that will be packed next, fetched into L2 a few lines at a time while the micro-kernel
+/// works: its rows lie far apart, so the machine does not see the pattern by itself.
+pub struct Ahead {
+    start: *const f32,
+    stride: usize,
+    rows: usize,
+    lines_per_row: usize,
+    next: usize,
+    /// Lines per call.
+    share: usize,
+}
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+impl Ahead {
+    /// Steps `depth` and columns `columns` of `matrix`, in `calls` calls of [`Ahead::fetch`].
+    #[inline(always)]
+    pub fn new(matrix: Matrix<'_>, depth: Range<usize>, columns: Range<usize>, calls: usize) -> Self {
+        let (rows, length) =
+            if matrix.transposed { (columns.len(), depth.len()) } else { (depth.len(), columns.len()) };
+        let lines_per_row = length.div_ceil(LINE);
+        let share = (rows * lines_per_row).div_ceil(calls.max(1));
+        Self {
+            start: matrix.at(depth.start, columns.start),
+            stride: matrix.stride,
+            rows,
+            lines_per_row,
+            next: 0,
+            share,
+        }
+    }
+
+    /// Asks for the next lines.
+    #[inline(always)]
+    pub fn fetch(&mut self) {
+        let end = (self.next + self.share).min(self.rows * self.lines_per_row);
+        // Down the rows first: that is the order in which transposes read.
+        while self.next < end {
+            let (line, row) = (self.next / self.rows, self.next % self.rows);
+            prefetch(self.start.wrapping_add(row * self.stride + line * LINE));
+            self.next += 1;
+        }
+    }
+}
+
+/// Asks for the cache line at `pointer`, which need not be a valid address, into L2.
+#[inline(always)]
+fn prefetch(pointer: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching is a hint that never faults, and part of SSE, which every x86-64 has.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(pointer.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = pointer;
 }
 
 /// Transposes `rows x columns` elements, at most `LANES` each way; missing columns of the result are zero.
@@ -124,6 +166,13 @@ unsafe fn transpose_edge<V: Vector>(
     }
 }
 
+/// Steps of the left operand copied together, panel after panel. A whole panel at a time would touch a page of the
+/// matrix per step, and come back to the same pages for the next panel; one step at a time would write single lines.
+const STEPS: usize = 8;
+
+/// Steps between what is copied and what is fetched.
+const AHEAD: usize = 2 * STEPS;
+
 /// Packs rows `rows` and steps `depth` of a transposed left operand into panels. Where `sums` is given, adds each
 /// row's sum over these steps to it, which is the bias gradient: the operand passes through registers anyway.
 #[inline(always)]
@@ -137,25 +186,29 @@ pub fn left<V: Vector>(
     assert!(matrix.transposed && packed.len() >= left_floats::<V>(rows.len(), depth.len()));
     matrix.check(rows.end, depth.end);
     let height = micro::rows::<V>();
-    for (panel, row) in rows.clone().step_by(height).enumerate() {
-        let filled = height.min(rows.end - row);
-        // SAFETY: `check` says that the matrix holds the rows and steps; `packed` has room for whole panels and a
-        // vector more, and a vector that reaches into the next panel is overwritten when that one is packed.
-        let sum = unsafe {
-            let source = matrix.elements.as_ptr().add(depth.start * matrix.stride + row);
-            let target = packed.as_mut_ptr().add(panel * height * depth.len());
-            let mut sum = V::zero();
-            for p in 0..depth.len() {
-                let value = V::load_partial(source.add(p * matrix.stride), filled);
-                sum = sum.add(value);
-                value.store(target.add(p * height));
+    for start in (0..depth.len()).step_by(STEPS) {
+        let steps = start..depth.len().min(start + STEPS);
+        for row in (0..rows.len()).step_by(height) {
+            let filled = height.min(rows.len() - row);
+            // SAFETY: `check` says that the matrix holds the rows and steps; `packed` has room for the panels. Vectors
+            // reach beyond their step, into the next one, which is stored later, or into the gap.
+            let sum = unsafe {
+                let source = matrix.elements.as_ptr().add(depth.start * matrix.stride + rows.start + row);
+                let target = packed.as_mut_ptr().add(row / height * left_panel::<V>(depth.len()));
+                let mut sum = V::zero();
+                for p in steps.clone() {
+                    let value = V::load_partial(source.add(p * matrix.stride), filled);
+                    prefetch(source.wrapping_add((p + AHEAD) * matrix.stride));
+                    sum = sum.add(value);
+                    value.store(target.add(p * height));
+                }
+                sum
+            };
+            if let Some(sums) = sums.as_deref_mut() {
+                let part = &mut sums[row..row + filled];
+                // SAFETY: `part` has `filled` elements.
+                unsafe { V::load_partial(part.as_ptr(), filled).add(sum).store_partial(part.as_mut_ptr(), filled) };
             }
-            sum
-        };
-        if let Some(sums) = sums.as_deref_mut() {
-            let part = &mut sums[row - rows.start..][..filled];
-            // SAFETY: `part` has `filled` elements.
-            unsafe { V::load_partial(part.as_ptr(), filled).add(sum).store_partial(part.as_mut_ptr(), filled) };
         }
     }
 }

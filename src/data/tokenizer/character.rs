@@ -124,7 +124,7 @@ pub(super) fn distinct_in_files<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<char>
     for path in paths {
         let mut reader = TextReader::open(path)?;
         loop {
-            let chunks = reader.next_batch(rayon::current_num_threads())?;
+            let chunks = reader.next_batch(4 * rayon::current_num_threads())?;
             if chunks.is_empty() {
                 break;
             }

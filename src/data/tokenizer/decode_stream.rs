@@ -78,6 +78,15 @@ mod tests {
     }
 
     #[test]
+    fn spaces_between_words_come_out_although_a_word_alone_has_none() {
+        let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"one": 0, "two": 1}, "unk_token": "two"}}"#;
+        let tokenizer = Tokenizer::from_json(json.into(), "words").unwrap();
+        assert_eq!(streamed(&tokenizer, &[0, 1, 1, 0]), ["one", " two", " two", " one", ""]);
+    }
+
+    #[test]
     fn half_a_character_at_the_end_comes_out_at_finish() {
         assert_eq!(streamed(&Tokenizer::byte(), &[b'a'.into(), 0xE6, 0xBC]), ["a", "", "", "\u{FFFD}"]);
     }

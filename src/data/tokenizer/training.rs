@@ -4,11 +4,13 @@ use super::super::Progress;
 use super::super::error::{Error, Result};
 use super::super::text::TextReader;
 use super::Tokenizer;
+use super::byte_level::{for_each_run, spell, word_length};
 use std::path::Path;
-use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer as HuggingFace};
+use tokenizers::{
+    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer as HuggingFace, Trainer,
+};
 
 const END_OF_TEXT: &str = "<|endoftext|>";
 
@@ -25,16 +27,11 @@ pub(super) fn train_bpe<P: AsRef<Path>>(paths: &[P], vocabulary: usize, progress
     let mut readers = paths.iter().map(TextReader::open).collect::<Result<Vec<_>>>()?;
     let total: u64 = readers.iter().map(TextReader::remaining).sum();
     let byte_level = ByteLevel::default().add_prefix_space(false).trim_offsets(false);
-    let mut tokenizer = HuggingFace::new(BPE::default());
-    tokenizer.with_pre_tokenizer(Some(byte_level));
-    tokenizer.with_post_processor(Some(byte_level));
-    tokenizer.with_decoder(Some(byte_level));
-    let mut trainer: TrainerWrapper = BpeTrainer::builder()
+    let mut trainer = BpeTrainer::builder()
         .show_progress(false)
         .vocab_size(vocabulary - 1)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-        .build()
-        .into();
+        .build();
 
     // The trainer takes an iterator that cannot fail: a reading error ends it and is kept aside.
     let (mut failure, mut done, mut reader) = (None, 0, 0);
@@ -55,17 +52,44 @@ pub(super) fn train_bpe<P: AsRef<Path>>(paths: &[P], vocabulary: usize, progress
         }
         None
     });
-    let trained = tokenizer.train(&mut trainer, chunks).map(|_| ());
+    let fed = trainer.feed(chunks, |text| words(text, byte_level));
     if let Some(error) = failure {
         return Err(error);
     }
-    trained.map_err(|error| Error::tokenizer("training", error))?;
+    fed.map_err(|error| Error::tokenizer("training", error))?;
     if done == 0 {
         return Err(Error::tokenizer("training", "the text is empty; give it text to learn from"));
     }
+    let mut model = BPE::default();
+    trainer.train(&mut model).map_err(|error| Error::tokenizer("training", error))?;
+    let mut tokenizer = HuggingFace::new(model);
+    tokenizer.with_pre_tokenizer(Some(byte_level));
+    tokenizer.with_post_processor(Some(byte_level));
+    tokenizer.with_decoder(Some(byte_level));
     tokenizer
         .add_special_tokens([AddedToken::from(END_OF_TEXT, true)])
         .map_err(|error| Error::tokenizer("training", error))?;
     let json = tokenizer.to_string(true).map_err(|error| Error::tokenizer("training", error))?;
     Tokenizer::from_json(json, "trained tokenizer")
+}
+
+/// The words of a text, spelt in the characters that stand for bytes: natively where it is ASCII, else by the crate.
+fn words(text: &str, byte_level: ByteLevel) -> tokenizers::Result<Vec<String>> {
+    let mut words = Vec::with_capacity(text.len() / 4);
+    for_each_run(text, |run, is_ascii| -> tokenizers::Result<()> {
+        let mut rest = run.as_bytes();
+        while is_ascii && !rest.is_empty() {
+            let (word, later) = rest.split_at(word_length(rest));
+            words.push(spell(word));
+            rest = later;
+        }
+        if !is_ascii {
+            let mut split = PreTokenizedString::from(run);
+            byte_level.pre_tokenize(&mut split)?;
+            let pieces = split.get_splits(OffsetReferential::Normalized, OffsetType::None);
+            words.extend(pieces.into_iter().map(|(word, _, _)| word.to_string()));
+        }
+        Ok(())
+    })?;
+    Ok(words)
 }
