@@ -130,7 +130,7 @@ impl JsonLines {
         let path = path.into();
         match OpenOptions::new().append(true).create_new(true).open(&path) {
             Ok(file) => Ok(Self { path, file }),
-            Err(source) => Err(WriteError { path, source }),
+            Err(cause) => Err(WriteError { path, cause }),
         }
     }
 
@@ -148,7 +148,7 @@ impl JsonLines {
         };
         match open() {
             Ok(file) => Ok(Self { path, file }),
-            Err(source) => Err(WriteError { path, source }),
+            Err(cause) => Err(WriteError { path, cause }),
         }
     }
 
@@ -162,7 +162,7 @@ impl JsonLines {
             line.push(b'\n');
             file.write_all(&line)
         };
-        write(&mut self.file).map_err(|source| WriteError { path: self.path.clone(), source })
+        write(&mut self.file).map_err(|cause| WriteError { path: self.path.clone(), cause })
     }
 
     /// Waits until all lines are on the disk; to be called before a checkpoint that counts on them.
@@ -170,7 +170,7 @@ impl JsonLines {
     /// # Errors
     /// A failure of the file system.
     pub fn sync(&self) -> Result<(), WriteError> {
-        self.file.sync_data().map_err(|source| WriteError { path: self.path.clone(), source })
+        self.file.sync_data().map_err(|cause| WriteError { path: self.path.clone(), cause })
     }
 }
 

@@ -148,7 +148,7 @@ fn expand(paths: &Paths) -> Result<Vec<File>, Error> {
             files.push(file(path.clone(), false));
             continue;
         }
-        let read = |source| data::Error::Read { path: path.clone(), source };
+        let read = |cause| data::Error::Read { path: path.clone(), cause };
         let mut inside = Vec::new();
         for entry in std::fs::read_dir(path).map_err(read)? {
             inside.push(entry.map_err(read)?.path());

@@ -39,7 +39,7 @@ impl EventWriter {
         let path = folder.join(name);
         let mut writer = match OpenOptions::new().append(true).create(true).open(&path) {
             Ok(file) => Self { path, file },
-            Err(source) => return Err(WriteError { path, source }),
+            Err(source) => return Err(WriteError { path, cause }),
         };
         let mut version = event(now, 0);
         version.string(3, "brain.Event:2");
