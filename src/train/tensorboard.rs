@@ -39,7 +39,7 @@ impl EventWriter {
         let path = folder.join(name);
         let mut writer = match OpenOptions::new().append(true).create(true).open(&path) {
             Ok(file) => Self { path, file },
-            Err(source) => return Err(WriteError { path, cause }),
+            Err(cause) => return Err(WriteError { path, cause }),
         };
         let mut version = event(now, 0);
         version.string(3, "brain.Event:2");
@@ -74,7 +74,7 @@ impl EventWriter {
 
     /// Whole records in one call, so that a killed process cannot leave two halves.
     fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        self.file.write_all(bytes).map_err(|source: io::Error| WriteError { path: self.path.clone(), source })
+        self.file.write_all(bytes).map_err(|cause: io::Error| WriteError { path: self.path.clone(), cause })
     }
 }
 
