@@ -6,7 +6,10 @@
 //!
 //! Nothing here prints, except through what it returns; nothing in the engine depends on this part.
 
+pub mod cases;
+pub mod kernels;
 pub mod machine;
 pub mod pytorch;
+pub mod table;
 pub mod timing;
 pub mod training;

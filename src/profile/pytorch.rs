@@ -27,6 +27,10 @@ pub const TRAIN_STEP: Script = Script {
     modules: &[("gpt", include_str!("../../benches/pytorch/gpt.py"))],
 };
 
+/// Single operations.
+pub const KERNELS: Script =
+    Script { name: "kernels.py", source: include_str!("../../benches/pytorch/kernels.py"), modules: &[] };
+
 /// Runs a script whose source and modules are arguments: count of modules, (name, source) of each, script, source.
 const LOADER: &str = "\
 import sys, types
@@ -81,17 +85,13 @@ impl Partner {
         let input = process.stdin.take();
         let output = BufReader::new(process.stdout.take().expect("standard output is piped"));
         let mut partner = Self { python, script: script.name, process, input, output };
-        match partner.line()?.as_str() {
-            "ready" => Ok(partner),
-            line => Err(partner.failed(format!("it printed {line:?} instead of `ready`"))),
-        }
+        let line = partner.line()?;
+        partner.check(&line, "ready")?;
+        Ok(partner)
     }
 
     /// Sends a line; the answer.
-    ///
-    /// # Errors
-    /// The process has ended.
-    pub fn ask(&mut self, line: &str) -> Result<String, Error> {
+    fn ask(&mut self, line: &str) -> Result<String, Error> {
         let sent = match &mut self.input {
             Some(input) => writeln!(input, "{line}").and_then(|()| input.flush()),
             None => Ok(()),
@@ -102,13 +102,26 @@ impl Partner {
         }
     }
 
-    /// Sends a line; the seconds that are the answer.
+    /// Sends a line that has one right answer.
     ///
     /// # Errors
     /// The process has ended, or answers something else.
-    pub fn seconds(&mut self, line: &str) -> Result<f64, Error> {
+    pub fn expect(&mut self, line: &str, answer: &str) -> Result<(), Error> {
+        let found = self.ask(line)?;
+        self.check(&found, answer)
+    }
+
+    /// Sends a line; the answer is the seconds of one or more calls.
+    ///
+    /// # Errors
+    /// The process has ended, or answers something else.
+    pub fn seconds(&mut self, line: &str) -> Result<Vec<f64>, Error> {
         let answer = self.ask(line)?;
-        answer.trim().parse().map_err(|_| self.failed(format!("it answered {answer:?} to {line:?}")))
+        let seconds: Result<Vec<f64>, _> = answer.split_whitespace().map(str::parse).collect();
+        match seconds {
+            Ok(seconds) if !seconds.is_empty() => Ok(seconds),
+            _ => Err(self.failed(format!("it answered {answer:?} to {line:?}"))),
+        }
     }
 
     /// The most memory that the process has occupied so far.
@@ -123,6 +136,14 @@ impl Partner {
         match self.output.read_line(&mut line) {
             Ok(count) if count > 0 => Ok(line.trim_end().to_owned()),
             _ => Err(self.why_it_ended()),
+        }
+    }
+
+    fn check(&self, found: &str, expected: &str) -> Result<(), Error> {
+        if found == expected {
+            Ok(())
+        } else {
+            Err(self.failed(format!("it printed {found:?} instead of {expected:?}")))
         }
     }
 

@@ -1,0 +1,136 @@
+//! `engine-bench kernels`: a table of single operations.
+
+use super::{Common, Failure, Reference, failed, machine, usage};
+use clap::Args;
+use engine::ops::Device;
+use engine::profile::cases::{self, Case};
+use engine::profile::kernels::{Times, measure};
+use engine::profile::machine::Peaks;
+use engine::profile::pytorch::{KERNELS, Partner};
+use engine::profile::table::Table;
+use engine::profile::timing::{median, minimum};
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only operations whose name contains this.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    /// List the operations and stop.
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let filter = &arguments.filter;
+    let cases: Vec<Case> = cases::all().into_iter().filter(|case| case.full_name().contains(filter)).collect();
+    if cases.is_empty() {
+        return Err(usage(format!("--filter {filter:?} matches no operation; --list shows them all")));
+    }
+    if arguments.list {
+        cases.iter().for_each(|case| println!("{}", case.full_name()));
+        return Ok(());
+    }
+    let device = arguments.common.open_device()?;
+    let Device::Cpu(cpu) = &*device;
+    let mut partner = match arguments.common.compare {
+        Some(Reference::Pytorch) => {
+            let words = ["--serve".to_owned(), "--threads".to_owned(), cpu.pool().threads().to_string()];
+            Some(Partner::start(&KERNELS, &words).map_err(failed)?)
+        }
+        None => None,
+    };
+    let mut peaks = Peaks::default();
+    peaks.measure(cpu);
+    let mut results: Vec<(Case, Times)> = Vec::with_capacity(cases.len());
+    for case in cases {
+        progress(&case.full_name());
+        if results.last().is_some_and(|(last, _)| last.family != case.family) {
+            peaks.measure(cpu);
+        }
+        let times = measure(&case, &device, partner.as_mut()).map_err(failed)?;
+        results.push((case, times));
+    }
+    peaks.measure(cpu);
+    progress("");
+
+    let (line, facts) = machine(cpu);
+    println!("{line}");
+    println!(
+        "peak     {:.1} GFLOP/s of multiply-adds, {:.1} GB/s read, {:.1} GB/s copied (read + written)\n",
+        peaks.flops_per_second / 1e9,
+        peaks.read_bytes_per_second / 1e9,
+        peaks.copy_bytes_per_second / 1e9
+    );
+    println!("{}", table(&results, &peaks, partner.is_some()));
+    let list: Vec<Value> = results.iter().map(|(case, times)| result_json(case, times, &peaks)).collect();
+    let value = json!({
+        "machine": facts,
+        "peak_flops_per_second": peaks.flops_per_second,
+        "peak_read_bytes_per_second": peaks.read_bytes_per_second,
+        "peak_copy_bytes_per_second": peaks.copy_bytes_per_second,
+        "kernels": list,
+    });
+    arguments.common.write_json(&value)
+}
+
+/// Shows on a terminal what is being measured; the empty text clears the line.
+fn progress(text: &str) {
+    let mut terminal = std::io::stderr();
+    if terminal.is_terminal() {
+        // A terminal that cannot be written to loses the progress line, which is no reason to stop.
+        let _ = write!(terminal, "\r\x1b[K{text}").and_then(|()| terminal.flush());
+    }
+}
+
+fn table(results: &[(Case, Times)], peaks: &Peaks, with_pytorch: bool) -> Table {
+    let mut header = vec!["operation", "ms", "rate", "", "of peak"];
+    if with_pytorch {
+        header.extend(["PyTorch ms", "ratio"]);
+    }
+    let mut table = Table::new(&header);
+    for (case, times) in results {
+        let seconds = median(&times.ours);
+        let rate = case.work.amount() / seconds;
+        let mut cells = vec![
+            case.full_name(),
+            format!("{:.3}", 1e3 * seconds),
+            format!("{:.1}", rate / 1e9),
+            case.work.unit().to_owned(),
+            format!("{:.1} %", 100.0 * rate / case.work.peak(peaks)),
+        ];
+        if let Some(theirs) = &times.theirs {
+            cells.push(format!("{:.3}", 1e3 * median(theirs)));
+            cells.push(format!("{:.3}", seconds / median(theirs)));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn result_json(case: &Case, times: &Times, peaks: &Peaks) -> Value {
+    let seconds = median(&times.ours);
+    let rate = case.work.amount() / seconds;
+    let pytorch = times.theirs.as_ref().map(|theirs| {
+        json!({
+            "seconds_median": median(theirs),
+            "seconds_min": minimum(theirs),
+            "calls": theirs.len(),
+            "ratio": seconds / median(theirs),
+        })
+    });
+    json!({
+        "name": case.full_name(),
+        "family": case.family.name(),
+        "seconds_median": seconds,
+        "seconds_min": minimum(&times.ours),
+        "calls": times.ours.len(),
+        "rate": rate / 1e9,
+        "unit": case.work.unit(),
+        "percent_of_peak": 100.0 * rate / case.work.peak(peaks),
+        "pytorch": pytorch,
+    })
+}
