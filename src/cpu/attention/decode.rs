@@ -138,7 +138,7 @@ struct Merge<'a> {
     batch: usize,
     parts: usize,
     padded: usize,
-    partial: &'a [f32],
+    partial: &'a mut [f32],
     output: Disjoint<'a, f32>,
     log_sum_exp: Option<Disjoint<'a, f32>>,
 }
@@ -154,11 +154,15 @@ impl Kernel for Merge<'_> {
         let size = queries * (padded + 2);
         for number in 0..queries {
             let (query, head) = (number / shape.heads, number % shape.heads);
-            let maximum_of = |part: usize| partial[part * size + queries * padded + number];
-            let sum_of = |part: usize| partial[part * size + queries * (padded + 1) + number];
-            let maximum = (0..parts).map(maximum_of).fold(FLOOR, f32::max);
-            let factor_of = |part: usize| (maximum_of(part) - maximum).exp2();
-            let sum: f32 = (0..parts).map(|part| sum_of(part) * factor_of(part)).sum();
+            let maximum_at = |part: usize| part * size + queries * padded + number;
+            let maximum = (0..parts).map(|part| partial[maximum_at(part)]).fold(FLOOR, f32::max);
+            let mut sum = 0.0;
+            for part in 0..parts {
+                // From here on the factor of the part stands in the place of its maximum.
+                let factor = (partial[maximum_at(part)] - maximum).exp2();
+                partial[maximum_at(part)] = factor;
+                sum += factor * partial[maximum_at(part) + queries];
+            }
             let row = (batch * shape.query_time + query) * shape.query_columns() + head * shape.head_size;
             for d in (0..shape.head_size).step_by(V::LANES) {
                 let mut total = V::zero();
@@ -166,7 +170,7 @@ impl Kernel for Merge<'_> {
                 unsafe {
                     for part in 0..parts {
                         let source = partial.as_ptr().add(part * size + number * padded + d);
-                        total = V::splat(factor_of(part)).mul_add(V::load(source), total);
+                        total = V::splat(partial[maximum_at(part)]).mul_add(V::load(source), total);
                     }
                     let value = total.mul(V::splat(if sum == 0.0 { 0.0 } else { 1.0 / sum }));
                     value.store_partial(self.output.as_ptr().add(row + d), V::LANES.min(shape.head_size - d));

@@ -1,10 +1,10 @@
-//! Attention on the CPU: FlashAttention-2 (Dao 2023) in tiles that fit the caches, see [`tile`] for how they are laid
+//! Attention on the CPU: FlashAttention-2 (Dao 2023) in tiles that fit the caches, see `tile` for how they are laid
 //! out and multiplied.
 //!
 //! Forward, for a chunk of queries of one head: for each block of keys, for each block of queries, `S = K Qᵀ`, running
 //! maximum and sum, `O = rescale · O + P V`. Backward, for a range of keys of one key/value head: for each block of
 //! queries, for each block of keys, `P` again from the log-sum-exp, then the four gradient products. With few queries
-//! (decoding) lanes over queries would stay empty, so [`decode`] has its own, bandwidth-bound loop.
+//! (decoding) lanes over queries would stay empty, so `decode` has its own, bandwidth-bound loop.
 //!
 //! Keys behind a sequence's length, and those that no query of a block may see, are not visited at all.
 

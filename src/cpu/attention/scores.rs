@@ -22,6 +22,8 @@ pub(super) fn exp2<V: Vector>(x: V) -> V {
     let n = x.round();
     let r = x.sub(n);
     let mut p = V::splat(0.001_326_472_7);
+    // The fitted coefficient of r is not ln 2, only near it.
+    #[allow(clippy::approx_constant)]
     for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0] {
         p = p.mul_add(r, V::splat(c));
     }

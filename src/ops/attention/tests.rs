@@ -321,9 +321,13 @@ fn matches_reference_with_grouped_heads_and_other_numbers_of_keys() {
 #[test]
 fn matches_reference_with_padding_and_empty_sequences() {
     let mut random = Random::fresh();
-    for times in [[1, 70], [3, 70], [70, 70], [17, 203]] {
-        let lengths: &[i32] = &[0, 1, 64, times[1] as i32, 41].map(|length: i32| length)[..];
-        let lengths: &'static [i32] = Box::leak(lengths.to_vec().into_boxed_slice());
+    let tries: [([usize; 2], &'static [i32]); 4] = [
+        ([1, 70], &[0, 1, 64, 70, 41]),
+        ([3, 70], &[0, 1, 64, 70, 41]),
+        ([70, 70], &[0, 1, 64, 70, 41]),
+        ([17, 203], &[0, 1, 64, 203, 41]),
+    ];
+    for (times, lengths) in tries {
         for write in [Write::Set, Write::Add] {
             let causal = shape(5, times, [4, 2], 24);
             check(Case { key_lengths: Some(lengths), write, ..plain(causal) }, &mut random);
