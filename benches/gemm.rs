@@ -7,6 +7,8 @@
 use engine::cpu::gemm::{Epilogue, Matrix, Product, Shape, run};
 use engine::cpu::{Cpu, peak};
 use engine::ops::Write;
+use memmap2::MmapMut;
+use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
 /// Rows, and the (inputs, outputs) of each layer that sees as many rows.
@@ -57,10 +59,9 @@ fn main() {
 /// Median seconds of one product of a layer.
 fn layer(cpu: &Cpu, rows: usize, inputs: usize, outputs: usize, kind: &str) -> f64 {
     let copies = ROTATION_FLOATS.div_ceil(inputs * outputs).clamp(1, 64);
-    let ones = |length: usize| -> Vec<f32> { (0..length).map(|i| (i % 7) as f32 * 0.125 - 0.375).collect() };
-    let (x, dy) = (ones(rows * inputs), ones(rows * outputs));
-    let mut weights: Vec<Vec<f32>> = (0..copies).map(|_| ones(inputs * outputs)).collect();
-    let mut result = vec![0.0; rows * inputs.max(outputs)];
+    let (x, dy) = (Floats::new(rows * inputs), Floats::new(rows * outputs));
+    let mut weights: Vec<Floats> = (0..copies).map(|_| Floats::new(inputs * outputs)).collect();
+    let mut result = Floats::new(rows * inputs.max(outputs));
     median(|index| {
         let weight = &mut weights[index % copies];
         let (shape, left, right, target, target_stride): (_, _, _, &mut [f32], _) = match kind {
@@ -89,6 +90,47 @@ fn layer(cpu: &Cpu, rows: usize, inputs: usize, outputs: usize, kind: &str) -> f
         let epilogue = Epilogue::default();
         run(cpu, Product { shape, left, right, target, target_stride, write: Write::Set, epilogue, left_sums: None });
     })
+}
+
+/// Memory as the tape allocates it: aligned, in huge pages where the system gives them.
+struct Floats {
+    pages: MmapMut,
+    length: usize,
+}
+
+impl Floats {
+    const ALIGNMENT_BYTES: usize = 2 << 20;
+
+    /// Some small numbers.
+    fn new(length: usize) -> Self {
+        let pages = MmapMut::map_anon(length * 4 + Self::ALIGNMENT_BYTES).expect("memory");
+        #[cfg(target_os = "linux")]
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        let mut floats = Self { pages, length };
+        for (i, value) in floats.iter_mut().enumerate() {
+            *value = (i % 7) as f32 * 0.125 - 0.375;
+        }
+        floats
+    }
+
+    fn range(&self) -> std::ops::Range<usize> {
+        let start = self.pages.as_ptr().align_offset(Self::ALIGNMENT_BYTES);
+        start..start + self.length * 4
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.pages[self.range()])
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let range = self.range();
+        bytemuck::cast_slice_mut(&mut self.pages[range])
+    }
 }
 
 /// Median seconds of a call, over a fifth of a second and at least five calls.
