@@ -71,38 +71,28 @@ impl Kernel for MultiplyAdds {
 
     #[inline(always)]
     fn run<V: Vector>(self) -> (f32, usize) {
-        let (a, b) = (V::splat(0.999_9), V::splat(1e-3));
-        if V::REGISTERS >= 16 {
-            const CHAINS: usize = 12;
-            let mut sums = [V::splat(1.0); CHAINS];
-            for _ in 0..self.steps {
-                for sum in &mut sums {
-                    *sum = sum.mul_add(a, b);
-                }
-            }
-            let mut total = V::zero();
-            for sum in sums {
-                total = total.add(sum);
-            }
-            (total.reduce_add(), CHAINS)
-        } else {
-            const CHAINS: usize = 4;
-            let mut sums = [V::splat(1.0); CHAINS];
-            for _ in 0..self.steps {
-                for sum in &mut sums {
-                    *sum = sum.mul_add(a, b);
-                }
-            }
-            let mut total = V::zero();
-            for sum in sums {
-                total = total.add(sum);
-            }
-            (total.reduce_add(), CHAINS)
-        }
+        // As many as registers hold beside the two operands.
+        if V::REGISTERS >= 16 { (chains::<V, 12>(self.steps), 12) } else { (chains::<V, 4>(self.steps), 4) }
     }
 }
 
-/// Sums a slice in eight chains.
+#[inline(always)]
+fn chains<V: Vector, const CHAINS: usize>(steps: usize) -> f32 {
+    let (a, b) = (V::splat(0.999_9), V::splat(1e-3));
+    let mut sums = [V::splat(1.0); CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = sum.mul_add(a, b);
+        }
+    }
+    let mut total = V::zero();
+    for sum in sums {
+        total = total.add(sum);
+    }
+    total.reduce_add()
+}
+
+/// Sums a slice in four chains.
 struct Read<'a> {
     from: &'a [f32],
 }

@@ -122,8 +122,12 @@ unsafe fn complete<V: Vector>(
     value
 }
 
+/// Reads a vector's first `lanes` values.
+///
+/// # Safety
+/// They must be readable.
 #[inline(always)]
-unsafe fn load<V: Vector>(pointer: *const f32, lanes: usize) -> V {
+pub unsafe fn load<V: Vector>(pointer: *const f32, lanes: usize) -> V {
     // SAFETY: the caller's: `lanes` readable values.
     unsafe { if lanes == V::LANES { V::load(pointer) } else { V::load_partial(pointer, lanes) } }
 }

@@ -21,6 +21,7 @@ pub mod epilogue;
 mod few_rows;
 mod micro;
 mod pack;
+mod prefetch;
 
 pub use epilogue::Epilogue;
 
@@ -102,9 +103,9 @@ const LOOP_DEPTH: usize = 8 * BLOCK_DEPTH;
 const TASKS: usize = 8;
 /// Multiply-adds that are worth a task.
 const TASK_WORK: usize = 500_000;
-/// Multiply-adds that are too many for one task, where the product has more than `TASKS` times as many: about half a
-/// millisecond, so that many cores find work, and the last task keeps few waiting.
-const LARGE_TASK_WORK: usize = 64 << 20;
+/// Multiply-adds of a task where the product has more than `TASKS` times as many: about a millisecond. Smaller tasks
+/// would suit machines with many cores, but cost 5 % in the gradients of weights, whose tasks pack both operands.
+const LARGE_TASK_WORK: usize = 128 << 20;
 
 /// Computes the product.
 pub fn run(cpu: &Cpu, product: Product<'_>) {
@@ -203,7 +204,8 @@ impl Kernel for Cut<'_> {
         let column_tiles = columns.div_ceil(micro::columns::<V>());
         let mut row_cuts = rows.div_ceil(TASK_ROWS);
         let mut column_cuts = 1;
-        let work = rows * columns * depth;
+        // Of one parallel loop.
+        let work = rows * columns * depth.min(LOOP_DEPTH);
         let wanted = (work / TASK_WORK).clamp(1, TASKS).max(work / LARGE_TASK_WORK);
         while row_cuts * column_cuts < wanted {
             let by_rows = right_cost * row_cuts <= left_cost * column_cuts;

@@ -4,6 +4,7 @@
 //! left one, [`micro::rows`] neighbouring rows. What is missing at the edges is zero. A weight `(out, in)` read as the
 //! transposed right operand goes through `LANES x LANES` transposes in registers.
 
+use super::prefetch::{prefetch_l1, prefetch_l2};
 use super::{Matrix, micro};
 use crate::cpu::simd::Vector;
 use std::ops::Range;
@@ -87,13 +88,15 @@ unsafe fn right_transposed<V: Vector>(
 /// A rectangle of a matrix that will be packed next, fetched into L2 a few lines at a time while the micro-kernel
 /// works: its rows lie far apart, so the machine does not see the pattern by itself.
 pub struct Ahead {
-    start: *const f32,
     stride: usize,
     rows: usize,
-    lines_per_row: usize,
-    next: usize,
     /// Lines per call.
     share: usize,
+    /// First row of the line that is next in each row.
+    column: *const f32,
+    columns_left: usize,
+    next: *const f32,
+    rows_left: usize,
 }
 
 /// Floats of a cache line.
@@ -106,41 +109,35 @@ impl Ahead {
         let (rows, length) =
             if matrix.transposed { (columns.len(), depth.len()) } else { (depth.len(), columns.len()) };
         let lines_per_row = length.div_ceil(LINE);
-        let share = (rows * lines_per_row).div_ceil(calls.max(1));
+        let start = matrix.at(depth.start, columns.start);
         Self {
-            start: matrix.at(depth.start, columns.start),
             stride: matrix.stride,
             rows,
-            lines_per_row,
-            next: 0,
-            share,
+            share: (rows * lines_per_row).div_ceil(calls.max(1)),
+            column: start,
+            columns_left: lines_per_row,
+            next: start,
+            rows_left: rows,
         }
     }
 
-    /// Asks for the next lines.
+    /// Asks for the next lines: down the rows first, which is the order in which transposes read.
     #[inline(always)]
     pub fn fetch(&mut self) {
-        let end = (self.next + self.share).min(self.rows * self.lines_per_row);
-        // Down the rows first: that is the order in which transposes read.
-        while self.next < end {
-            let (line, row) = (self.next / self.rows, self.next % self.rows);
-            prefetch(self.start.wrapping_add(row * self.stride + line * LINE));
-            self.next += 1;
+        for _ in 0..self.share {
+            if self.rows_left == 0 {
+                self.columns_left = self.columns_left.saturating_sub(1);
+                if self.columns_left == 0 {
+                    return;
+                }
+                self.column = self.column.wrapping_add(LINE);
+                (self.next, self.rows_left) = (self.column, self.rows);
+            }
+            prefetch_l2(self.next);
+            self.next = self.next.wrapping_add(self.stride);
+            self.rows_left -= 1;
         }
     }
-}
-
-/// Asks for the cache line at `pointer`, which need not be a valid address, into L2.
-#[inline(always)]
-fn prefetch(pointer: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching is a hint that never faults, and part of SSE, which every x86-64 has.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(pointer.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = pointer;
 }
 
 /// Transposes `rows x columns` elements, at most `LANES` each way; missing columns of the result are zero.
@@ -198,7 +195,7 @@ pub fn left<V: Vector>(
                 let mut sum = V::zero();
                 for p in steps.clone() {
                     let value = V::load_partial(source.add(p * matrix.stride), filled);
-                    prefetch(source.wrapping_add((p + AHEAD) * matrix.stride));
+                    prefetch_l1(source.wrapping_add((p + AHEAD) * matrix.stride));
                     sum = sum.add(value);
                     value.store(target.add(p * height));
                 }
