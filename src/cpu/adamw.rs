@@ -1,4 +1,5 @@
-//! AdamW on the CPU: one pass that reads four streams and writes three, 28 bytes for each parameter.
+//! AdamW on the CPU: one pass that reads four streams and writes three, 28 bytes for each parameter. That is
+//! all the time it takes: software prefetching, 1 or 4 KB ahead, and larger pieces changed nothing.
 
 use super::simd::{Kernel, Vector};
 use super::{Cpu, Disjoint};

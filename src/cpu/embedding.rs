@@ -16,6 +16,8 @@ const PIECES_MAX: usize = 256;
 /// Vocabularies below this are too small, and their tokens too unevenly spread, to share out by rows alone: there
 /// the channels are cut as well.
 const SMALL_VOCABULARY: usize = 1024;
+/// Zeros in a row from which on they are written past the caches.
+const STREAMING_VALUES: usize = 16 * 1024;
 /// Channels in a task where channels are cut.
 const CHANNEL_BLOCK: usize = 128;
 
@@ -119,17 +121,25 @@ fn tokens_backward(
             }
             return;
         }
-        for row in rows {
-            // SAFETY: a task has its rows and columns to itself.
-            let target = unsafe { grad.get(row_part(row, channels, &columns)) };
+        let mut row = rows.start;
+        while row < rows.end {
             let occurrences = occurrences(&keys[at..], row as u32);
-            if occurrences == 0 {
-                target.fill(0.0);
-            } else {
+            if occurrences > 0 {
+                // SAFETY: a task has its rows and columns to itself.
+                let target = unsafe { grad.get(row_part(row, channels, &columns)) };
                 let places = &places[at..at + occurrences];
                 cpu.level().run(SumRows { grad_output, places, channels, start, target, write });
                 at += occurrences;
+                row += 1;
+                continue;
             }
+            // Rows that do not occur lie next to each other, unless only some of their columns are ours.
+            let next = keys.get(at).map_or(rows.end, |&key| rows.end.min(key as usize));
+            let absent = row..if blocks == 1 { next } else { row + 1 };
+            let part = absent.start * channels + columns.start..(absent.end - 1) * channels + columns.end;
+            // SAFETY: as above.
+            cpu.level().run(Zero(unsafe { grad.get(part) }));
+            row = absent.end;
         }
     });
 }
@@ -158,6 +168,32 @@ fn positions_backward(cpu: &Cpu, shape: &Shape, grad_output: &[f32], grad: &mut 
             cpu.level().run(SumStrided { grad_output, first: t, stride: time, count: batch, target, write });
         }
     });
+}
+
+/// Sets to zero, past the caches where there is much of it: nearly all of a large table's gradient is zero.
+struct Zero<'a>(&'a mut [f32]);
+
+impl Kernel for Zero<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        if self.0.len() < STREAMING_VALUES {
+            self.0.fill(0.0);
+            return;
+        }
+        let vector_bytes = 4 * V::LANES;
+        let head = (self.0.as_ptr().addr().wrapping_neg() % vector_bytes) / 4;
+        let (head, body) = self.0.split_at_mut(head);
+        let (body, tail) = body.split_at_mut(body.len() / V::LANES * V::LANES);
+        head.fill(0.0);
+        for vector in body.chunks_exact_mut(V::LANES) {
+            // SAFETY: aligned, since `head` ends where a vector may start, and as long as a vector.
+            unsafe { V::zero().store_streaming(vector.as_mut_ptr()) };
+        }
+        tail.fill(0.0);
+        V::streaming_fence();
+    }
 }
 
 /// `target = a + b`.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The sums over rows are taken per chunk of rows, then over chunks in order; the number of chunks depends on the
-//! problem only. Rows are handled four at a time, so that the running sums are loaded and stored once for four.
+//! problem only. Rows are handled four at a time, so that the running sums are loaded and stored once for four, and
+//! the last pass over one group of rows asks for the next. (Writing past the caches gained nothing beyond that.)
 
 use super::simd::{Kernel, Vector};
 use super::{Cpu, Disjoint, scratch};
@@ -20,13 +21,13 @@ use std::ops::Range;
 const TASK_VALUES: usize = 16 * 1024;
 /// Rows handled together in the backward pass.
 const GROUP: usize = 4;
+/// How far ahead the forward pass asks for its input: the processor's own prefetching starts anew with each page, which
+/// is hardly more than a row.
+const PREFETCH_ROWS: usize = 2;
 /// Most chunks that the sums over rows are cut into: bounds the memory for them, and the threads that can help.
 const CHUNKS_MAX: usize = 64;
 /// Fewest values in a chunk of the backward pass.
 const CHUNK_VALUES: usize = 16 * 1024;
-/// Outputs larger than this do not fit the caches anyway, so they are written past them: that saves reading each
-/// line before it is overwritten.
-const STREAMING_VALUES: usize = 4 * 1024 * 1024;
 
 /// Normalises each row.
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
@@ -57,7 +58,6 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
             bias,
             output: part(&output, &values),
             statistics: (mean, reciprocal_deviation),
-            is_streaming: rows * channels > STREAMING_VALUES,
         });
     });
 }
@@ -74,7 +74,6 @@ struct ForwardRows<'a> {
     output: *mut f32,
     /// Null where they are not wanted.
     statistics: (*mut f32, *mut f32),
-    is_streaming: bool,
 }
 
 impl Kernel for ForwardRows<'_> {
@@ -83,7 +82,6 @@ impl Kernel for ForwardRows<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let channels = self.channels;
-        let is_streaming = self.is_streaming && can_stream::<V>(self.output, channels);
         for row in 0..self.rows {
             let start = row * channels;
             // SAFETY (all pointers): every argument has `rows * channels` values, or `channels`, or `rows`.
@@ -103,17 +101,14 @@ impl Kernel for ForwardRows<'_> {
                 let output = self.output.add(start);
                 for column in (0..channels).step_by(V::LANES) {
                     let left = channels - column;
+                    V::prefetch(x.wrapping_add(PREFETCH_ROWS * channels + column));
                     let normalised = V::load_up_to(x.add(column), left).sub(mean_lanes).mul(rstd);
                     let weight = V::load_up_to(self.weight.as_ptr().add(column), left);
                     let result = match self.bias {
                         Some(bias) => normalised.mul_add(weight, V::load_up_to(bias.as_ptr().add(column), left)),
                         None => normalised.mul(weight),
                     };
-                    if is_streaming {
-                        result.store_streaming(output.add(column));
-                    } else {
-                        result.store_up_to(output.add(column), left);
-                    }
+                    result.store_up_to(output.add(column), left);
                 }
                 if !self.statistics.0.is_null() {
                     *self.statistics.0.add(row) = mean;
@@ -121,14 +116,7 @@ impl Kernel for ForwardRows<'_> {
                 }
             }
         }
-        V::streaming_fence();
     }
-}
-
-/// True where rows of `channels` values from `output` on consist of whole, aligned vectors.
-#[inline(always)]
-fn can_stream<V: Vector>(output: *const f32, channels: usize) -> bool {
-    channels.is_multiple_of(V::LANES) && output.addr().is_multiple_of(4 * V::LANES)
 }
 
 /// `sum = a + b` over a row.
@@ -237,7 +225,6 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
                 grad_output: grad_output[values].as_ptr(),
                 grad_input,
                 sums,
-                is_streaming: rows * channels > STREAMING_VALUES,
             });
         });
         let targets = [(arguments.grad_weight, 0), (arguments.grad_bias, stride)];
@@ -267,7 +254,6 @@ struct BackwardRows<'a> {
     grad_input: Option<(*mut f32, Write)>,
     /// Running sums for the gradients of weight and bias.
     sums: Option<(*mut f32, *mut f32)>,
-    is_streaming: bool,
 }
 
 impl Kernel for BackwardRows<'_> {
@@ -285,7 +271,6 @@ impl Kernel for BackwardRows<'_> {
                 self.group::<V, 1>(row);
             }
         }
-        V::streaming_fence();
     }
 }
 
@@ -327,7 +312,6 @@ impl BackwardRows<'_> {
             }
         }
         let Some((grad_input, write)) = self.grad_input else { return };
-        let is_streaming = self.is_streaming && can_stream::<V>(grad_input, channels) && write == Write::Set;
         for r in 0..R {
             let mean_g = V::splat(sum_g[r].reduce_add() / channels as f32);
             let mean_g_normalised = V::splat(sum_g_normalised[r].reduce_add() / channels as f32);
@@ -340,9 +324,9 @@ impl BackwardRows<'_> {
                     let normalised = V::load_up_to(self.input.add(start[r] + column), left).sub(mean[r]).mul(rstd[r]);
                     let centred = normalised.neg_mul_add(mean_g_normalised, g.sub(mean_g));
                     let target = grad_input.add(start[r] + column);
-                    if is_streaming {
-                        centred.mul(rstd[r]).store_streaming(target);
-                    } else if write == Write::Set {
+                    V::prefetch(self.input.wrapping_add(start[r] + R * channels + column));
+                    V::prefetch(self.grad_output.wrapping_add(start[r] + R * channels + column));
+                    if write == Write::Set {
                         centred.mul(rstd[r]).store_up_to(target, left);
                     } else {
                         centred.mul_add(rstd[r], V::load_up_to(target, left)).store_up_to(target, left);

@@ -5,6 +5,9 @@
 //! raise the running maximum `m` to it, then add up `e^(x - m)` (online softmax, Milakov and Gimelshein 2018, with one
 //! exponential for each logit because the maximum moves only between blocks). When the gradient is wanted, the
 //! exponentials are kept where the logits were, and the second pass only multiplies them by `e^(m_block - m) / sum`.
+//!
+//! While a block's exponentials are computed, the next block is fetched: that took 20 to 25 % off the time of large
+//! vocabularies. Fetching the next row during the second pass, which memory has free, made it slower again.
 
 use super::simd::{Kernel, Vector, math};
 use super::{Cpu, Disjoint, scratch};
@@ -15,13 +18,18 @@ const BLOCK: usize = 2048;
 /// Values in one task where rows are short.
 const TASK_VALUES: usize = 16 * 1024;
 
+/// Rows in a task: several where there are many, since the end of a row fetches the start of the next.
+fn rows_of_task(shape: &Shape) -> usize {
+    (TASK_VALUES / shape.vocabulary.max(1)).max((shape.rows / 64).min(4))
+}
+
 /// Computes the loss of every row.
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
     let logits = arguments.logits.host();
     let losses = Disjoint::new(arguments.losses.host());
     let targets = arguments.targets.host();
     let vocabulary = shape.vocabulary;
-    cpu.pool().run_pieces(shape.rows, TASK_VALUES / vocabulary.max(1), |_, range| {
+    cpu.pool().run_pieces(shape.rows, rows_of_task(shape), |_, range| {
         // SAFETY: the ranges of different tasks do not overlap.
         let losses = unsafe { losses.get(range.clone()) };
         // Only read: `Rows` writes to the logits where there is a gradient to put there.
@@ -36,7 +44,7 @@ pub fn forward_backward(cpu: &Cpu, shape: &Shape, arguments: ForwardBackward<'_>
     let losses = Disjoint::new(arguments.losses.host());
     let targets = arguments.targets.host();
     let vocabulary = shape.vocabulary;
-    cpu.pool().run_pieces(shape.rows, TASK_VALUES / vocabulary.max(1), |_, range| {
+    cpu.pool().run_pieces(shape.rows, rows_of_task(shape), |_, range| {
         // SAFETY: the ranges of different tasks do not overlap.
         let (losses, logits) =
             unsafe { (losses.get(range.clone()), logits.get(range.start * vocabulary..range.end * vocabulary)) };
@@ -183,6 +191,7 @@ unsafe fn block_exponentials<V: Vector, const KEEP: bool>(block: *mut f32, lengt
         while i + 4 * V::LANES <= length {
             for (j, sum) in sums.iter_mut().enumerate() {
                 let place = block.add(i + j * V::LANES);
+                V::prefetch(place.wrapping_add(BLOCK));
                 let e = math::exp_nonpositive(V::load(place).sub(maximum));
                 if KEEP {
                     e.store(place);

@@ -31,6 +31,10 @@ impl Vector for Avx2 {
         unsafe { Self(_mm256_maskload_ps(pointer, _mm256_castps_si256(Self::first_lanes(count)))) }
     }
     #[inline(always)]
+    fn prefetch(pointer: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) }
+    }
+    #[inline(always)]
     unsafe fn store(self, pointer: *mut f32) {
         unsafe { _mm256_storeu_ps(pointer, self.0) }
     }

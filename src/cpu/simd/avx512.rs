@@ -28,6 +28,10 @@ impl Vector for Avx512 {
         unsafe { Self(_mm512_maskz_loadu_ps(Self::first_lanes(count), pointer)) }
     }
     #[inline(always)]
+    fn prefetch(pointer: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) }
+    }
+    #[inline(always)]
     unsafe fn store(self, pointer: *mut f32) {
         unsafe { _mm512_storeu_ps(pointer, self.0) }
     }

@@ -79,6 +79,9 @@ pub trait Vector: Copy {
         // SAFETY: the caller's contract.
         unsafe { if count >= Self::LANES { Self::load(pointer) } else { Self::load_partial(pointer, count) } }
     }
+    /// Asks for the cache line at `pointer` ahead of its use. Any address will do: it is not accessed.
+    #[inline(always)]
+    fn prefetch(_pointer: *const f32) {}
     /// Writes `LANES` values.
     ///
     /// # Safety

@@ -123,12 +123,14 @@ impl Vector for Portable {
     fn abs(self) -> Self {
         self.map(f32::abs)
     }
-    /// Adds and takes away 1.5 · 2^23, whose last bit is worth one; exact for |x| < 2^22, and larger values are
-    /// returned as they are (above 2^23 they are integers already).
+    /// Adds and takes away 2^23, whose last bit is worth one, with the sign of x; from there on floats are integers.
+    /// (`round_ties_even` would be a library call for each lane.)
     #[inline(always)]
     fn round(self) -> Self {
-        const MAGIC: f32 = 12_582_912.0;
-        self.map(|x| if x.abs() < 4_194_304.0 { (x + MAGIC) - MAGIC } else { x.round_ties_even() })
+        self.map(|x| {
+            let unit = 8_388_608f32.copysign(x);
+            if x.abs() < 8_388_608.0 { (x + unit) - unit } else { x }
+        })
     }
     #[inline(always)]
     fn reduce_add(self) -> f32 {
@@ -153,9 +155,13 @@ impl Vector for Portable {
     }
     #[inline(always)]
     fn to_int(self) -> Self::Int {
-        // SAFETY: callers keep the lanes within i32 (see the trait), so the cast needs no saturation.
         let rounded = self.round();
-        std::array::from_fn(|i| rounded.0[i] as i32)
+        std::array::from_fn(|i| {
+            let value = rounded.0[i];
+            let value = if value.abs() < 2_147_483_648.0 { value } else { 0.0 };
+            // SAFETY: a whole number of 31 bits. (`as` would saturate, which LLVM does lane by lane.)
+            unsafe { value.to_int_unchecked::<i32>() }
+        })
     }
     #[inline(always)]
     fn from_int(value: Self::Int) -> Self {
