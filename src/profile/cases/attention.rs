@@ -3,7 +3,7 @@
 //! Only the scores that the mask leaves are counted as work: 2 products of them forward, 5 backward. PyTorch gets its
 //! queries, keys and values as separate contiguous tensors, which suits it best.
 
-use super::{Call, Case, Error, Family, Work, numbers};
+use super::{Call, Case, Error, Family, Floats, Work};
 use crate::ops::attention::{Backward, Forward, GradInputs, Inputs, Mask, Shape, backward, forward};
 use crate::ops::{Device, Write};
 use std::sync::Arc;
@@ -47,9 +47,9 @@ pub(super) fn causal(batch: usize, heads: usize, query_time: usize, key_time: us
 fn prepare(device: Arc<Device>, shape: Shape, with_backward: bool) -> Result<Call, Error> {
     let rows = shape.batch * shape.query_time;
     let packed = rows * (shape.query_columns() + 2 * shape.key_columns());
-    let (qkv, grad_output) = (numbers(packed), numbers(rows * shape.query_columns()));
-    let (mut output, mut log_sum_exp) = (vec![0.0; grad_output.len()], vec![0.0; rows * shape.heads]);
-    let mut grad_qkv = vec![0.0; packed];
+    let (qkv, grad_output) = (Floats::numbers(packed)?, Floats::numbers(rows * shape.query_columns())?);
+    let (mut output, mut log_sum_exp) = (Floats::zeros(grad_output.len())?, Floats::zeros(rows * shape.heads)?);
+    let mut grad_qkv = Floats::zeros(packed)?;
     Ok(Box::new(move || {
         let arguments = Forward {
             inputs: Inputs::Packed((&qkv).into()),

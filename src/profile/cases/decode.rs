@@ -1,7 +1,7 @@
 //! Writing one token at a time: every weight and every cached key and value is read once, so bandwidth is the limit.
 
 use super::attention::causal;
-use super::{Call, Case, Error, Family, Work, numbers, rotation};
+use super::{Call, Case, Error, Family, Floats, Work, rotation};
 use crate::model::Gpt;
 use crate::model::huggingface::Gpt2Config;
 use crate::ops::attention::{Forward, Inputs};
@@ -53,8 +53,8 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn prepare_linear(device: Arc<Device>, shape: Shape) -> Result<Call, Error> {
     let copies = rotation(shape.inputs * shape.outputs);
-    let weights: Vec<Vec<f32>> = (0..copies).map(|_| numbers(shape.inputs * shape.outputs)).collect();
-    let (input, mut output) = (numbers(shape.inputs), vec![0.0; shape.outputs]);
+    let weights: Vec<Floats> = Floats::many(copies, shape.inputs * shape.outputs)?;
+    let (input, mut output) = (Floats::numbers(shape.inputs)?, Floats::zeros(shape.outputs)?);
     let mut turn = 0;
     Ok(Box::new(move || {
         turn = (turn + 1) % copies;
@@ -74,8 +74,8 @@ fn prepare_linear(device: Arc<Device>, shape: Shape) -> Result<Call, Error> {
 fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
     let shape = causal(1, HEADS, 1, KEYS, HEAD_SIZE);
     let floats = KEYS * 2 * shape.key_columns();
-    let caches: Vec<Vec<f32>> = (0..rotation(floats)).map(|_| numbers(floats)).collect();
-    let (query, mut output) = (numbers(shape.query_columns()), vec![0.0; shape.query_columns()]);
+    let caches: Vec<Floats> = Floats::many(rotation(floats), floats)?;
+    let (query, mut output) = (Floats::numbers(shape.query_columns())?, Floats::zeros(shape.query_columns())?);
     let mut turn = 0;
     Ok(Box::new(move || {
         turn = (turn + 1) % caches.len();

@@ -13,8 +13,10 @@ mod rowwise;
 
 use super::machine::Peaks;
 use super::training;
-use crate::ops::{self, Device};
+use crate::ops::{self, Device, View, ViewMut};
+use crate::tape::{Memory, OutOfMemory};
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 /// Cases that belong together.
@@ -95,6 +97,8 @@ pub enum Error {
     Operation(#[from] ops::Error),
     #[error(transparent)]
     Model(#[from] training::Error),
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
 }
 
 /// One call of the operation, on memory that it owns.
@@ -136,14 +140,57 @@ pub fn all() -> Vec<Case> {
         .collect()
 }
 
-/// Cheap numbers in -1..1: what they are does not matter, but denormals and constants might.
-fn numbers(length: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state as i32 as f32 / 2_147_483_648.0
-    };
-    (0..length).map(|_| next()).collect()
+/// Floats in memory as a program of the engine has it: zeroed, aligned, in huge pages where there is much of it.
+struct Floats(Memory);
+
+impl Floats {
+    fn zeros(length: usize) -> Result<Self, Error> {
+        Ok(Self(Memory::allocate("a measurement", length * size_of::<f32>())?))
+    }
+
+    /// Cheap numbers in -1..1: what they are does not matter, but denormals and constants might.
+    fn numbers(length: usize) -> Result<Self, Error> {
+        let mut floats = Self::zeros(length)?;
+        let mut state = 1u32;
+        floats.fill_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state as i32 as f32 / 2_147_483_648.0
+        });
+        Ok(floats)
+    }
+
+    /// So many times `length` numbers.
+    fn many(count: usize, length: usize) -> Result<Vec<Self>, Error> {
+        (0..count).map(|_| Self::numbers(length)).collect()
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: writing takes `&mut self`.
+        unsafe { self.0.view(0..self.0.bytes()) }.host()
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: exclusive through `&mut self`.
+        unsafe { self.0.view_mut(0..self.0.bytes()) }.host()
+    }
+}
+
+impl<'a> From<&'a Floats> for View<'a, f32> {
+    fn from(floats: &'a Floats) -> Self {
+        Self::from(&**floats)
+    }
+}
+
+impl<'a> From<&'a mut Floats> for ViewMut<'a, f32> {
+    fn from(floats: &'a mut Floats) -> Self {
+        Self::from(&mut **floats)
+    }
 }
 
 /// Weights in rotation take at least so many floats together: 96 MiB, more than the caches hold. In a model the next

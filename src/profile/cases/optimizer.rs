@@ -3,7 +3,7 @@
 //! Ours walks one long run of memory, as the trainer lays parameters out; PyTorch has its list of 148 tensors and its
 //! fused update.
 
-use super::{Call, Case, Error, Family, Work, numbers};
+use super::{Call, Case, Error, Family, Floats, Work};
 use crate::ops::{Device, adamw, grad_norm};
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn prepare_norm(device: Arc<Device>) -> Result<Call, Error> {
-    let gradients = numbers(PARAMETERS);
+    let gradients = Floats::numbers(PARAMETERS)?;
     Ok(Box::new(move || {
         std::hint::black_box(grad_norm::forward(&device, &[(&gradients).into()]));
         Ok(())
@@ -34,8 +34,8 @@ fn prepare_norm(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 fn prepare_adamw(device: Arc<Device>) -> Result<Call, Error> {
-    let (mut parameters, gradients) = (numbers(PARAMETERS), numbers(PARAMETERS));
-    let (mut first_moments, mut second_moments) = (vec![0.0f32; PARAMETERS], vec![0.0f32; PARAMETERS]);
+    let (mut parameters, gradients) = (Floats::numbers(PARAMETERS)?, Floats::numbers(PARAMETERS)?);
+    let (mut first_moments, mut second_moments) = (Floats::zeros(PARAMETERS)?, Floats::zeros(PARAMETERS)?);
     let mut step = 0;
     Ok(Box::new(move || {
         step += 1;

@@ -1,6 +1,6 @@
 //! Operations that take each row by itself and that memory limits: layer norm, loss, embedding, dropout.
 
-use super::{Call, Case, Error, Family, Work, numbers};
+use super::{Call, Case, Error, Family, Floats, Work};
 use crate::ops::{Device, Dropout, IGNORED, Write, dropout, embedding, layer_norm, softmax_cross_entropy};
 use std::sync::Arc;
 
@@ -71,11 +71,11 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn prepare_norm(device: Arc<Device>, with_backward: bool) -> Result<Call, Error> {
     let values = NORM.rows * NORM.channels;
-    let (input, grad_output) = (numbers(values), numbers(values));
-    let (weight, bias) = (numbers(NORM.channels), numbers(NORM.channels));
-    let [mut output, mut grad_input] = [0; 2].map(|_| vec![0.0f32; values]);
-    let [mut grad_weight, mut grad_bias] = [0; 2].map(|_| vec![0.0f32; NORM.channels]);
-    let [mut mean, mut reciprocal_deviation] = [0; 2].map(|_| vec![0.0f32; NORM.rows]);
+    let (input, grad_output) = (Floats::numbers(values)?, Floats::numbers(values)?);
+    let (weight, bias) = (Floats::numbers(NORM.channels)?, Floats::numbers(NORM.channels)?);
+    let (mut output, mut grad_input) = (Floats::zeros(values)?, Floats::zeros(values)?);
+    let (mut grad_weight, mut grad_bias) = (Floats::zeros(NORM.channels)?, Floats::zeros(NORM.channels)?);
+    let (mut mean, mut reciprocal_deviation) = (Floats::zeros(NORM.rows)?, Floats::zeros(NORM.rows)?);
     Ok(Box::new(move || {
         let arguments = layer_norm::Forward {
             input: (&input).into(),
@@ -104,13 +104,13 @@ fn prepare_norm(device: Arc<Device>, with_backward: bool) -> Result<Call, Error>
 }
 
 /// Logits, targets, and a place for the losses.
-fn loss_arguments() -> (Vec<f32>, Vec<i32>, Vec<f32>) {
+fn loss_arguments() -> Result<(Floats, Vec<i32>, Floats), Error> {
     let targets = (0..LOSS.rows as i32).map(|row| row * 24).collect();
-    (numbers(LOSS.rows * LOSS.vocabulary), targets, vec![0.0; LOSS.rows])
+    Ok((Floats::numbers(LOSS.rows * LOSS.vocabulary)?, targets, Floats::zeros(LOSS.rows)?))
 }
 
 fn prepare_loss(device: Arc<Device>) -> Result<Call, Error> {
-    let (logits, targets, mut losses) = loss_arguments();
+    let (logits, targets, mut losses) = loss_arguments()?;
     Ok(Box::new(move || {
         let arguments = softmax_cross_entropy::Forward {
             logits: (&logits).into(),
@@ -123,7 +123,7 @@ fn prepare_loss(device: Arc<Device>) -> Result<Call, Error> {
 
 fn prepare_loss_and_gradient(device: Arc<Device>) -> Result<Call, Error> {
     // The gradient replaces the logits, so every run but the first has other logits; the work is the same.
-    let (mut logits, targets, mut losses) = loss_arguments();
+    let (mut logits, targets, mut losses) = loss_arguments()?;
     Ok(Box::new(move || {
         let arguments = softmax_cross_entropy::ForwardBackward {
             logits: (&mut logits).into(),
@@ -142,9 +142,9 @@ fn ids() -> Vec<i32> {
 }
 
 fn prepare_embedding(device: Arc<Device>) -> Result<Call, Error> {
-    let (ids, table) = (ids(), numbers(EMBEDDING.vocabulary * EMBEDDING.channels));
-    let positions = numbers(EMBEDDING.positions * EMBEDDING.channels);
-    let mut output = vec![0.0; ids.len() * EMBEDDING.channels];
+    let (ids, table) = (ids(), Floats::numbers(EMBEDDING.vocabulary * EMBEDDING.channels)?);
+    let positions = Floats::numbers(EMBEDDING.positions * EMBEDDING.channels)?;
+    let mut output = Floats::zeros(ids.len() * EMBEDDING.channels)?;
     Ok(Box::new(move || {
         let arguments = embedding::Forward {
             ids: (&ids).into(),
@@ -157,8 +157,8 @@ fn prepare_embedding(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 fn prepare_embedding_gradient(device: Arc<Device>) -> Result<Call, Error> {
-    let (ids, mut table) = (ids(), vec![0.0; EMBEDDING.vocabulary * EMBEDDING.channels]);
-    let grad_output = numbers(ids.len() * EMBEDDING.channels);
+    let (ids, mut table) = (ids(), Floats::zeros(EMBEDDING.vocabulary * EMBEDDING.channels)?);
+    let grad_output = Floats::numbers(ids.len() * EMBEDDING.channels)?;
     Ok(Box::new(move || {
         let arguments = embedding::Backward {
             ids: (&ids).into(),
@@ -171,7 +171,7 @@ fn prepare_embedding_gradient(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 fn prepare_dropout(device: Arc<Device>) -> Result<Call, Error> {
-    let (input, mut output) = (numbers(DROPPED), vec![0.0; DROPPED]);
+    let (input, mut output) = (Floats::numbers(DROPPED)?, Floats::zeros(DROPPED)?);
     let mut step = 0;
     Ok(Box::new(move || {
         step += 1;
