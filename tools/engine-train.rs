@@ -6,7 +6,7 @@ use engine::train::config::{Config, Source};
 use engine::train::memory::{human_bytes, peak_resident_bytes};
 use engine::train::progress::{Figures, Progress, clock};
 use engine::train::trainer::{Error, Estimate, estimate_run};
-use engine::train::{Observer, Outcome, StepReport, Trainer, device, presets, run_folder, signals};
+use engine::train::{Observer, Outcome, StepReport, Trainer, checkpoint, device, presets, run_folder, signals};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,7 @@ fn refused(error: Error) -> Failure {
         | Error::Unsupported(_)
         | Error::Prompt(_)
         | Error::Data(data::Error::Resume { .. })
+        | Error::Checkpoint(checkpoint::Error::Optimizer(_))
         | Error::Folder(Exists(_) | NotAFolder(_)) => usage(error),
         _ => failed(error),
     }
@@ -110,8 +111,8 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
-            // One line, whatever the error holds.
-            tell(&format!("engine-train: {}", format!("{error:#}").replace('\n', " ")));
+            // One line, whatever the error holds. Errors of the library say what caused them by themselves.
+            tell(&format!("engine-train: {}", error.to_string().replace('\n', " ")));
             ExitCode::from(code)
         }
     }

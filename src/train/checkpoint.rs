@@ -64,6 +64,11 @@ pub enum Error {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{}: not the state of a trainer ({what}); resume from another checkpoint", path.display())]
     State { path: PathBuf, what: String },
+    #[error(
+        "{} is the state of another optimizer: resume with the run's own optimizer.name and optimizer.momentum",
+        .0.display()
+    )]
+    Optimizer(PathBuf),
     #[error("{} holds no checkpoint; check the path", .0.display())]
     None(PathBuf),
 }
@@ -267,6 +272,12 @@ pub fn read(
     let ids: Vec<ParameterId> = parameters.ids().collect();
     huggingface::load_optimizer(folder, model.specs(), optimizer.states(), |index, state, values| {
         optimizer.state_mut(parameters, ids[index], state).copy_from_slice(values);
+    })
+    .map_err(|error| match error {
+        huggingface::Error::Missing { folder, .. } | huggingface::Error::Extra { folder, .. } => {
+            Error::Optimizer(folder.join(huggingface::OPTIMIZER_FILE))
+        }
+        other => Error::Model(other),
     })?;
     optimizer.resume_at(state.optimizer_updates);
     Ok(())
