@@ -129,6 +129,7 @@ section! {
         /// directory. "bundled:austen" is the text that is part of this program.
         path: Option<Paths> = None;
         /// How text becomes token ids: "char" (the characters that occur in it), "byte", or a tokenizer.json file.
+        /// "bundled:austen" is the tokenizer of the bundled text.
         tokenizer: TokenizerChoice = TokenizerChoice::Char;
         /// Share of the tokens, taken from the end, that is kept back for evaluation.
         val_fraction: f64 = 0.1;

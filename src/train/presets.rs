@@ -16,7 +16,7 @@ pub struct Preset {
 pub const PRESETS: &[Preset] = &[
     Preset {
         name: "austen",
-        summary: "a small character model of two Jane Austen novels, bundled; minutes on two cores",
+        summary: "a small model of two Jane Austen novels, bundled; a minute or two on two cores",
         toml: include_str!("../../presets/austen.toml"),
     },
     Preset {
@@ -42,6 +42,8 @@ pub struct BundledText {
     pub name: &'static str,
     /// Its files, in order: name and content.
     pub files: &'static [(&'static str, &'static str)],
+    /// A `tokenizer.json` made from it: `bundled:NAME` as a tokenizer.
+    pub tokenizer: &'static str,
 }
 
 /// All bundled texts. Their source and licence: `assets/austen/README.md`.
@@ -51,6 +53,7 @@ pub const BUNDLED_TEXTS: &[BundledText] = &[BundledText {
         ("pride_and_prejudice.txt", include_str!("../../assets/austen/pride_and_prejudice.txt")),
         ("sense_and_sensibility.txt", include_str!("../../assets/austen/sense_and_sensibility.txt")),
     ],
+    tokenizer: include_str!("../../assets/austen/tokenizer.json"),
 }];
 
 /// The bundled text of that name.

@@ -19,7 +19,7 @@ pub struct Source {
 pub enum Error {
     #[error(transparent)]
     Data(#[from] data::Error),
-    #[error("data.path: {0}")]
+    #[error("{0}")]
     Path(String),
     #[error("model.vocabulary is not set, and {0} holds no tokenizer.json that would tell: set model.vocabulary")]
     NoVocabulary(String),
@@ -30,7 +30,11 @@ pub enum Error {
 /// # Errors
 /// Files that cannot be read, are damaged, or hold tokens that the model does not know.
 pub fn open(config: &Config) -> Result<(Source, usize), Error> {
-    let paths = config.data.path.as_ref().ok_or_else(|| Error::Path("not set: name a text or token shards".into()))?;
+    let paths = config
+        .data
+        .path
+        .as_ref()
+        .ok_or_else(|| Error::Path("data.path is not set: name a text or token shards".into()))?;
     let source = match paths.bundled() {
         Some(name) => bundled(config, name)?,
         None => from_files(config, paths)?,
@@ -49,17 +53,31 @@ fn display(paths: &Paths) -> String {
     paths.as_slice().iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
+/// The tokenizer that `choice` means; `from_text` makes that of the characters of the text.
+fn tokenizer(
+    choice: &TokenizerChoice,
+    from_text: impl FnOnce() -> data::Result<Tokenizer>,
+) -> Result<Tokenizer, Error> {
+    Ok(match (choice, choice.bundled()) {
+        (TokenizerChoice::Char, _) => from_text()?,
+        (TokenizerChoice::Byte, _) => Tokenizer::byte(),
+        (TokenizerChoice::File(_), Some(name)) => {
+            let text = presets::bundled_text(name).ok_or_else(|| unknown_text("data.tokenizer", name))?;
+            Tokenizer::from_json(text.tokenizer.to_owned(), &format!("bundled:{name}"))?
+        }
+        (TokenizerChoice::File(path), None) => Tokenizer::load(path)?,
+    })
+}
+
+fn unknown_text(key: &str, name: &str) -> Error {
+    let known: Vec<&str> = presets::BUNDLED_TEXTS.iter().map(|text| text.name).collect();
+    Error::Path(format!("{key}: there is no bundled text {name:?}; there is {}", known.join(", ")))
+}
+
 fn bundled(config: &Config, name: &str) -> Result<Source, Error> {
-    let text = presets::bundled_text(name).ok_or_else(|| {
-        let known: Vec<&str> = presets::BUNDLED_TEXTS.iter().map(|text| text.name).collect();
-        Error::Path(format!("there is no bundled text {name:?}; there is {}", known.join(", ")))
-    })?;
+    let text = presets::bundled_text(name).ok_or_else(|| unknown_text("data.path", name))?;
     let whole: String = text.files.iter().map(|(_, content)| *content).collect();
-    let tokenizer = match &config.data.tokenizer {
-        TokenizerChoice::Char => Tokenizer::char_from(&whole)?,
-        TokenizerChoice::Byte => Tokenizer::byte(),
-        TokenizerChoice::File(path) => Tokenizer::load(path)?,
-    };
+    let tokenizer = tokenizer(&config.data.tokenizer, || Tokenizer::char_from(&whole))?;
     // The end of each file is kept back, as for text files.
     let (mut train, mut val) = (Vec::new(), Vec::new());
     for (_, content) in text.files {
@@ -87,14 +105,10 @@ fn from_files(config: &Config, paths: &Paths) -> Result<Source, Error> {
     }
     let texts: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
     let val_texts: Vec<PathBuf> = val_files.into_iter().flatten().map(|file| file.path).collect();
-    let tokenizer = match &config.data.tokenizer {
-        TokenizerChoice::Char => {
-            let all: Vec<&PathBuf> = texts.iter().chain(&val_texts).collect();
-            Tokenizer::char_from_files(&all)?
-        }
-        TokenizerChoice::Byte => Tokenizer::byte(),
-        TokenizerChoice::File(path) => Tokenizer::load(path)?,
-    };
+    let tokenizer = tokenizer(&config.data.tokenizer, || {
+        let all: Vec<&PathBuf> = texts.iter().chain(&val_texts).collect();
+        Tokenizer::char_from_files(&all)
+    })?;
     let fraction = if has_val_files { 0.0 } else { config.data.val_fraction };
     let (train, mut val) = Dataset::from_text_files(&texts, &tokenizer, fraction)?;
     if has_val_files {
@@ -106,7 +120,7 @@ fn from_files(config: &Config, paths: &Paths) -> Result<Source, Error> {
 fn from_shards(config: &Config, paths: &Paths, files: &[File], val_files: Option<Vec<File>>) -> Result<Source, Error> {
     let format = if config.data.raw_u16 { Format::RawU16 } else { Format::Shard };
     let tokenizer = match &config.data.tokenizer {
-        TokenizerChoice::File(path) => Some(Tokenizer::load(path)?),
+        choice @ TokenizerChoice::File(_) => Some(tokenizer(choice, || unreachable!("this choice is a file"))?),
         // Shards are made with a tokenizer of their own, which `engine-data pack` puts beside them.
         _ => paths.as_slice().iter().filter_map(|path| beside(path)).next().map(Tokenizer::load).transpose()?,
     };
@@ -114,7 +128,8 @@ fn from_shards(config: &Config, paths: &Paths, files: &[File], val_files: Option
         let chosen: Vec<&PathBuf> = files.iter().filter(|file| file.is_val == is_val).map(|file| &file.path).collect();
         Ok(if chosen.is_empty() { None } else { Some(Dataset::open_files(&chosen, format)?) })
     };
-    let train = open(false)?.ok_or_else(|| Error::Path(format!("{} holds only val shards", display(paths))))?;
+    let train =
+        open(false)?.ok_or_else(|| Error::Path(format!("data.path: {} holds only val shards", display(paths))))?;
     let (train, val) = match val_files {
         Some(files) => {
             let files: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
@@ -159,7 +174,7 @@ fn expand(paths: &Paths) -> Result<Vec<File>, Error> {
         };
         let (shards, texts) = (with_ending("bin"), with_ending("txt"));
         if shards.is_empty() && texts.is_empty() {
-            return Err(Error::Path(format!("{} holds neither .bin shards nor .txt files", path.display())));
+            return Err(Error::Path(format!("data.path: {} holds neither .bin shards nor .txt files", path.display())));
         }
         let chosen = if shards.is_empty() { texts } else { shards };
         files.extend(chosen.into_iter().map(|path| file(path, true)));

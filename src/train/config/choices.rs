@@ -193,6 +193,16 @@ pub enum TokenizerChoice {
     File(PathBuf),
 }
 
+impl TokenizerChoice {
+    /// `NAME` of `bundled:NAME`: the tokenizer of a text that is part of the program.
+    pub fn bundled(&self) -> Option<&str> {
+        match self {
+            Self::File(path) => bundled_name(path),
+            _ => None,
+        }
+    }
+}
+
 impl From<String> for TokenizerChoice {
     fn from(text: String) -> Self {
         match text.as_str() {
