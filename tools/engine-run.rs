@@ -290,7 +290,7 @@ fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
         complete(device, &model, &mut parameters, &tokenizer, &tokens, &settings, |event| printer.show(event))?;
     printer.outcome()?;
     if arguments.verbose || (io::stderr().is_terminal() && !arguments.json) {
-        eprintln!("{}", figures(&totals, &description));
+        eprintln!("{}", figures(&totals, sequences.len(), &description));
     }
     Ok(())
 }
@@ -308,15 +308,18 @@ fn note_long_prompt(number: usize, tokens: &[u32], model: &Gpt) {
     }
 }
 
-fn figures(totals: &Totals, device: &str) -> String {
-    let rate = |tokens: usize, time: Duration| match per_second(tokens, time) {
-        Some(rate) => format!("{tokens} tokens at {rate:.1} a second"),
-        None => format!("{tokens} tokens"),
+fn figures(totals: &Totals, sequences: usize, device: &str) -> String {
+    let rate = |count: usize, time: Duration| {
+        per_second(count, time).map_or(String::new(), |rate| format!(" at {rate:.1} a second"))
     };
+    // The first token of each text comes with its prompt.
+    let steps = totals.generated_tokens.saturating_sub(sequences);
     format!(
-        "prompts {}, generated {}, on {device}",
+        "prompts {} tokens{}, generated {} tokens{}, on {device}",
+        totals.prompt_tokens,
         rate(totals.prompt_tokens, totals.prompt_time),
-        rate(totals.generated_tokens, totals.time)
+        totals.generated_tokens,
+        rate(steps, totals.time)
     )
 }
 

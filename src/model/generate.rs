@@ -218,7 +218,7 @@ impl<'m> Generator<'m> {
         self.options.cache_row = row;
         self.options.positions.clear();
         self.options.positions.push(0);
-        Ok(reader.program.run(parameters, &self.options)?)
+        reader.program.run(parameters, &self.options)
     }
 }
 
