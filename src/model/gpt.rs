@@ -70,7 +70,12 @@ impl Gpt {
     /// # Errors
     /// A folder that is not a GPT-2, is damaged or incomplete; not enough memory.
     pub fn load(folder: &Path) -> Result<(Self, Parameters), LoadError> {
-        let (model, mut parameters) = Self::new(Gpt2Config::load(folder)?, 0)?;
+        let config = Gpt2Config::load(folder)?;
+        let mut list = specifications(&config);
+        // Every value is about to be replaced; drawing random ones first takes seconds for a large model.
+        list.iter_mut().for_each(|specification| specification.initial = Initial::Constant(0.0));
+        let mut parameters = Parameters::new(list, 0)?;
+        let model = Self::bind(config, &parameters);
         model.load_parameters(folder, &mut parameters)?;
         Ok((model, parameters))
     }

@@ -314,8 +314,7 @@ impl Planner<'_, '_> {
         // Output 0's own gradient is not an operand where it is completed: it is written.
         let completed = needs.completes_gradient.then(|| self.gradient_of(node.outputs[0], false, &[], 0));
         let mut grad_inputs = vec![None; node.inputs.len()];
-        for place in 0..node.inputs.len() {
-            let value = node.inputs[place];
+        for (place, &value) in node.inputs.iter().enumerate() {
             if !self.tape.values[value.0].needs_gradient || needs.passes_gradient_to.contains(&place) {
                 continue;
             }

@@ -81,7 +81,7 @@ impl Network {
         for (layer, block) in self.blocks.iter().enumerate() {
             let record = |tape: &mut Tape<'_>| -> Result<Value, Error> {
                 let qkv = tape.linear(stream, block[0], None, Activation::Identity, None)?;
-                let mixed = tape.attention(qkv, &options, None)?;
+                let mixed = tape.attention(qkv, &options, AttentionInputs::default())?;
                 let branch = tape.linear(mixed, block[1], None, Activation::Identity, None)?;
                 let stream = tape.dropout(branch, how.dropout, Some(stream))?;
                 let ffn = FfnParameters { weight_in: block[2], bias_in: None, weight_out: block[3], bias_out: None };
@@ -336,7 +336,9 @@ fn shapes_that_do_not_fit_are_refused_as_they_are_recorded() {
     assert!(message(tape.embedding(ids, network.tokens, None)).contains("(batch, time)"));
     assert!(message(tape.add(input, ids)).contains("ids is [4], expected [4, 9]"));
     let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: 0.0 };
-    assert!(message(tape.attention(input, &options, None)).contains("attention: input is [4, 9]"));
+    assert!(
+        message(tape.attention(input, &options, AttentionInputs::default())).contains("attention: input is [4, 9]")
+    );
     assert!(message(tape.dropout(input, 1.0, None)).contains("probability 1 is not in 0..1"));
 }
 

@@ -6,6 +6,9 @@
 //! here hold where multiply-add is fused, the portable level may be one unit worse. Everywhere NaN in gives NaN out,
 //! which decides the order of the arguments of `min`, `max` and `less`.
 
+// Polynomial coefficients are the fit's own decimals; two of them are close to constants by nature.
+#![allow(clippy::excessive_precision, clippy::approx_constant)]
+
 use super::Vector;
 
 /// Evaluates `c[0] x^(n-1) + … + c[n-1]` by Horner's rule.

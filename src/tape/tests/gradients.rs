@@ -10,8 +10,8 @@ use crate::ops::linear::Activation;
 use crate::ops::testing::{Random, assert_close, double};
 use crate::ops::{Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, softmax_cross_entropy};
 use crate::tape::{
-    AttentionOptions, Error, FfnParameters, Initial, Loss, Mode, ParameterId, Parameters, RunOptions, Specification,
-    Tape, Value,
+    AttentionInputs, AttentionOptions, Error, FfnParameters, Initial, Loss, Mode, ParameterId, Parameters, RunOptions,
+    Specification, Tape, Value,
 };
 
 /// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
@@ -47,11 +47,14 @@ struct IdValues {
     targets: Value,
 }
 
+/// Records a case: its parameters and inputs come in the order of their leaves.
+type Record = dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error>;
+
 struct Case<'c> {
     name: &'c str,
     parameters: Vec<Leaf>,
     inputs: Vec<Leaf>,
-    record: &'c dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error>,
+    record: &'c Record,
     /// The sum of the mean losses, as a function of parameters and inputs.
     compute: &'c dyn Fn(&Leaves, &Leaves, &Ids) -> f64,
 }
@@ -328,13 +331,92 @@ fn of_attention_with_shared_heads_key_lengths_and_dropout() {
             parameters: vec![leaf("head", &[VOCABULARY, CHANNELS])],
             inputs: vec![leaf("qkv", &[BATCH, TIME, (HEADS + 2 * key_value_heads) * HEAD_SIZE])],
             record: &|tape, p, v, ids| {
-                let mixed = tape.attention(v[0], &options, has_lengths.then_some(ids.key_lengths))?;
+                let mixed = tape.attention(
+                    v[0],
+                    &options,
+                    AttentionInputs { key_lengths: has_lengths.then_some(ids.key_lengths), bias: None },
+                )?;
                 let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
                 tape.softmax_cross_entropy(logits, ids.targets, 0.0)
             },
             compute: &|p, v, ids| {
                 let mixed = attention64(&options, 1, &v[0], has_lengths.then_some(&ids.key_lengths[..]));
                 mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
+/// Keys of the cross-attention case.
+const KEY_TIME: usize = 3;
+
+#[test]
+fn of_cross_attention_with_a_bias_that_is_a_parameter() {
+    let options = AttentionOptions { heads: HEADS, key_value_heads: 2, mask: Mask::Full, dropout: 0.0 };
+    let key_columns = 2 * HEAD_SIZE;
+    Case {
+        name: "cross-attention",
+        parameters: vec![leaf("head", &[VOCABULARY, CHANNELS]), leaf("bias", &[HEADS, TIME, KEY_TIME])],
+        inputs: vec![leaf("query", &[BATCH, TIME, CHANNELS]), leaf("key_value", &[BATCH, KEY_TIME, 2 * key_columns])],
+        record: &|tape, p, v, ids| {
+            let bias = tape.parameter(p[1])?;
+            let inputs = AttentionInputs { key_lengths: None, bias: Some(bias) };
+            let mixed = tape.cross_attention(v[0], v[1], &options, inputs)?;
+            let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| {
+            let half = |right: usize| -> Vec<f64> {
+                v[1].chunks(2 * key_columns)
+                    .flat_map(|row| row[right * key_columns..(right + 1) * key_columns].to_vec())
+                    .collect()
+            };
+            let inputs = attention::reference::Inputs {
+                shape: attention::Shape {
+                    batch: BATCH,
+                    query_time: TIME,
+                    key_time: KEY_TIME,
+                    heads: HEADS,
+                    key_value_heads: 2,
+                    head_size: HEAD_SIZE,
+                    scale: 1.0 / (HEAD_SIZE as f32).sqrt(),
+                    mask: Mask::Full,
+                },
+                query: &v[0],
+                key: &half(0),
+                value: &half(1),
+                key_lengths: None,
+                bias: Some(&p[1]),
+                dropout: None,
+            };
+            let mixed = attention::reference::forward(&inputs).0;
+            mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
+        },
+    }
+    .check();
+}
+
+/// The sum is used once or twice, so its gradient arrives before the norm adds to it, or not at all.
+#[test]
+fn of_layer_norm_with_a_residual() {
+    for uses_sum in [false, true] {
+        Case {
+            name: &format!("layer norm with a residual, sum used: {uses_sum}"),
+            parameters: vec![leaf("weight", &[VOCABULARY]), leaf("bias", &[VOCABULARY])],
+            inputs: vec![leaf("input", &[ROWS, VOCABULARY]), leaf("residual", &[ROWS, VOCABULARY])],
+            record: &|tape, p, v, ids| {
+                let (sum, normed) = tape.layer_norm_residual(v[0], v[1], p[0], Some(p[1]), EPSILON)?;
+                let logits = if uses_sum { tape.add(normed, sum)? } else { normed };
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let sum: Vec<f64> = v[0].iter().zip(&v[1]).map(|(a, b)| a + b).collect();
+                let mut logits = norm64(&sum, &p[0], &p[1]);
+                if uses_sum {
+                    logits.iter_mut().zip(&sum).for_each(|(logit, sum)| *logit += sum);
+                }
+                mean_loss(&logits, ids, 0.0)
             },
         }
         .check();
@@ -433,7 +515,7 @@ const BLOCK_DROPOUT: f32 = 0.2;
 fn record_block(tape: &mut Tape<'_>, stream: Value, p: &[ParameterId]) -> Result<Value, Error> {
     let normed = tape.layer_norm(stream, p[0], Some(p[1]), EPSILON)?;
     let qkv = tape.linear(normed, p[2], Some(p[3]), Activation::Identity, None)?;
-    let mixed = tape.attention(qkv, &BLOCK_ATTENTION, None)?;
+    let mixed = tape.attention(qkv, &BLOCK_ATTENTION, AttentionInputs::default())?;
     let branch = tape.linear(mixed, p[4], Some(p[5]), Activation::Identity, None)?;
     let stream = tape.dropout(branch, BLOCK_DROPOUT, Some(stream))?;
     let normed = tape.layer_norm(stream, p[6], Some(p[7]), EPSILON)?;
