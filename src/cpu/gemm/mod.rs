@@ -101,8 +101,8 @@ const TASK_ROWS: usize = 384;
 const LOOP_DEPTH: usize = 8 * BLOCK_DEPTH;
 /// As many tasks as this are made where there is enough work for them.
 const TASKS: usize = 8;
-/// Multiply-adds that are worth a task.
-const TASK_WORK: usize = 500_000;
+/// Multiply-adds that are worth a task: some ten microseconds.
+const TASK_WORK: usize = 3 << 20;
 /// Multiply-adds of a task where the product has more than `TASKS` times as many: about a millisecond. Smaller tasks
 /// would suit machines with many cores, but cost 5 % in the gradients of weights, whose tasks pack both operands.
 const LARGE_TASK_WORK: usize = 128 << 20;
@@ -127,7 +127,7 @@ pub fn run(cpu: &Cpu, product: Product<'_>) {
     let level = cpu.level();
     if rows <= few_rows::MOST_ROWS && right.transposed && !left.transposed {
         assert!(left_sums.is_none());
-        let piece = TASK_WORK.div_ceil(depth.max(1) * few_rows::MOST_ROWS).next_multiple_of(few_rows::COLUMN_STEP);
+        let piece = few_rows::TASK_FLOATS.div_ceil(depth.max(1)).next_multiple_of(few_rows::COLUMN_STEP);
         cpu.pool().run_pieces(columns, piece, |_, columns| {
             level.run(FewRows { shape, left, right, target, accumulate: write == Write::Add, columns });
         });
