@@ -22,7 +22,7 @@ const GROUP: usize = 4;
 /// Floats of the weight that a task reads.
 pub const TASK_FLOATS: usize = 64 << 10;
 
-/// Columns that a call of [`columns`] starts at must be a multiple of this.
+/// Columns of the result that are finished together; tasks are multiples of it.
 pub const COLUMN_STEP: usize = 16;
 
 /// Computes `columns` of the product, whose right operand is transposed and whose left one is not.
