@@ -5,6 +5,7 @@
 //! while it is there, instead of in passes of their own over memory.
 
 use super::activation::{apply, derivative};
+use super::prefetch::prefetch_l2;
 use crate::cpu::Disjoint;
 use crate::cpu::simd::Vector;
 use crate::ops::linear::Activation;
@@ -58,6 +59,35 @@ pub struct Place {
     pub accumulate: bool,
     /// The sums are complete.
     pub complete: bool,
+}
+
+/// Asks for what [`finish`] will read and write: called before a tile's sums are computed, so that memory answers
+/// meanwhile. Rows of a wide target lie pages apart, where the machine does not see a pattern.
+#[inline(always)]
+pub fn prepare(target: &Target<'_>, place: Place) {
+    let epilogue = &target.epilogue;
+    prefetch_rows(target.elements.as_ptr(), target.stride, place);
+    if place.complete {
+        if let Some(pre_activation) = epilogue.pre_activation {
+            prefetch_rows(pre_activation.as_ptr(), target.columns, place);
+        }
+        if let Some((_, at)) = epilogue.derivative_at {
+            prefetch_rows(at.as_ptr(), target.columns, place);
+        }
+        if let Some(residual) = epilogue.residual {
+            prefetch_rows(residual.as_ptr(), target.columns, place);
+        }
+    }
+}
+
+#[inline(always)]
+fn prefetch_rows(matrix: *const f32, stride: usize, place: Place) {
+    const LINE: usize = 16;
+    for i in 0..place.rows {
+        for j in (0..place.columns).step_by(LINE) {
+            prefetch_l2(matrix.wrapping_add((place.row + i) * stride + place.column + j));
+        }
+    }
 }
 
 /// Stores a tile whose rows start `tile_stride` apart at `tile`.

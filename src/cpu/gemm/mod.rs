@@ -1,20 +1,22 @@
 //! The f32 matrix product `C (+)= A · B`, and what a layer does to `C` while its tiles are in registers.
 //!
 //! The loops are those of Goto and van de Geijn (2008) as BLIS arranges them: a micro-kernel keeps a tile of `C` in
-//! registers ([`micro`]), panels of `B` that fit L1 are reused by all row tiles of a block, a block of packed `B` lies
-//! in L2 ([`pack`]). What is different here:
+//! registers (`micro`), a panel of `B` that fits L1 meets all row tiles of `A`, whose rows lie in L2 (`pack`). What is
+//! different here:
 //! - The product is cut into tasks over rows and columns, and each task packs what it needs, just before it uses it,
-//!   into its own thread's cache. Tasks share nothing, so there is one loop and no barrier, and a weight goes from
+//!   into its own thread's caches. Tasks share nothing, so there is one loop and no barrier, and a weight goes from
 //!   memory to registers without a packed copy ever being written to memory. A weight is packed again by each task
-//!   that shares its columns; tasks have enough rows that this is a percent or two.
+//!   that shares its columns; tasks have enough rows that this is a percent or two. While one panel is multiplied, the
+//!   next one is fetched.
 //! - `A` is not packed where its rows are contiguous: broadcasts read single elements.
 //! - The sum over a very long depth (the vocabulary) is cut into successive loops, so that all tasks use the same
 //!   part of the operands at the same time and fetch it once from memory.
-//! - Bias, activation, residual, derivative and bias gradient are part of the product ([`epilogue`], [`pack::left`]).
-//! - Up to eight rows take a path of their own ([`few_rows`]).
+//! - Bias, activation, residual and derivative are applied as a tile is stored (`epilogue`); a bias gradient is summed
+//!   while its operand is packed.
+//! - Up to eight rows take a path of their own (`few_rows`).
 //!
 //! Everything is cut by the product's shape and the instruction set alone, so the bits are the same for any number of
-//! threads.
+//! threads. Measurements and what was tried and lost: benches/results/cpu-gemm.md.
 
 pub mod activation;
 pub mod epilogue;
@@ -28,7 +30,7 @@ pub use epilogue::Epilogue;
 use super::simd::{Kernel, Vector};
 use super::{Cpu, Disjoint, scratch};
 use crate::ops::Write;
-use epilogue::{Place, Target, finish};
+use epilogue::{Place, Target, finish, prepare};
 use std::ops::Range;
 
 /// A matrix operand, in place: nothing is copied to transpose it.
@@ -101,8 +103,8 @@ const TASK_ROWS: usize = 384;
 const LOOP_DEPTH: usize = 8 * BLOCK_DEPTH;
 /// As many tasks as this are made where there is enough work for them.
 const TASKS: usize = 8;
-/// Multiply-adds that are worth a task.
-const TASK_WORK: usize = 500_000;
+/// Multiply-adds that are worth a task: some ten microseconds.
+const TASK_WORK: usize = 3 << 20;
 /// Multiply-adds of a task where the product has more than `TASKS` times as many: about a millisecond. Smaller tasks
 /// would suit machines with many cores, but cost 5 % in the gradients of weights, whose tasks pack both operands.
 const LARGE_TASK_WORK: usize = 128 << 20;
@@ -127,7 +129,7 @@ pub fn run(cpu: &Cpu, product: Product<'_>) {
     let level = cpu.level();
     if rows <= few_rows::MOST_ROWS && right.transposed && !left.transposed {
         assert!(left_sums.is_none());
-        let piece = TASK_WORK.div_ceil(depth.max(1) * few_rows::MOST_ROWS).next_multiple_of(few_rows::COLUMN_STEP);
+        let piece = few_rows::TASK_FLOATS.div_ceil(depth.max(1)).next_multiple_of(few_rows::COLUMN_STEP);
         cpu.pool().run_pieces(columns, piece, |_, columns| {
             level.run(FewRows { shape, left, right, target, accumulate: write == Write::Add, columns });
         });
@@ -317,13 +319,14 @@ impl Task<'_> {
                 right: self.right_memory.as_ptr(),
                 depth: depth.len(),
             };
+            let (column, width) = (columns.start, columns.len());
+            let place = Place { row, column, rows, columns: width, accumulate, complete };
             ahead.fetch();
+            prepare(&self.target, place);
             // SAFETY: the operands hold these rows, columns and steps (checked where the product starts and by the
             // packing functions), and this task owns the place.
             unsafe {
-                micro::multiply::<V, PACKED>(operands, rows, columns.len() <= V::LANES, &mut tile);
-                let (column, columns) = (columns.start, columns.len());
-                let place = Place { row, column, rows, columns, accumulate, complete };
+                micro::multiply::<V, PACKED>(operands, rows, width <= V::LANES, &mut tile);
                 finish::<V>(&self.target, place, tile.0.as_ptr(), micro::columns::<V>());
             }
         }
