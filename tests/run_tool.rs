@@ -30,6 +30,7 @@ fn trained() -> &'static Path {
             "model.block=16".into(),
             "train.batch=2".into(),
             "train.eval_batches=1".into(),
+            "train.sample_every=0".into(),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_engine-train"));
         settings.iter().for_each(|setting| {

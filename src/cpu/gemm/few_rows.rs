@@ -1,11 +1,14 @@
 //! The product with few rows (decoding: one to eight): as many dot products as the weight has rows.
 //!
 //! Nothing is packed: each weight is used a handful of times, so the time is that of reading the weight once.
-//! - With one or two rows the weight is read strictly in order, one row after the other, in four chains of sums: the
-//!   machine fetches a single stream best (69 to 80 % of the read bandwidth with four rows side by side).
+//! - With one or two rows the weight is read strictly in order, one row after the other: the machine fetches a single
+//!   stream best (69 to 80 % of the read bandwidth with four rows side by side).
 //! - With more, four rows of the weight are read side by side and meet all input rows while they lie in L1. Meanwhile
 //!   the next four are asked for: without that, memory idles while the third and later input rows are multiplied
 //!   (45 against 65 % of the bandwidth for eight rows).
+//!
+//! Either way each result is one chain of sums along the row. So a row gives the same bits whatever else is in the
+//! batch; a second chain would buy nothing, as the next rows' sums are under way meanwhile.
 
 use super::epilogue::{Place, Target, finish, load};
 use super::prefetch::prefetch_l2;
@@ -69,30 +72,24 @@ unsafe fn in_order<V: Vector, const ROWS: usize>(
     w: *const f32,
     out: *mut f32,
 ) -> usize {
-    const CHAINS: usize = 4;
-    let mut sums = [[V::zero(); CHAINS]; ROWS];
-    let step = CHAINS * V::LANES;
-    let whole = depth / step * step;
+    let mut sums = [V::zero(); ROWS];
+    let whole = depth / V::LANES * V::LANES;
     // SAFETY: the caller's contract: rows of `depth` elements, and a tile to write to.
     unsafe {
-        for p in (0..whole).step_by(step) {
-            for chain in 0..CHAINS {
-                let p = p + chain * V::LANES;
-                let b = V::load(w.add(p));
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    sums[chain] = V::load(left.at(i, p)).mul_add(b, sums[chain]);
-                }
+        for p in (0..whole).step_by(V::LANES) {
+            let b = V::load(w.add(p));
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = V::load(left.at(i, p)).mul_add(b, *sum);
             }
         }
-        for p in (whole..depth).step_by(V::LANES) {
-            let lanes = V::LANES.min(depth - p);
-            let b: V = load(w.add(p), lanes);
-            for (i, sums) in sums.iter_mut().enumerate() {
-                sums[0] = load::<V>(left.at(i, p), lanes).mul_add(b, sums[0]);
+        if whole < depth {
+            let b: V = load(w.add(whole), depth - whole);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = load::<V>(left.at(i, whole), depth - whole).mul_add(b, *sum);
             }
         }
-        for (i, sums) in sums.into_iter().enumerate() {
-            *out.add(i * COLUMN_STEP) = sums[0].add(sums[1]).add(sums[2].add(sums[3])).reduce_add();
+        for (i, sum) in sums.into_iter().enumerate() {
+            *out.add(i * COLUMN_STEP) = sum.reduce_add();
         }
     }
     1

@@ -48,13 +48,13 @@ struct IdValues {
 }
 
 /// Records a case: its parameters and inputs come in the order of their leaves.
-type Record = dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error>;
+type Record<'c> = dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error> + 'c;
 
 struct Case<'c> {
     name: &'c str,
     parameters: Vec<Leaf>,
     inputs: Vec<Leaf>,
-    record: &'c Record,
+    record: &'c Record<'c>,
     /// The sum of the mean losses, as a function of parameters and inputs.
     compute: &'c dyn Fn(&Leaves, &Leaves, &Ids) -> f64,
 }
