@@ -1,8 +1,9 @@
 """Times PyTorch's layer norm, cross-entropy and AdamW, for benches/ops.rs to compare with.
 
     python ops.py                 all of them, nine runs each: one JSON object with medians in seconds
-    python ops.py --serve NAME..  prepares these, then runs one for each name that arrives on standard input,
-                                  and answers with its seconds: so that two programs can take turns
+    python ops.py --serve NAME..  prepares these, then runs one twice for each name that arrives on standard
+                                  input, and answers with the seconds of the second run: so that two programs
+                                  can take turns, with their cores awake
 
 Threads: ENGINE_THREADS, else all cores.
 """
@@ -85,7 +86,9 @@ def main():
         runs = {name: prepared(name) for name in sys.argv[2:]}
         print("ready", flush=True)
         for line in sys.stdin:
-            print(seconds(runs[line.strip()]), flush=True)
+            run = runs[line.strip()]
+            run()
+            print(seconds(run), flush=True)
     else:
         medians = {}
         for name in OPERATIONS:
