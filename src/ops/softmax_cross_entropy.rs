@@ -178,7 +178,8 @@ mod tests {
                     };
                     forward_backward(&device, &shape, arguments).unwrap();
                     assert_eq!(losses, both, "both ways give the same losses, {name}");
-                    assert_close(&format!("gradient, {name}"), &gradient, &expected_gradient, 1e-5, 0.0);
+                    // Where every target is certain, the gradients are what rounding leaves of 1/8 - 1/8.
+                    assert_close(&format!("gradient, {name}"), &gradient, &expected_gradient, 1e-5, 2e-8);
                 }
             }
         }
