@@ -86,7 +86,7 @@ fn what_cannot_be_done_is_refused_in_one_line() {
         refuse(&format!("{command} --device cuda"), 1, "use --device cpu");
     }
     refuse("train --batch 100000 --time 100000", 1, "use smaller batches");
-    refuse("train --batch 10000 --time 1000 --layers 4 --channels 512", 1, "lower --batch");
+    refuse("train --batch 10000 --time 1000 --layers 4 --heads 8 --channels 512", 1, "lower --batch");
     refuse("train --layers 10000 --channels 100000 --heads 1000", 1, "make the model smaller");
     refuse(&format!("{TINY} --json no/such/folder/figures.json"), 1, "no/such/folder/figures.json");
 }
