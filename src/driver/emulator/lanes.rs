@@ -40,13 +40,11 @@ pub const LANE_BIT: [u32; LANES] = lane_bits();
 
 /// A machine word that planes hold: u32, u64 or u128.
 pub trait Word: Pod + PartialEq {
-    const PLANES: usize;
     fn view(planes: &[Plane], slot: u32) -> &[Self; LANES];
     fn view_mut(planes: &mut [Plane], slot: u32) -> &mut [Self; LANES];
 }
 
 impl Word for u32 {
-    const PLANES: usize = 1;
     #[inline(always)]
     fn view(planes: &[Plane], slot: u32) -> &[Self; LANES] {
         &planes[slot as usize].0
@@ -60,7 +58,6 @@ impl Word for u32 {
 macro_rules! wide_word {
     ($word:ty, $planes:literal) => {
         impl Word for $word {
-            const PLANES: usize = $planes;
             #[inline(always)]
             fn view(planes: &[Plane], slot: u32) -> &[Self; LANES] {
                 let slot = slot as usize;
@@ -180,7 +177,7 @@ pub fn predicate(planes: &[Plane], slot: u32, is_negated: bool) -> u32 {
 }
 
 /// What an instruction does to the registers; `#[inline(always)]`, so that it is compiled for each [`Level`].
-trait LaneLoop: Send + Sync + 'static {
+pub trait LaneLoop: Send + Sync + 'static {
     fn run(&self, planes: &mut [Plane], mask: u32);
 }
 
@@ -190,7 +187,8 @@ fn with_avx2<L: LaneLoop>(body: &L, planes: &mut [Plane], mask: u32) {
     body.run(planes, mask);
 }
 
-fn at_level<L: LaneLoop>(level: Level, body: L) -> Alu {
+/// The operation, compiled for the level.
+pub fn at_level<L: LaneLoop>(level: Level, body: L) -> Alu {
     match level {
         Level::Portable => Box::new(move |planes, mask| body.run(planes, mask)),
         #[cfg(target_arch = "x86_64")]

@@ -9,7 +9,6 @@ use crate::driver::emulator::lanes::Value;
 /// The machine integers, with the operations that PTX has on them.
 pub(super) trait Integer: Value + Ord {
     type Wide: Value;
-    const BITS: u32;
     fn add(self, other: Self) -> Self;
     fn subtract(self, other: Self) -> Self;
     fn low(self, other: Self) -> Self;
@@ -27,7 +26,6 @@ macro_rules! integer {
     ($type:ty, $wide:ty, $double:ty) => {
         impl Integer for $type {
             type Wide = $wide;
-            const BITS: u32 = <$type>::BITS;
             #[inline(always)]
             fn add(self, other: Self) -> Self {
                 self.wrapping_add(other)

@@ -12,7 +12,7 @@ use crate::driver::emulator::decode::Decoder;
 use crate::driver::emulator::decode::modifiers::Modifiers;
 use crate::driver::emulator::decode::program::{Address, DataRegister, Extend, Load, MAX_VECTOR, Op, Store};
 use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{Alu, LANES, Plane, Word, store_lanes, whole};
+use crate::driver::emulator::lanes::{Alu, LANES, LaneLoop, Plane, Word, at_level, store_lanes, whole};
 
 /// What an element of a fragment is, and how many share a 32-bit register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,6 +287,16 @@ impl Product {
     }
 }
 
+/// A product in f32 whose matrices have at most `SIZE` elements.
+struct FloatProduct<const SIZE: usize>(Product);
+
+impl<const SIZE: usize> LaneLoop for FloatProduct<SIZE> {
+    #[inline(always)]
+    fn run(&self, planes: &mut [Plane], mask: u32) {
+        self.0.floats::<SIZE>(planes, mask);
+    }
+}
+
 /// `m16n8k16` to its three sizes.
 fn parse_shape(name: &str) -> Option<(usize, usize, usize)> {
     let (m, rest) = name.strip_prefix('m')?.split_once('n')?;
@@ -424,9 +434,9 @@ impl<'e> Decoder<'e> {
         } else if element.is_float() {
             let largest = (product.m * product.k).max(product.k * product.n).max(product.m * product.n);
             if largest <= 256 {
-                whole(level, move |planes, mask| product.floats::<256>(planes, mask))
+                at_level(level, FloatProduct::<256>(product))
             } else {
-                whole(level, move |planes, mask| product.floats::<512>(planes, mask))
+                at_level(level, FloatProduct::<512>(product))
             }
         } else {
             whole(level, move |planes, mask| product.integers(planes, mask))
