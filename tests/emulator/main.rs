@@ -2,5 +2,7 @@
 
 mod hostile;
 mod instructions;
+mod observers;
 mod programs;
 mod speed;
+mod triton;

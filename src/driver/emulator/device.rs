@@ -3,12 +3,14 @@
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::error::{EmulatorError, Result};
+use super::counters::{Counters, Counting};
+use super::error::{EmulatorError, Fault, Result};
 use super::lanes::Level;
 use super::machine::observe::{Nothing, Observe};
 use super::machine::{Launch, grid};
 use super::memory::DeviceMemory;
 use super::module::{self, Module};
+use super::sanitizer::{Finding, Sanitizer};
 
 /// What the emulated device can do. The defaults are an A100's (compute capability 8.0), with less memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -272,6 +274,49 @@ impl Emulator {
         Ok(report)
     }
 
+    /// Runs a kernel and counts what it does.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn launch_counted(
+        &self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        params: &[u8],
+    ) -> Result<(LaunchReport, Counters)> {
+        let observers = (0..self.threads).map(|_| Counting::new(&module.program)).collect();
+        let (report, parts) = self.launch_observed(module, kernel, config, params, observers)?;
+        Ok((report, Counting::total(&module.program, parts)))
+    }
+
+    /// Runs a kernel under the sanitizer, on one thread. Reads of memory that nobody wrote are found in allocations made
+    /// after [`Self::with_initialisation_tracking`].
+    ///
+    /// # Errors
+    /// The launch exceeds the device or does not fit the kernel. A fault of the kernel is a finding.
+    pub fn launch_sanitized(
+        &self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        params: &[u8],
+    ) -> Result<(LaunchReport, Vec<Finding>)> {
+        let index = module.kernel(kernel)?;
+        self.check(module, index, config, params)?;
+        let (report, observers, fault) = self.run(module, index, config, params, vec![Sanitizer::new(config.grid)]);
+        let mut findings: Vec<Finding> = observers.into_iter().flat_map(Sanitizer::findings).collect();
+        findings.extend(fault.as_ref().map(Finding::from_fault));
+        Ok((report, findings))
+    }
+
+    /// Allocations from now on remember which of their bytes were written, for the sanitizer.
+    #[must_use]
+    pub fn with_initialisation_tracking(self) -> Self {
+        self.write_memory().tracks_initialisation = true;
+        self
+    }
+
     /// Runs a kernel with one observer per host thread.
     pub(super) fn launch_observed<O: Observe>(
         &self,
@@ -283,11 +328,26 @@ impl Emulator {
     ) -> Result<(LaunchReport, Vec<O>)> {
         let index = module.kernel(kernel)?;
         self.check(module, index, config, params)?;
+        match self.run(module, index, config, params, observers) {
+            (_, _, Some(fault)) => Err(EmulatorError::Fault(Box::new(fault))),
+            (report, observers, None) => Ok((report, observers)),
+        }
+    }
+
+    /// Runs a launch that was checked.
+    fn run<O: Observe>(
+        &self,
+        module: &Module,
+        kernel: u32,
+        config: LaunchConfig,
+        params: &[u8],
+        observers: Vec<O>,
+    ) -> (LaunchReport, Vec<O>, Option<Fault>) {
         let memory = self.read_memory();
         let launch = Launch {
             program: &module.program,
             file: &module.file,
-            kernel: index,
+            kernel,
             memory: &memory,
             params,
             grid: config.grid,
@@ -300,13 +360,8 @@ impl Emulator {
             start: self.start,
         };
         let result = grid::run(&launch, observers);
-        match result.fault {
-            Some(fault) => Err(EmulatorError::Fault(Box::new(fault))),
-            None => Ok((
-                LaunchReport { output: result.output, warp_instructions: result.warp_instructions },
-                result.observers,
-            )),
-        }
+        let report = LaunchReport { output: result.output, warp_instructions: result.warp_instructions };
+        (report, result.observers, result.fault)
     }
 
     /// Refuses what a driver would refuse, with the figure.

@@ -7,6 +7,8 @@
 //! Kernels reach the buffers through raw pointers, from several threads at once, as a GPU's blocks do. The host program
 //! only touches them between launches: `&mut` for whatever changes the set of allocations.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use super::error::{Access, EmulatorError, FaultKind, Result};
 
 /// The first device address.
@@ -24,6 +26,44 @@ pub struct Allocation {
     pointer: *mut u8,
     /// Owns the memory; only ever reached through `pointer`.
     _buffer: Vec<u8>,
+    /// Which bytes anybody wrote, where that is tracked.
+    initialised: Option<Initialised>,
+}
+
+/// One bit per byte of an allocation.
+pub struct Initialised {
+    start: u64,
+    words: Vec<AtomicU64>,
+}
+
+impl Initialised {
+    fn new(start: u64, bytes: u64) -> Self {
+        Self { start, words: (0..bytes.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Notes that the bytes were written.
+    pub fn mark(&self, address: u64, bytes: u32) {
+        self.mark_range(address, u64::from(bytes));
+    }
+
+    fn mark_range(&self, address: u64, bytes: u64) {
+        let mut bit = address - self.start;
+        let end = bit + bytes;
+        while bit < end {
+            let Some(word) = self.words.get((bit / 64) as usize) else { return };
+            let count = (64 - bit % 64).min(end - bit);
+            let mask = if count == 64 { u64::MAX } else { ((1 << count) - 1) << (bit % 64) };
+            word.fetch_or(mask, Relaxed);
+            bit += count;
+        }
+    }
+
+    /// True if all the bytes were written.
+    pub fn covers(&self, address: u64, bytes: u32) -> bool {
+        (address - self.start..address - self.start + u64::from(bytes)).all(|bit| {
+            self.words.get((bit / 64) as usize).is_some_and(|word| word.load(Relaxed) >> (bit % 64) & 1 != 0)
+        })
+    }
 }
 
 // SAFETY: the pointer leads into a heap buffer that the allocation owns and that does not move.
@@ -45,11 +85,20 @@ pub struct DeviceMemory {
     next: u64,
     used: u64,
     capacity: u64,
+    /// New allocations remember which of their bytes were written.
+    pub tracks_initialisation: bool,
 }
 
 impl DeviceMemory {
     pub fn new(capacity: u64) -> Self {
-        Self { allocations: Vec::new(), freed: Vec::new(), next: DEVICE_BASE, used: 0, capacity }
+        Self {
+            allocations: Vec::new(),
+            freed: Vec::new(),
+            next: DEVICE_BASE,
+            used: 0,
+            capacity,
+            tracks_initialisation: false,
+        }
     }
 
     pub fn used(&self) -> u64 {
@@ -85,7 +134,8 @@ impl DeviceMemory {
         let start = self.next;
         self.next += (bytes.max(1) + ALIGNMENT).next_multiple_of(ALIGNMENT);
         self.used += bytes;
-        self.allocations.push(Allocation { start, bytes, pointer, _buffer: buffer });
+        let initialised = self.tracks_initialisation.then(|| Initialised::new(start, bytes));
+        self.allocations.push(Allocation { start, bytes, pointer, _buffer: buffer, initialised });
         Ok(start)
     }
 
@@ -144,6 +194,17 @@ impl DeviceMemory {
         FaultKind::OutOfBounds { access, address, bytes, near }
     }
 
+    /// The record of written bytes of the allocation that holds `address`, if there is one.
+    pub fn initialised(&self, address: u64) -> Option<&Initialised> {
+        self.find(address)?.initialised.as_ref()
+    }
+
+    fn mark(&self, address: u64, bytes: usize) {
+        if let Some(initialised) = self.initialised(address) {
+            initialised.mark_range(address, bytes as u64);
+        }
+    }
+
     fn range(&self, address: u64, bytes: usize, what: &str) -> Result<*mut u8> {
         if bytes == 0 {
             return Ok(std::ptr::null_mut());
@@ -177,6 +238,7 @@ impl DeviceMemory {
     /// The range is not inside one allocation.
     pub fn write(&mut self, address: u64, source: &[u8]) -> Result<()> {
         let target = self.range(address, source.len(), "copy to the device")?;
+        self.mark(address, source.len());
         if !source.is_empty() {
             // SAFETY: as in `read`; `&mut self` keeps launches and other copies away.
             unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target, source.len()) };
@@ -191,6 +253,7 @@ impl DeviceMemory {
     pub fn copy(&mut self, target: u64, source: u64, bytes: usize) -> Result<()> {
         let from = self.range(source, bytes, "copy from the device")?;
         let to = self.range(target, bytes, "copy to the device")?;
+        self.mark(target, bytes);
         if bytes > 0 {
             // SAFETY: both ranges were checked, and `copy` allows overlap.
             unsafe { std::ptr::copy(from, to, bytes) };
@@ -205,6 +268,7 @@ impl DeviceMemory {
     pub fn fill(&mut self, address: u64, pattern: &[u8], count: usize) -> Result<()> {
         let bytes = pattern.len().saturating_mul(count);
         let target = self.range(address, bytes, "fill")?;
+        self.mark(address, bytes);
         if bytes > 0 {
             // SAFETY: the range was checked; `&mut self` makes it exclusive.
             let target = unsafe { std::slice::from_raw_parts_mut(target, bytes) };

@@ -31,6 +31,7 @@
 //! ```
 
 mod ast;
+mod counters;
 mod decode;
 mod device;
 mod error;
@@ -41,9 +42,12 @@ mod machine;
 mod memory;
 mod module;
 mod parser;
+mod sanitizer;
 mod soft_float;
 
+pub use counters::Counters;
 pub use decode::program::{FormalParameter, FunctionInfo, HostFunction, Meta, Program};
 pub use device::{DeviceFacts, Emulator, LaunchConfig, LaunchReport, Params};
 pub use error::{Access, EmulatorError, Fault, FaultKind, Result};
 pub use module::Module;
+pub use sanitizer::{Finding, FindingKind};

@@ -148,6 +148,8 @@ fn build(
             }
             _ => {
                 let address = memory.allocate(variable.bytes)?;
+                // Variables without an initialiser start as zeros.
+                memory.fill(address, &[0], variable.bytes as usize)?;
                 module.owned.push(address);
                 module.globals.push((variable.name.into(), address, variable.bytes));
                 Placement::Device(address)

@@ -1,8 +1,8 @@
 //! One block: its warps take turns, its barriers bring them together.
 
-use super::observe::Observe;
+use super::observe::{BarrierEvent, Observe};
 use super::run::{POLL_COST, Stop, Worker};
-use super::warp::{State, Warp};
+use super::warp::{POLL_WEIGHT, State, Warp};
 use super::{Launch, Outcome, Stopped};
 use crate::driver::emulator::decode::program::{BarrierOp, BarrierReduction, NONE};
 use crate::driver::emulator::error::FaultKind;
@@ -176,8 +176,15 @@ impl Block {
             };
             let mut quantum = if warp.groups.len() > 1 { GROUP_SLICE.min(left) } else { left };
             let given = quantum;
+            let polls_before = worker.polls;
+            let is_contended = warp.groups.len() > 1;
             let result = worker.run(warp, &mut self.shared, self.index, group, &mut quantum);
             left -= given - quantum;
+            if is_contended {
+                warp.contention += (given - quantum) as u64 + POLL_WEIGHT * (worker.polls - polls_before) as u64;
+            } else {
+                warp.contention = 0;
+            }
             self.last_pc =
                 if result.is_err() { worker.pc } else { warp.groups.get(group).map_or(self.last_pc, |group| group.pc) };
             match result? {
@@ -217,7 +224,9 @@ impl Block {
             return Err(Stopped::new(FaultKind::Illegal(format!("barrier {id}: a block has 16")), lane as u32));
         }
         if O::IS_ON {
-            worker.observer.barrier(pc, self.index, index as u32, mask, warp.live, op.is_aligned);
+            let (mask, live, is_aligned) = (mask, warp.live, op.is_aligned);
+            let event = BarrierEvent { pc, block: self.index, warp: index as u32, mask, live, is_aligned, id };
+            worker.observer.barrier(worker.launch, &event);
         }
         let barrier = &mut self.barriers[id as usize];
         barrier.expected = (op.count != NONE).then(|| u32::view(planes, op.count)[lane]);
@@ -244,7 +253,7 @@ impl Block {
             }
             let done = std::mem::take(barrier);
             if O::IS_ON {
-                worker.observer.barrier_released();
+                worker.observer.barrier_released(self.index, id as u32);
             }
             for warp in &mut self.warps {
                 for index in 0..warp.groups.len() {

@@ -32,6 +32,20 @@ pub struct AccessEvent<'a> {
     pub warp: u32,
 }
 
+/// Lanes that came to a barrier.
+#[derive(Debug, Clone, Copy)]
+pub struct BarrierEvent {
+    pub pc: u32,
+    pub block: [u32; 3],
+    pub warp: u32,
+    pub mask: u32,
+    /// Lanes of the warp that have not exited.
+    pub live: u32,
+    /// The instruction demands that all lanes come to it together.
+    pub is_aligned: bool,
+    pub id: u32,
+}
+
 /// Receives what happens. All methods default to nothing.
 pub trait Observe: Send {
     /// False compiles the observation out.
@@ -43,11 +57,15 @@ pub trait Observe: Send {
     fn branch(&mut self, _pc: u32, _diverged: bool) {}
     #[inline(always)]
     fn access(&mut self, _launch: &Launch<'_>, _event: &AccessEvent<'_>) {}
+    /// Lanes of a warp came to barrier `id`.
     #[inline(always)]
-    fn barrier(&mut self, _pc: u32, _block: [u32; 3], _warp: u32, _mask: u32, _live: u32, _is_aligned: bool) {}
-    /// A barrier let its threads go.
+    fn barrier(&mut self, _launch: &Launch<'_>, _event: &BarrierEvent) {}
+    /// Barrier `id` of the block let its threads go.
     #[inline(always)]
-    fn barrier_released(&mut self) {}
+    fn barrier_released(&mut self, _block: [u32; 3], _id: u32) {}
+    /// Lanes of a warp ran an instruction that brings them together.
+    #[inline(always)]
+    fn converged(&mut self, _block: [u32; 3], _warp: u32) {}
     #[inline(always)]
     fn block_started(&mut self, _launch: &Launch<'_>, _block: [u32; 3]) {}
     #[inline(always)]

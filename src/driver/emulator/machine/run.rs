@@ -219,6 +219,9 @@ impl<'l, O: Observe> Worker<'l, O> {
                     let is_here = needed & !same == 0;
                     if is_here {
                         alu(planes, same);
+                        if O::IS_ON {
+                            self.observer.converged(block, warp.index);
+                        }
                     }
                     if same != mask {
                         // Lanes with another member mask are a group of their own, and come next.

@@ -57,6 +57,10 @@ pub struct Frame {
 
 pub const NO_FRAME: u32 = u32::MAX;
 
+/// Contention at which the group that has waited longest runs: 256 polls, or a million other instructions.
+const CONTENTION_LIMIT: u64 = 1 << 20;
+pub const POLL_WEIGHT: u64 = 1 << 12;
+
 /// Planes of all frames of a warp: 256 MiB. Beyond it the recursion is endless.
 const MAX_PLANES: usize = 1 << 21;
 /// Local memory per thread, as hardware has at most.
@@ -98,6 +102,8 @@ pub struct Warp {
     pub groups: Vec<Group>,
     pub local: LocalMemory,
     pub turn: u64,
+    /// What groups did while others could have run: instructions, and [`POLL_WEIGHT`] for each access that may be a poll.
+    pub contention: u64,
 }
 
 impl Warp {
@@ -110,6 +116,7 @@ impl Warp {
             groups: Vec::new(),
             local: LocalMemory::default(),
             turn: 0,
+            contention: 0,
         }
     }
 
@@ -120,6 +127,7 @@ impl Warp {
         self.planes.clear();
         self.frames.clear();
         self.groups.clear();
+        self.contention = 0;
         self.local.words.fill(0);
         let frame = self.push_frame(launch, block, launch.kernel, NO_FRAME, 0, self.live)?;
         let pc = launch.program.functions[launch.kernel as usize].entry_pc;
@@ -213,7 +221,10 @@ impl Warp {
             return (self.groups[0].state == State::Ready).then_some(0);
         }
         let ready = (0..self.groups.len()).filter(|&index| self.groups[index].state == State::Ready);
-        let chosen = if self.turn.is_multiple_of(8) {
+        // Only a group that looks like it waits for another one is passed over: otherwise lanes would run past the place
+        // where they meet again.
+        let chosen = if self.contention > CONTENTION_LIMIT {
+            self.contention = 0;
             ready.min_by_key(|&index| self.groups[index].last_run)
         } else {
             ready.min_by_key(|&index| self.key(&self.groups[index]))
