@@ -142,22 +142,22 @@ fn integer_arithmetic() {
     check("mul.lo.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].wrapping_mul(s[1]));
     check("mul.hi.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].wrapping_mul(s[1]) >> 32);
     check("mul.hi.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| {
-        (i64::from(s[0] as i32) * i64::from(s[1] as i32) >> 32) as u64
+        ((i64::from(s[0] as i32) * i64::from(s[1] as i32)) >> 32) as u64
     });
-    check("mul.hi.u64 %d, %a, %b;", "u64", &["u64", "u64"], |s| (u128::from(s[0]) * u128::from(s[1]) >> 64) as u64);
+    check("mul.hi.u64 %d, %a, %b;", "u64", &["u64", "u64"], |s| ((u128::from(s[0]) * u128::from(s[1])) >> 64) as u64);
     check("mul.wide.s16 %d, %a, %b;", "u32", &["u16", "u16"], |s| {
         (i64::from(s[0] as i16) * i64::from(s[1] as i16)) as u64
     });
     check("mul.wide.u32 %d, %a, %b;", "u64", &["u32", "u32"], |s| s[0] * s[1]);
     check("mad.lo.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| s[0].wrapping_mul(s[1]).wrapping_add(s[2]));
     check("mad.hi.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
-        ((i64::from(s[0] as i32) * i64::from(s[1] as i32) >> 32) as u64).wrapping_add(s[2])
+        (((i64::from(s[0] as i32) * i64::from(s[1] as i32)) >> 32) as u64).wrapping_add(s[2])
     });
     check("mad.wide.s32 %d, %a, %b, %c;", "u64", &["u32", "u32", "u64"], |s| {
         ((i64::from(s[0] as i32) * i64::from(s[1] as i32)) as u64).wrapping_add(s[2])
     });
     check("mul24.lo.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| (s[0] & 0xFF_FFFF) * (s[1] & 0xFF_FFFF));
-    check("mul24.hi.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| (s[0] & 0xFF_FFFF) * (s[1] & 0xFF_FFFF) >> 16);
+    check("mul24.hi.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| ((s[0] & 0xFF_FFFF) * (s[1] & 0xFF_FFFF)) >> 16);
     check("div.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].checked_div(s[1]).unwrap_or(u64::MAX));
     check("rem.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].checked_rem(s[1]).unwrap_or(s[0]));
     check("sad.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
@@ -351,14 +351,11 @@ fn floating_point() {
         |s| {
             let (a, b) = (f(s[0]), f(s[1]));
             u64::from(
-                if a.is_nan() {
-                    b
-                } else if b.is_nan() {
-                    a
-                } else if a < b || (a == b && a.is_sign_negative()) {
-                    a
-                } else {
-                    b
+                match (a.is_nan(), b.is_nan()) {
+                    (true, _) => b,
+                    (_, true) => a,
+                    _ if a < b || (a == b && a.is_sign_negative()) => a,
+                    _ => b,
                 }
                 .to_bits(),
             )

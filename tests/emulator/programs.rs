@@ -234,7 +234,7 @@ fn long_integers_divide_and_multiply() {
         let (a, b) = (a[i], b[i]);
         assert_eq!(out[6 * i], a / b);
         assert_eq!(out[6 * i + 1], a % b);
-        assert_eq!(out[6 * i + 2], (i128::from(a) * i128::from(b) >> 64) as i64);
+        assert_eq!(out[6 * i + 2], ((i128::from(a) * i128::from(b)) >> 64) as i64);
         assert_eq!(out[6 * i + 3], (a as u64 / u64::from(b as u32)) as i64);
         assert_eq!(out[6 * i + 4], i64::from(a.count_ones() + b.leading_zeros() + a.trailing_zeros() + 1));
         assert_eq!(out[6 * i + 5], (i128::from(a).wrapping_mul(i128::from(b)) >> 40) as i64);
@@ -406,4 +406,43 @@ fn atomics_of_all_kinds() {
     assert_eq!([h[0], h[1]], [half::f16::from_f32(128.0).to_bits(), half::f16::from_f32(256.0).to_bits()]);
     assert_eq!(emulator.download::<i32>(ints, 4).unwrap(), [-63, 63, 0, 8]);
     assert_eq!(emulator.download::<u64>(longs, 2).unwrap(), [128 << 33, 63 << 40]);
+}
+
+#[test]
+fn a_grid_wide_barrier_brings_all_blocks_together() {
+    let (emulator, module) = load();
+    for threads in [1, 3] {
+        let emulator = Emulator::new(DeviceFacts::default()).with_threads(threads);
+        let module = emulator.load("programs.ptx", include_str!("programs.ptx")).unwrap();
+        let (count, rounds) = (6 * 64usize, 5);
+        let mut values: Vec<i32> = (0..count as i32).collect();
+        let data = emulator.upload(&values).unwrap();
+        let config = LaunchConfig { is_cooperative: true, ..LaunchConfig::new([6, 1, 1], [64, 1, 1]) };
+        emulator.launch(&module, "grid_wide", config, Params::new().u64(data).i32(rounds).as_bytes()).unwrap();
+        for _ in 0..rounds {
+            values = (0..count).map(|i| values[(i + 1) % count] + 1).collect();
+        }
+        assert_eq!(emulator.download::<i32>(data, count).unwrap(), values, "{threads} threads");
+    }
+    let config = LaunchConfig { is_cooperative: true, ..LaunchConfig::new([100_000, 1, 1], [64, 1, 1]) };
+    let error = emulator.launch(&module, "grid_wide", config, Params::new().u64(0).i32(1).as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("3456 fit"), "{error}");
+}
+
+#[test]
+fn results_are_the_same_for_any_number_of_threads() {
+    let run = |threads| {
+        let emulator = Emulator::new(DeviceFacts::default()).with_threads(threads);
+        let module = emulator.load("programs.ptx", include_str!("programs.ptx")).unwrap();
+        let values: Vec<f32> = (0..20_000).map(|i| hash(i) as f32 / 1e9).collect();
+        let (input, out) = (emulator.upload(&values).unwrap(), emulator.allocate(4 * 40).unwrap());
+        let params = Params::new().u64(input).u64(out).i32(20_000);
+        emulator.launch(&module, "block_sum", LaunchConfig::new([40, 1, 1], [96, 1, 1]), params.as_bytes()).unwrap();
+        let said = emulator
+            .launch(&module, "say", LaunchConfig::new([30, 1, 1], [32, 1, 1]), Params::new().u64(input).as_bytes())
+            .unwrap();
+        (emulator.download::<u32>(out, 40).unwrap(), said)
+    };
+    let one = run(1);
+    assert!((2..6).all(|threads| run(threads) == one));
 }

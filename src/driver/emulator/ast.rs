@@ -134,7 +134,6 @@ pub struct Variable<'a> {
     pub name: &'a str,
     pub space: Space,
     pub linkage: Linkage,
-    pub ty: Type,
     pub bytes: u64,
     pub align: u64,
     pub init: Vec<InitialValue<'a>>,
@@ -168,9 +167,8 @@ pub enum InitialWord<'a> {
 pub struct Function<'a> {
     pub name: &'a str,
     pub is_entry: bool,
-    pub linkage: Linkage,
-    pub params: Vec<Parameter<'a>>,
-    pub returns: Vec<Parameter<'a>>,
+    pub params: Vec<Parameter>,
+    pub returns: Vec<Parameter>,
     pub limits: LaunchLimits,
     pub body: Option<Body<'a>>,
     pub line: u32,
@@ -187,9 +185,7 @@ pub struct LaunchLimits {
 
 /// A formal parameter of an entry, function or prototype.
 #[derive(Debug, Clone)]
-pub struct Parameter<'a> {
-    pub name: &'a str,
-    pub ty: Type,
+pub struct Parameter {
     pub bytes: u64,
     pub align: u64,
     /// Set for the old `.reg` style: the register that holds it.
@@ -210,15 +206,6 @@ pub struct Body<'a> {
     pub labels: Vec<(&'a str, u32)>,
     /// `.branchtargets` lists.
     pub branch_targets: Vec<(&'a str, Vec<&'a str>)>,
-    pub prototypes: Vec<Prototype<'a>>,
-}
-
-/// A `.callprototype`.
-#[derive(Debug, Clone)]
-pub struct Prototype<'a> {
-    pub name: &'a str,
-    pub params: Vec<Parameter<'a>>,
-    pub returns: Vec<Parameter<'a>>,
 }
 
 #[derive(Debug, Clone)]
@@ -303,6 +290,9 @@ pub enum Special {
     GlobalTimerHi,
     DynamicSharedBytes,
     TotalSharedBytes,
+    /// Address of the grid barrier's workspace of a cooperative launch: upper and lower half (%envreg1, %envreg2).
+    WorkspaceHi,
+    WorkspaceLo,
     /// Reads as zero: environment registers, performance counters, cluster ids of a cluster of one.
     Zero,
     /// Reads as one: sizes of a cluster of one.
@@ -355,6 +345,8 @@ impl Special {
             "%globaltimer_hi" => Self::GlobalTimerHi,
             "%dynamic_smem_size" => Self::DynamicSharedBytes,
             "%total_smem_size" | "%aggr_smem_size" => Self::TotalSharedBytes,
+            "%envreg1" => Self::WorkspaceHi,
+            "%envreg2" => Self::WorkspaceLo,
             "%cluster_nctarank" => Self::One,
             "%cluster_ctarank" | "%is_explicit_cluster" | "%current_graph_exec" => Self::Zero,
             _ => {

@@ -122,6 +122,9 @@ pub struct LaunchReport {
     pub warp_instructions: u64,
 }
 
+/// The grid barrier of cooperative groups keeps its ticket here.
+const WORKSPACE_BYTES: usize = 256;
+
 /// Warp instructions of a launch unless told otherwise: some minutes, so an endless loop ends.
 const DEFAULT_BUDGET: u64 = 1 << 36;
 
@@ -304,7 +307,7 @@ impl Emulator {
     ) -> Result<(LaunchReport, Vec<Finding>)> {
         let index = module.kernel(kernel)?;
         self.check(module, index, config, params)?;
-        let (report, observers, fault) = self.run(module, index, config, params, vec![Sanitizer::new(config.grid)]);
+        let (report, observers, fault) = self.run(module, index, config, params, vec![Sanitizer::new(config.grid)])?;
         let mut findings: Vec<Finding> = observers.into_iter().flat_map(Sanitizer::findings).collect();
         findings.extend(fault.as_ref().map(Finding::from_fault));
         Ok((report, findings))
@@ -328,13 +331,13 @@ impl Emulator {
     ) -> Result<(LaunchReport, Vec<O>)> {
         let index = module.kernel(kernel)?;
         self.check(module, index, config, params)?;
-        match self.run(module, index, config, params, observers) {
+        match self.run(module, index, config, params, observers)? {
             (_, _, Some(fault)) => Err(EmulatorError::Fault(Box::new(fault))),
             (report, observers, None) => Ok((report, observers)),
         }
     }
 
-    /// Runs a launch that was checked.
+    /// Runs a launch that was checked, with a workspace for its grid barrier where it is cooperative.
     fn run<O: Observe>(
         &self,
         module: &Module,
@@ -342,6 +345,23 @@ impl Emulator {
         config: LaunchConfig,
         params: &[u8],
         observers: Vec<O>,
+    ) -> Result<(LaunchReport, Vec<O>, Option<Fault>)> {
+        let workspace = if config.is_cooperative { self.upload(&[0u8; WORKSPACE_BYTES])? } else { 0 };
+        let result = self.run_with(module, kernel, config, params, observers, workspace);
+        if workspace != 0 {
+            self.free(workspace)?;
+        }
+        Ok(result)
+    }
+
+    fn run_with<O: Observe>(
+        &self,
+        module: &Module,
+        kernel: u32,
+        config: LaunchConfig,
+        params: &[u8],
+        observers: Vec<O>,
+        workspace: u64,
     ) -> (LaunchReport, Vec<O>, Option<Fault>) {
         let memory = self.read_memory();
         let launch = Launch {
@@ -356,6 +376,7 @@ impl Emulator {
             multiprocessors: self.facts.multiprocessors,
             grid_id: self.launches.fetch_add(1, Relaxed),
             is_cooperative: config.is_cooperative,
+            workspace,
             budget: self.budget,
             start: self.start,
         };

@@ -80,6 +80,12 @@ pub fn load(
     if parsed.address_bits != 64 {
         return Err(wrong("only modules with .address_size 64 are supported".into()));
     }
+    if parsed.version.0 > 9 {
+        return Err(wrong(format!(
+            "PTX {}.{} is newer than what is known here (9.x)",
+            parsed.version.0, parsed.version.1
+        )));
+    }
     if let Some(wanted) = parsed.target.first().and_then(|target| architecture(target))
         && wanted > device_architecture
     {

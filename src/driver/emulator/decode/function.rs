@@ -50,7 +50,7 @@ pub fn signature(function: &Function<'_>) -> FunctionInfo {
     let body = function.body.as_ref().unwrap_or(&empty);
     let (offsets, ..) = place_variables(function, body, 0);
     let mut bare = 0u32;
-    let formal = |parameter: &crate::driver::emulator::ast::Parameter<'_>, bare: &mut u32| {
+    let formal = |parameter: &crate::driver::emulator::ast::Parameter, bare: &mut u32| {
         let (bytes, align) = (parameter.bytes as u32, parameter.align.max(1) as u32);
         let offset = match offsets.get(parameter.variable as usize) {
             Some(&offset) => offset as u32,

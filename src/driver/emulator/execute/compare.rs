@@ -134,7 +134,7 @@ impl<'e> Decoder<'e> {
         let level = self.level;
         Some(match name {
             // Ordered: false with a NaN, `ne` included.
-            "ne" => compare(level, s, |a: T, b: T| a < b || a > b, then),
+            "ne" => compare(level, s, |a: T, b: T| a != b && !a.unordered(b), then),
             "equ" => compare(level, s, |a: T, b: T| a == b || a.unordered(b), then),
             "neu" => compare(level, s, |a: T, b: T| a != b, then),
             "ltu" => compare(level, s, |a: T, b: T| a < b || a.unordered(b), then),

@@ -226,7 +226,7 @@ impl<'e> Decoder<'e> {
     }
 
     /// Emits `f` on the source, read as f64.
-    fn from_float<D: Value>(
+    fn float_source<D: Value>(
         &mut self,
         d: u32,
         a: u32,
@@ -253,9 +253,9 @@ impl<'e> Decoder<'e> {
         macro_rules! emit {
             ($type:ty) => {
                 if is_wide {
-                    self.from_float(d, a, c, move |v| fit.apply(round_to_integer(v, rounding) as $type as i64))
+                    self.float_source(d, a, c, move |v| fit.apply(round_to_integer(v, rounding) as $type as i64))
                 } else {
-                    self.from_float(d, a, c, move |v| fit.apply(round_to_integer(v, rounding) as $type as i64) as u32)
+                    self.float_source(d, a, c, move |v| fit.apply(round_to_integer(v, rounding) as $type as i64) as u32)
                 }
             };
         }
@@ -310,9 +310,9 @@ impl<'e> Decoder<'e> {
         }
         let narrow = self.narrow(c, format);
         if c.to == Type::F64 {
-            self.from_float(d, a, c, narrow)
+            self.float_source(d, a, c, narrow)
         } else {
-            self.from_float(d, a, c, move |value| narrow(value) as u32)
+            self.float_source(d, a, c, move |value| narrow(value) as u32)
         }
     }
 

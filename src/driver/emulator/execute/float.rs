@@ -46,12 +46,12 @@ pub(super) fn exp2(x: f32) -> f32 {
     let shifted = x + MAGIC;
     let n = (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32);
     let f = x - (shifted - MAGIC);
-    let p = 1.525_273_4e-5f32;
+    let p = 1.525_273e-5f32;
     let p = p.mul_add(f, 1.540_353e-4);
     let p = p.mul_add(f, 1.333_355_8e-3);
     let p = p.mul_add(f, 9.618_129e-3);
-    let p = p.mul_add(f, 5.550_410_9e-2);
-    let p = p.mul_add(f, 2.402_265_1e-1);
+    let p = p.mul_add(f, 5.550_411e-2);
+    let p = p.mul_add(f, 2.402_265e-1);
     let p = p.mul_add(f, 6.931_472e-1);
     let p = p.mul_add(f, 1.0);
     // Two steps, so that subnormal results and 2^128 come out right.

@@ -72,7 +72,7 @@ impl Half {
     #[inline(always)]
     fn write(self, value: f64) -> u16 {
         let value = if self.saturate { f64::from(saturate(value as f32)) } else { value };
-        let value = if self.relu && (value < 0.0 || value == 0.0) { 0.0 } else { value };
+        let value = if self.relu && value <= 0.0 { 0.0 } else { value };
         let format = if self.is_bf16 { BF16 } else { F16 };
         let bits = soft_float::from_f64(value, format, Rounding::Nearest) as u16;
         if self.flush && !self.is_bf16 && bits & 0x7C00 == 0 { bits & 0x8000 } else { bits }

@@ -81,7 +81,7 @@ impl<O: Observe> Worker<'_, O> {
         let first = lanes.trailing_zeros();
         let address = addresses[first as usize & 31];
         let (space, window) = match space {
-            AddressSpace::Generic if address < SHARED_WINDOW || address >= PARAM_WINDOW + WINDOW_BYTES => {
+            AddressSpace::Generic if !(SHARED_WINDOW..PARAM_WINDOW + WINDOW_BYTES).contains(&address) => {
                 (AddressSpace::Global, 0)
             }
             AddressSpace::Generic if address < LOCAL_WINDOW => (AddressSpace::Shared, SHARED_WINDOW),
@@ -495,9 +495,9 @@ unsafe fn load_region(planes: &mut [Plane], load: &Load, region: &Region, addres
                 // SAFETY: 32 neighbouring words of the region.
                 unsafe { std::ptr::copy_nonoverlapping(at(0), target.as_mut_ptr().cast(), 4 * LANES) };
             } else {
-                for lane in 0..LANES {
+                for (lane, word) in target.iter_mut().enumerate() {
                     // SAFETY: the caller's.
-                    target[lane] = unsafe { at(lane).cast::<u32>().read_unaligned() };
+                    *word = unsafe { at(lane).cast::<u32>().read_unaligned() };
                 }
             }
             return;

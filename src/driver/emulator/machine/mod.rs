@@ -33,6 +33,8 @@ pub struct Launch<'l> {
     pub grid_id: u64,
     /// Blocks take turns often, and all of them are resident.
     pub is_cooperative: bool,
+    /// Device memory for the grid barrier of a cooperative launch, else 0.
+    pub workspace: u64,
     pub budget: u64,
     pub start: std::time::Instant,
 }
@@ -85,6 +87,8 @@ impl Launch<'_> {
             Special::LaneMaskGt => u64::from(((u64::from(u32::MAX) << 1) << lane) as u32),
             Special::DynamicSharedBytes => u64::from(self.dynamic_shared_bytes),
             Special::TotalSharedBytes => self.shared_bytes(),
+            Special::WorkspaceHi => self.workspace >> 32,
+            Special::WorkspaceLo => self.workspace & 0xFFFF_FFFF,
             Special::One => 1,
             _ => 0,
         }

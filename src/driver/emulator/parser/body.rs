@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::expression::Constant;
 use super::{MAX_DEPTH, Parser};
 use crate::driver::emulator::ast::{
-    Base, Body, Instruction, Linkage, Operand, Prototype, Space, Special, Type, Variable, VariableRef,
+    Base, Body, Instruction, Linkage, Operand, Space, Special, Type, Variable, VariableRef,
 };
 use crate::driver::emulator::error::Result;
 use crate::driver::emulator::lexer::TokenKind;
@@ -213,15 +213,19 @@ impl<'a> Parser<'a, '_> {
                 // The indirect call checks its target when it runs, so the list adds nothing.
                 self.advance();
                 self.names()?;
-                body.prototypes.push(Prototype { name, params: Vec::new(), returns: Vec::new() });
             }
             TokenKind::Dotted("callprototype") => {
                 self.advance();
+                // The call checks its target when it runs.
                 let mut scopes = Scopes::default();
                 let mut ignored = Body::default();
-                let returns = if self.is("(") { self.parameters(&mut scopes, &mut ignored)? } else { Vec::new() };
+                if self.is("(") {
+                    self.parameters(&mut scopes, &mut ignored)?;
+                }
                 self.word("'_' or a name")?;
-                let params = if self.is("(") { self.parameters(&mut scopes, &mut ignored)? } else { Vec::new() };
+                if self.is("(") {
+                    self.parameters(&mut scopes, &mut ignored)?;
+                }
                 while let TokenKind::Dotted("noreturn" | "abi_preserve" | "abi_preserve_control") = self.kind() {
                     self.advance();
                     if let TokenKind::Integer(_) = self.kind() {
@@ -229,7 +233,6 @@ impl<'a> Parser<'a, '_> {
                     }
                 }
                 self.expect(";")?;
-                body.prototypes.push(Prototype { name, params, returns });
             }
             _ => {
                 if body.labels.iter().any(|&(known, at)| known == name && at as usize == body.instructions.len()) {

@@ -251,12 +251,12 @@ impl<'a> Parser<'a, '_> {
         match self.kind() {
             TokenKind::Dotted("entry") => {
                 self.advance();
-                let function = self.function(true, linkage)?;
+                let function = self.function(true)?;
                 self.add_function(module, function);
             }
             TokenKind::Dotted("func") => {
                 self.advance();
-                let function = self.function(false, linkage)?;
+                let function = self.function(false)?;
                 self.add_function(module, function);
             }
             TokenKind::Dotted(word) => {
@@ -299,7 +299,7 @@ impl<'a> Parser<'a, '_> {
         module.variables.push(variable);
     }
 
-    fn function(&mut self, is_entry: bool, linkage: Linkage) -> Result<Function<'a>> {
+    fn function(&mut self, is_entry: bool) -> Result<Function<'a>> {
         let mut scopes = body::Scopes::default();
         let mut body = Body::default();
         let line = self.line();
@@ -341,7 +341,7 @@ impl<'a> Parser<'a, '_> {
         } else {
             return self.error("'{' or ';' after the function's head");
         };
-        Ok(Function { name, is_entry, linkage, params, returns, limits, body, line })
+        Ok(Function { name, is_entry, params, returns, limits, body, line })
     }
 
     fn three_sizes(&mut self) -> Result<[u32; 3]> {
@@ -357,7 +357,7 @@ impl<'a> Parser<'a, '_> {
     }
 
     /// `( .param .u64 a, .reg .b32 %b, ... )`, each declared in the function's outermost scope.
-    fn parameters(&mut self, scopes: &mut body::Scopes<'a>, body: &mut Body<'a>) -> Result<Vec<Parameter<'a>>> {
+    fn parameters(&mut self, scopes: &mut body::Scopes<'a>, body: &mut Body<'a>) -> Result<Vec<Parameter>> {
         self.expect("(")?;
         let mut params = Vec::new();
         while !self.accept(")") {
@@ -369,16 +369,16 @@ impl<'a> Parser<'a, '_> {
                 let name = self.word("a register name")?;
                 let register = scopes.add_register(body, name, ty);
                 let (bytes, align) = (u64::from(ty.bytes()), u64::from(ty.bytes()));
-                params.push(Parameter { name, ty, bytes, align, register: Some(register), variable: 0 });
+                params.push(Parameter { bytes, align, register: Some(register), variable: 0 });
                 continue;
             }
             if !self.accept_dotted("param") {
                 return self.error("'.param' or '.reg'");
             }
             let variable = self.one_variable(Space::Param)?;
-            let (name, ty, bytes, align) = (variable.name, variable.ty, variable.bytes, variable.align);
+            let (bytes, align) = (variable.bytes, variable.align);
             let index = scopes.add_variable(body, variable);
-            params.push(Parameter { name, ty, bytes, align, register: None, variable: index });
+            params.push(Parameter { bytes, align, register: None, variable: index });
         }
         Ok(params)
     }

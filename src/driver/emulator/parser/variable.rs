@@ -1,7 +1,7 @@
 //! Variable declarations: alignment, type, vector, array bounds, initialisers.
 
 use super::{MAX_DEPTH, Parser};
-use crate::driver::emulator::ast::{InitialValue, InitialWord, Linkage, Space, Variable};
+use crate::driver::emulator::ast::{InitialValue, InitialWord, Linkage, Space, Type, Variable};
 use crate::driver::emulator::error::Result;
 use crate::driver::emulator::lexer::TokenKind;
 
@@ -16,11 +16,6 @@ impl<'a> Parser<'a, '_> {
         loop {
             let name = self.word("a variable name")?;
             if self.is("<") {
-                // `.param .b32 p<4>` declares p0..p3.
-                self.advance();
-                let count = self.bounded_count()?;
-                self.expect(">")?;
-                let _ = count;
                 return self.error("a plain variable name (ranges are for registers)");
             }
             variables.push(self.array_and_initialiser(name, space, linkage, align, ty, vector)?);
@@ -42,14 +37,12 @@ impl<'a> Parser<'a, '_> {
     }
 
     /// `.align N`, type, `.v2`/`.v4`, `.ptr .global .align N`, `.attribute(...)`, in any order around the type.
-    fn declared_type(&mut self) -> Result<(u64, crate::driver::emulator::ast::Type, u64)> {
-        use crate::driver::emulator::ast::Type;
+    fn declared_type(&mut self) -> Result<(u64, Type, u64)> {
         let mut align = 0u64;
         let mut vector = 1u64;
         let mut ty: Option<Type> = None;
         let mut is_pointer = false;
-        loop {
-            let TokenKind::Dotted(word) = self.kind() else { break };
+        while let TokenKind::Dotted(word) = self.kind() {
             match word {
                 "align" => {
                     self.advance();
@@ -102,7 +95,7 @@ impl<'a> Parser<'a, '_> {
         space: Space,
         linkage: Linkage,
         align: u64,
-        ty: crate::driver::emulator::ast::Type,
+        ty: Type,
         vector: u64,
     ) -> Result<Variable<'a>> {
         let line = self.line();
@@ -149,7 +142,7 @@ impl<'a> Parser<'a, '_> {
         if bytes > MAX_VARIABLE_BYTES {
             return self.error("a variable of at most 2^40 bytes");
         }
-        Ok(Variable { name, space, linkage, ty, bytes, align, init, is_unsized, line })
+        Ok(Variable { name, space, linkage, bytes, align, init, is_unsized, line })
     }
 
     /// One value, or a braced list for the next dimension; returns the offset behind the last element written.
@@ -159,7 +152,7 @@ impl<'a> Parser<'a, '_> {
         dims: &[u64],
         strides: &[u64],
         offset: u64,
-        ty: crate::driver::emulator::ast::Type,
+        ty: Type,
         depth: usize,
     ) -> Result<u64> {
         if depth > MAX_DEPTH {
@@ -193,8 +186,7 @@ impl<'a> Parser<'a, '_> {
         Ok(offset + u64::from(bytes))
     }
 
-    fn initial_word(&mut self, ty: crate::driver::emulator::ast::Type) -> Result<InitialWord<'a>> {
-        use crate::driver::emulator::ast::Type;
+    fn initial_word(&mut self, ty: Type) -> Result<InitialWord<'a>> {
         // `0xFF00(name)` takes one byte of an address.
         if let (TokenKind::Integer(mask), TokenKind::Punctuation("(")) = (self.kind(), self.kind_ahead(1)) {
             self.advance();
