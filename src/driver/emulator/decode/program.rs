@@ -32,7 +32,7 @@ pub struct Instr {
 pub struct Meta {
     pub line: u32,
     pub source: Option<(u32, u32)>,
-    /// Index into [`Program::opcodes`]; [`NONE`] for what decoding adds (jumps between blocks).
+    /// Index into [`Program::opcodes`]; `u32::MAX` for what decoding adds (jumps between blocks).
     pub opcode: u32,
     /// Floating-point operations of the tensor cores per warp.
     pub tensor_flops: u32,
@@ -77,7 +77,7 @@ pub struct FormalParameter {
     pub offset: u32,
     pub bytes: u32,
     pub align: u32,
-    /// Plane, for the `.reg` style, else [`NONE`].
+    /// Plane, for the `.reg` style, else `u32::MAX`.
     pub plane: u32,
 }
 
