@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod data;
+pub mod driver;
 pub mod model;
 pub mod ops;
 pub mod profile;

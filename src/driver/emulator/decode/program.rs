@@ -1,0 +1,345 @@
+//! The decoded program: what the machine runs.
+
+use crate::driver::emulator::ast::{LaunchLimits, Special};
+use crate::driver::emulator::lanes::Alu;
+
+pub const NONE: u32 = u32::MAX;
+
+/// A loaded module's code. Functions follow each other in `code`; within a function, blocks are in an order in which
+/// every edge that is not a loop's back edge goes forward (see `control_flow`).
+#[derive(Default)]
+pub struct Program {
+    pub code: Vec<Instr>,
+    pub meta: Vec<Meta>,
+    pub functions: Vec<FunctionInfo>,
+    /// Opcode names with their modifiers, by [`Meta::opcode`].
+    pub opcodes: Vec<String>,
+    /// Bytes of `.shared` that module-level and function variables take.
+    pub common_shared_bytes: u64,
+    pub source_files: Vec<(u32, String)>,
+}
+
+/// One instruction.
+pub struct Instr {
+    pub op: Op,
+    /// Plane of the guard predicate, or [`NONE`].
+    pub guard: u32,
+    pub is_negated: bool,
+}
+
+/// What is known of an instruction beside its execution.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Meta {
+    pub line: u32,
+    pub source: Option<(u32, u32)>,
+    /// Index into [`Program::opcodes`]; `u32::MAX` for what decoding adds (jumps between blocks).
+    pub opcode: u32,
+    /// Floating-point operations of the tensor cores per warp.
+    pub tensor_flops: u32,
+}
+
+/// A kernel or function.
+#[derive(Debug, Clone, Default)]
+pub struct FunctionInfo {
+    pub name: String,
+    pub is_entry: bool,
+    pub is_defined: bool,
+    pub entry_pc: u32,
+    /// Planes of a frame.
+    pub planes: u32,
+    pub presets: Vec<Preset>,
+    /// `.local` and `.param` bytes of a frame, per thread.
+    pub local_bytes: u64,
+    /// Static `.shared` bytes of a kernel, and where dynamic shared memory starts.
+    pub shared_bytes: u64,
+    pub dynamic_shared_align: u64,
+    pub params: Vec<FormalParameter>,
+    pub param_bytes: u32,
+    pub returns: Vec<FormalParameter>,
+    pub limits: LaunchLimits,
+    /// Registers as declared and used, in 32-bit words per thread (an upper bound of what hardware needs).
+    pub register_words: u32,
+    pub host_function: Option<HostFunction>,
+}
+
+/// Functions that the driver provides to kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostFunction {
+    Vprintf,
+    AssertFail,
+    Malloc,
+    Free,
+}
+
+/// A formal parameter: in `.param` memory at `offset`, or in a register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FormalParameter {
+    pub offset: u32,
+    pub bytes: u32,
+    pub align: u32,
+    /// Plane, for the `.reg` style, else `u32::MAX`.
+    pub plane: u32,
+}
+
+/// A register that has its value when the frame is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preset {
+    pub slot: u32,
+    pub value: PresetValue,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PresetValue {
+    Word32(u32),
+    Word64(u64),
+    Predicate(bool),
+    Special32(Special),
+    Special64(Special),
+    /// The frame's local memory plus an offset; 32 or 64 bits wide.
+    Local32(u64),
+    Local64(u64),
+    /// First byte of dynamic shared memory.
+    DynamicShared32(i64),
+    DynamicShared64(i64),
+}
+
+impl PresetValue {
+    pub fn planes(self) -> u32 {
+        match self {
+            Self::Word32(_) | Self::Predicate(_) | Self::Special32(_) | Self::Local32(_) | Self::DynamicShared32(_) => {
+                1
+            }
+            _ => 2,
+        }
+    }
+}
+
+/// An operation. Those that only touch registers are closures; the rest is data for `machine`.
+pub enum Op {
+    Alu(Alu),
+    /// Lanes of `members` (a plane) must arrive before it runs on all of them at once.
+    Collective {
+        members: u32,
+        alu: Alu,
+        is_barrier: bool,
+    },
+    /// Continues at `target`; added by decoding, free of charge.
+    Jump {
+        target: u32,
+    },
+    Branch {
+        target: u32,
+    },
+    BranchIndexed {
+        index: u32,
+        targets: Box<[u32]>,
+    },
+    Call(Box<Call>),
+    Return,
+    Exit,
+    Trap,
+    Breakpoint,
+    Load(Load),
+    Store(Store),
+    Atomic(Box<Atomic>),
+    CopyAsync(Box<CopyAsync>),
+    MatrixMove(Box<MatrixMove>),
+    Barrier(Box<BarrierOp>),
+    Mbarrier(Box<MbarrierOp>),
+    ReadClock {
+        d: u32,
+        special: Special,
+        is_wide: bool,
+    },
+    AddressTest {
+        d: u32,
+        address: u32,
+        is_wide: bool,
+        space: AddressSpace,
+    },
+    /// Gives other lanes and warps a turn.
+    Yield,
+    Fence,
+    /// cp.async bookkeeping and hints: nothing to do, since copies are done when issued.
+    Nothing,
+}
+
+/// Where an access goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressSpace {
+    Generic,
+    Global,
+    Shared,
+    Local,
+    /// The kernel's parameters.
+    Param,
+}
+
+/// `[register + offset]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Address {
+    pub space: AddressSpace,
+    /// Plane of the base.
+    pub base: u32,
+    pub is_wide: bool,
+    pub offset: i64,
+}
+
+/// A register that a load fills or a store empties, with its width in planes.
+#[derive(Debug, Clone, Copy)]
+pub struct DataRegister {
+    /// [`NONE`] for the sink `_`.
+    pub slot: u32,
+    pub planes: u8,
+    /// 16 for a register whose plane must stay zero-extended.
+    pub bits: u8,
+}
+
+impl DataRegister {
+    pub const SINK: Self = Self { slot: NONE, planes: 1, bits: 32 };
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extend {
+    Zero,
+    Sign,
+}
+
+pub const MAX_VECTOR: usize = 8;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub address: Address,
+    /// Bytes of an element.
+    pub bytes: u8,
+    pub count: u8,
+    pub extend: Extend,
+    pub is_volatile: bool,
+    pub registers: [DataRegister; MAX_VECTOR],
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Store {
+    pub address: Address,
+    pub bytes: u8,
+    pub count: u8,
+    pub is_volatile: bool,
+    pub registers: [DataRegister; MAX_VECTOR],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtomicOp {
+    Add,
+    And,
+    Or,
+    Xor,
+    Exchange,
+    CompareSwap,
+    Min,
+    Max,
+    Increment,
+    Decrement,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Atomic {
+    pub address: Address,
+    pub op: AtomicOp,
+    pub ty: crate::driver::emulator::ast::Type,
+    /// Elements of a vector `red`/`atom`; 1 otherwise.
+    pub count: u8,
+    /// [`NONE`] for `red`.
+    pub d: [u32; MAX_VECTOR],
+    pub b: [u32; MAX_VECTOR],
+    pub c: u32,
+    pub flush: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct CopyAsync {
+    pub destination: Address,
+    pub source: Address,
+    pub bytes: u32,
+    /// Plane of the bytes to read, [`NONE`] for all; the rest is zero-filled.
+    pub source_bytes: u32,
+    /// Predicate of ignore-src, and its negation.
+    pub ignore: Option<(u32, bool)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct MatrixMove {
+    pub address: Address,
+    pub registers: [u32; 4],
+    pub count: u8,
+    pub is_store: bool,
+    pub is_transposed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarrierReduction {
+    Popcount,
+    And,
+    Or,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct BarrierOp {
+    /// Plane of the barrier's number.
+    pub id: u32,
+    /// Plane of the thread count, or [`NONE`] for all threads of the block.
+    pub count: u32,
+    pub waits: bool,
+    /// Reduction, destination, predicate and its negation.
+    pub reduction: Option<(BarrierReduction, u32, u32, bool)>,
+    pub is_aligned: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MbarrierKind {
+    Init,
+    Invalidate,
+    Arrive {
+        drops: bool,
+        completes: bool,
+    },
+    TestWait {
+        is_parity: bool,
+    },
+    /// cp.async.mbarrier.arrive: copies are done when issued, so it arrives at once.
+    ArriveAfterCopies {
+        is_counted: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct MbarrierOp {
+    pub kind: MbarrierKind,
+    pub address: Address,
+    /// State (64-bit) or predicate destination, or [`NONE`].
+    pub d: u32,
+    /// Count, state or parity, or [`NONE`].
+    pub operand: u32,
+    pub may_yield: bool,
+}
+
+/// A call site.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub target: CallTarget,
+    pub args: Vec<CallValue>,
+    pub returns: Vec<CallValue>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum CallTarget {
+    Function(u32),
+    /// Plane of a 64-bit function address.
+    Register(u32),
+}
+
+/// An actual parameter or return value: `.param` memory of the caller's frame, or a register.
+#[derive(Debug, Clone, Copy)]
+pub enum CallValue {
+    Local { offset: u32, bytes: u32 },
+    Plane { slot: u32, planes: u8 },
+}

@@ -1,0 +1,447 @@
+//! The emulator as a device: memory, modules, launches.
+
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::counters::{Counters, Counting};
+use super::error::{EmulatorError, Fault, Result};
+use super::lanes::Level;
+use super::machine::observe::{Nothing, Observe};
+use super::machine::{Launch, grid};
+use super::memory::DeviceMemory;
+use super::module::{self, Module};
+use super::sanitizer::{Finding, Sanitizer};
+
+/// What the emulated device can do. The defaults are an A100's (compute capability 8.0), with less memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceFacts {
+    pub name: String,
+    /// 10 times the compute capability: 80 for 8.0.
+    pub architecture: u32,
+    pub multiprocessors: u32,
+    pub memory_bytes: u64,
+    pub max_threads_per_block: u32,
+    pub max_block: [u32; 3],
+    pub max_grid: [u32; 3],
+    pub max_shared_bytes_per_block: u32,
+    pub max_threads_per_multiprocessor: u32,
+    pub max_blocks_per_multiprocessor: u32,
+    pub shared_bytes_per_multiprocessor: u32,
+}
+
+impl Default for DeviceFacts {
+    fn default() -> Self {
+        Self {
+            name: "PTX emulator (sm_80)".into(),
+            architecture: 80,
+            multiprocessors: 108,
+            memory_bytes: 16 << 30,
+            max_threads_per_block: 1024,
+            max_block: [1024, 1024, 64],
+            max_grid: [i32::MAX as u32, 65535, 65535],
+            // 164 KiB per multiprocessor, of which the system keeps 1 KiB per block.
+            max_shared_bytes_per_block: 163 << 10,
+            max_threads_per_multiprocessor: 2048,
+            max_blocks_per_multiprocessor: 32,
+            shared_bytes_per_multiprocessor: 164 << 10,
+        }
+    }
+}
+
+/// How a kernel is launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchConfig {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Dynamic shared memory.
+    pub shared_bytes: u32,
+    /// All blocks are resident at the same time and may wait for each other (cooperative groups' grid sync).
+    pub is_cooperative: bool,
+}
+
+impl LaunchConfig {
+    pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
+        Self { grid, block, shared_bytes: 0, is_cooperative: false }
+    }
+
+    /// Enough blocks of `block` threads for `count` threads, in one dimension.
+    pub fn linear(count: u32, block: u32) -> Self {
+        Self::new([count.div_ceil(block.max(1)).max(1), 1, 1], [block, 1, 1])
+    }
+
+    pub fn shared(self, bytes: u32) -> Self {
+        Self { shared_bytes: bytes, ..self }
+    }
+}
+
+/// Kernel arguments, packed as the parameters lie: each aligned to its size.
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    bytes: Vec<u8>,
+}
+
+macro_rules! push_param {
+    ($($name:ident: $type:ty),*) => {
+        $(
+            #[doc = concat!("Adds a `", stringify!($type), "`.")]
+            #[must_use]
+            pub fn $name(self, value: $type) -> Self {
+                self.bytes(&value.to_le_bytes(), size_of::<$type>())
+            }
+        )*
+    };
+}
+
+impl Params {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    push_param!(u8: u8, u16: u16, u32: u32, i32: i32, u64: u64, i64: i64, f32: f32, f64: f64);
+
+    /// Adds raw bytes with an alignment, for structures.
+    #[must_use]
+    pub fn bytes(mut self, value: &[u8], align: usize) -> Self {
+        let start = self.bytes.len().next_multiple_of(align.max(1));
+        self.bytes.resize(start, 0);
+        self.bytes.extend_from_slice(value);
+        self
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What a launch did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchReport {
+    /// Text that the kernel printed, blocks in order.
+    pub output: Vec<u8>,
+    /// Instructions issued, counted per warp.
+    pub warp_instructions: u64,
+}
+
+/// The grid barrier of cooperative groups keeps its ticket here.
+const WORKSPACE_BYTES: usize = 256;
+
+/// Warp instructions of a launch unless told otherwise: some minutes, so an endless loop ends.
+const DEFAULT_BUDGET: u64 = 1 << 36;
+
+/// A GPU that executes PTX on the CPU.
+pub struct Emulator {
+    facts: DeviceFacts,
+    memory: RwLock<DeviceMemory>,
+    level: Level,
+    threads: usize,
+    budget: u64,
+    launches: AtomicU64,
+    start: std::time::Instant,
+}
+
+impl Emulator {
+    /// A device with these facts, whose launches use all cores.
+    pub fn new(facts: DeviceFacts) -> Self {
+        let memory = RwLock::new(DeviceMemory::new(facts.memory_bytes));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            facts,
+            memory,
+            level: Level::detect(),
+            threads,
+            budget: DEFAULT_BUDGET,
+            launches: AtomicU64::new(0),
+            start: std::time::Instant::now(),
+        }
+    }
+
+    /// Uses this many host threads.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads: threads.max(1), ..self }
+    }
+
+    /// Stops launches that issue more warp instructions than this.
+    #[must_use]
+    pub fn with_budget(self, warp_instructions: u64) -> Self {
+        Self { budget: warp_instructions, ..self }
+    }
+
+    pub fn facts(&self) -> &DeviceFacts {
+        &self.facts
+    }
+
+    /// Free and total bytes of device memory.
+    pub fn memory_info(&self) -> (u64, u64) {
+        let memory = self.read_memory();
+        (memory.capacity() - memory.used(), memory.capacity())
+    }
+
+    // A launch that panicked has changed no bookkeeping, so a poisoned lock is still good.
+    fn read_memory(&self) -> std::sync::RwLockReadGuard<'_, DeviceMemory> {
+        self.memory.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn write_memory(&self) -> std::sync::RwLockWriteGuard<'_, DeviceMemory> {
+        self.memory.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Allocates device memory, zeroed.
+    ///
+    /// # Errors
+    /// The device has not that much left.
+    pub fn allocate(&self, bytes: u64) -> Result<u64> {
+        self.write_memory().allocate(bytes)
+    }
+
+    /// # Errors
+    /// No allocation starts at `address`.
+    pub fn free(&self, address: u64) -> Result<()> {
+        self.write_memory().free(address)
+    }
+
+    /// Copies from the device.
+    ///
+    /// # Errors
+    /// The range is not inside one allocation.
+    pub fn read(&self, address: u64, target: &mut [u8]) -> Result<()> {
+        self.read_memory().read(address, target)
+    }
+
+    /// Copies to the device.
+    ///
+    /// # Errors
+    /// The range is not inside one allocation.
+    pub fn write(&self, address: u64, source: &[u8]) -> Result<()> {
+        self.write_memory().write(address, source)
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// A range is not inside one allocation.
+    pub fn copy(&self, target: u64, source: u64, bytes: usize) -> Result<()> {
+        self.write_memory().copy(target, source, bytes)
+    }
+
+    /// Fills with `count` repetitions of `pattern`.
+    ///
+    /// # Errors
+    /// The range is not inside one allocation.
+    pub fn fill(&self, address: u64, pattern: &[u8], count: usize) -> Result<()> {
+        self.write_memory().fill(address, pattern, count)
+    }
+
+    /// Allocates and fills a buffer with `values`.
+    ///
+    /// # Errors
+    /// The device has not that much left.
+    pub fn upload<T: bytemuck::Pod>(&self, values: &[T]) -> Result<u64> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let mut memory = self.write_memory();
+        let address = memory.allocate(bytes.len() as u64)?;
+        memory.write(address, bytes)?;
+        Ok(address)
+    }
+
+    /// Copies `count` values from the device.
+    ///
+    /// # Errors
+    /// The range is not inside one allocation.
+    pub fn download<T: bytemuck::Pod>(&self, address: u64, count: usize) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); count];
+        self.read(address, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Loads a PTX module; `file` is the name that messages carry.
+    ///
+    /// # Errors
+    /// The text is not PTX, or uses what the emulator does not have: named with its line.
+    pub fn load(&self, file: &str, text: &str) -> Result<Module> {
+        module::load(file, text, &mut self.write_memory(), self.level, self.facts.architecture)
+    }
+
+    /// Frees a module's variables.
+    pub fn unload(&self, module: Module) {
+        module::release(&module, &mut self.write_memory());
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// The launch exceeds the device, the parameters do not fit, or the kernel was stopped by a fault.
+    pub fn launch(&self, module: &Module, kernel: &str, config: LaunchConfig, params: &[u8]) -> Result<LaunchReport> {
+        let threads = self.threads;
+        let (report, _) = self.launch_observed(module, kernel, config, params, vec![Nothing; threads])?;
+        Ok(report)
+    }
+
+    /// Runs a kernel and counts what it does.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn launch_counted(
+        &self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        params: &[u8],
+    ) -> Result<(LaunchReport, Counters)> {
+        let observers = (0..self.threads).map(|_| Counting::new(&module.program)).collect();
+        let (report, parts) = self.launch_observed(module, kernel, config, params, observers)?;
+        Ok((report, Counting::total(&module.program, parts)))
+    }
+
+    /// Runs a kernel under the sanitizer, on one thread. Reads of memory that nobody wrote are found in allocations made
+    /// after [`Self::with_initialisation_tracking`].
+    ///
+    /// # Errors
+    /// The launch exceeds the device or does not fit the kernel. A fault of the kernel is a finding.
+    pub fn launch_sanitized(
+        &self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        params: &[u8],
+    ) -> Result<(LaunchReport, Vec<Finding>)> {
+        let index = module.kernel(kernel)?;
+        self.check(module, index, config, params)?;
+        let (report, observers, fault) = self.run(module, index, config, params, vec![Sanitizer::new(config.grid)])?;
+        let mut findings: Vec<Finding> = observers.into_iter().flat_map(Sanitizer::findings).collect();
+        findings.extend(fault.as_ref().map(Finding::from_fault));
+        Ok((report, findings))
+    }
+
+    /// Allocations from now on remember which of their bytes were written, for the sanitizer.
+    #[must_use]
+    pub fn with_initialisation_tracking(self) -> Self {
+        self.write_memory().tracks_initialisation = true;
+        self
+    }
+
+    /// Runs a kernel with one observer per host thread.
+    pub(super) fn launch_observed<O: Observe>(
+        &self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        params: &[u8],
+        observers: Vec<O>,
+    ) -> Result<(LaunchReport, Vec<O>)> {
+        let index = module.kernel(kernel)?;
+        self.check(module, index, config, params)?;
+        match self.run(module, index, config, params, observers)? {
+            (_, _, Some(fault)) => Err(EmulatorError::Fault(Box::new(fault))),
+            (report, observers, None) => Ok((report, observers)),
+        }
+    }
+
+    /// Runs a launch that was checked, with a workspace for its grid barrier where it is cooperative.
+    fn run<O: Observe>(
+        &self,
+        module: &Module,
+        kernel: u32,
+        config: LaunchConfig,
+        params: &[u8],
+        observers: Vec<O>,
+    ) -> Result<(LaunchReport, Vec<O>, Option<Fault>)> {
+        let workspace = if config.is_cooperative { self.upload(&[0u8; WORKSPACE_BYTES])? } else { 0 };
+        let result = self.run_with(module, kernel, config, params, observers, workspace);
+        if workspace != 0 {
+            self.free(workspace)?;
+        }
+        Ok(result)
+    }
+
+    fn run_with<O: Observe>(
+        &self,
+        module: &Module,
+        kernel: u32,
+        config: LaunchConfig,
+        params: &[u8],
+        observers: Vec<O>,
+        workspace: u64,
+    ) -> (LaunchReport, Vec<O>, Option<Fault>) {
+        let memory = self.read_memory();
+        let launch = Launch {
+            program: &module.program,
+            file: &module.file,
+            kernel,
+            memory: &memory,
+            params,
+            grid: config.grid,
+            block: config.block,
+            dynamic_shared_bytes: config.shared_bytes,
+            multiprocessors: self.facts.multiprocessors,
+            grid_id: self.launches.fetch_add(1, Relaxed),
+            is_cooperative: config.is_cooperative,
+            workspace,
+            budget: self.budget,
+            start: self.start,
+        };
+        let result = grid::run(&launch, observers);
+        let report = LaunchReport { output: result.output, warp_instructions: result.warp_instructions };
+        (report, result.observers, result.fault)
+    }
+
+    /// Refuses what a driver would refuse, with the figure.
+    fn check(&self, module: &Module, kernel: u32, config: LaunchConfig, params: &[u8]) -> Result<()> {
+        let info = &module.program.functions[kernel as usize];
+        let refuse = |message: String| Err(EmulatorError::Launch { kernel: info.name.clone(), message });
+        let facts = &self.facts;
+        for (axis, name) in ["x", "y", "z"].iter().enumerate() {
+            let (block, grid) = (config.block[axis], config.grid[axis]);
+            if block == 0 || block > facts.max_block[axis] {
+                return refuse(format!("block {name} is {block}; the device takes 1 to {}", facts.max_block[axis]));
+            }
+            if grid == 0 || grid > facts.max_grid[axis] {
+                return refuse(format!("grid {name} is {grid}; the device takes 1 to {}", facts.max_grid[axis]));
+            }
+        }
+        let threads: u32 = config.block.iter().product();
+        if threads > facts.max_threads_per_block {
+            return refuse(format!(
+                "{threads} threads per block; the device has at most {}",
+                facts.max_threads_per_block
+            ));
+        }
+        if let Some(most) = info.limits.max_threads
+            && threads > most.iter().product()
+        {
+            return refuse(format!(
+                "{threads} threads per block; the kernel is compiled for at most {}",
+                most.iter().product::<u32>()
+            ));
+        }
+        if let Some(required) = info.limits.required_threads
+            && config.block != required
+        {
+            return refuse(format!("block {:?}; the kernel is compiled for exactly {required:?}", config.block));
+        }
+        let fixed = info.shared_bytes.next_multiple_of(info.dynamic_shared_align.clamp(1, 1024));
+        let shared = fixed + u64::from(config.shared_bytes);
+        if shared > u64::from(facts.max_shared_bytes_per_block) {
+            return refuse(format!(
+                "{shared} bytes of shared memory ({fixed} static, {} dynamic); the device has {} per block",
+                config.shared_bytes, facts.max_shared_bytes_per_block
+            ));
+        }
+        if (params.len() as u64) < u64::from(info.param_bytes) {
+            return refuse(format!("{} bytes of parameters; the kernel takes {}", params.len(), info.param_bytes));
+        }
+        if config.is_cooperative {
+            let by_threads = facts.max_threads_per_multiprocessor / threads.next_multiple_of(32);
+            let by_shared = u64::from(facts.shared_bytes_per_multiprocessor) / (shared + 1024);
+            let resident = u64::from(by_threads.min(facts.max_blocks_per_multiprocessor)).min(by_shared)
+                * u64::from(facts.multiprocessors);
+            let blocks: u64 = config.grid.iter().map(|&size| u64::from(size)).product();
+            if blocks > resident {
+                return refuse(format!(
+                    "{blocks} blocks in a cooperative launch; {resident} fit on the device at once"
+                ));
+            }
+        }
+        Ok(())
+    }
+}

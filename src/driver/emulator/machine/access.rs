@@ -1,0 +1,642 @@
+//! Loads and stores: from lane addresses to host memory.
+//!
+//! An access is cut into parts whose lanes go to one region (an allocation, the shared memory, ...); almost always that is
+//! one part. Full warps that touch neighbouring words, or all the same one, move them as a block.
+
+use super::block::SharedMemory;
+use super::observe::{AccessEvent, Observe, Target};
+use super::run::Worker;
+use super::warp::LocalMemory;
+use super::{Outcome, Stopped};
+use crate::driver::emulator::decode::program::{
+    Address, AddressSpace, CopyAsync, DataRegister, Extend, Load, MatrixMove, MbarrierKind, MbarrierOp, NONE, Store,
+};
+use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+use crate::driver::emulator::error::{Access, FaultKind};
+use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, predicate, store_lanes, store_predicate};
+
+/// Lanes whose addresses lie in one host region: lane `l` is at `pointer + (addresses[l] - origin)`.
+#[derive(Clone, Copy)]
+pub struct Region {
+    pub pointer: *mut u8,
+    pub origin: u64,
+    pub lanes: u32,
+    pub target: Target,
+}
+
+/// The active lanes, lowest first.
+pub fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = mask.trailing_zeros();
+        (mask != 0).then(|| {
+            mask &= mask - 1;
+            lane as usize
+        })
+    })
+}
+
+#[inline(always)]
+pub fn lane_addresses(planes: &[Plane], address: &Address) -> [u64; LANES] {
+    let mut result = [0; LANES];
+    if address.is_wide {
+        let base = u64::view(planes, address.base);
+        for lane in 0..LANES {
+            result[lane] = base[lane].wrapping_add_signed(address.offset);
+        }
+    } else {
+        let base = u32::view(planes, address.base);
+        for lane in 0..LANES {
+            // 32-bit addresses wrap at 32 bits.
+            result[lane] = u64::from(base[lane].wrapping_add(address.offset as u32));
+        }
+    }
+    result
+}
+
+/// Lanes for which `address - start <= last`, where `last` is the greatest distance that still fits.
+#[inline(always)]
+fn lanes_within(addresses: &[u64; LANES], start: u64, last: u64) -> u32 {
+    let mut inside = 0;
+    for lane in 0..LANES {
+        inside |= if addresses[lane].wrapping_sub(start) <= last { LANE_BIT[lane] } else { 0 };
+    }
+    inside
+}
+
+impl<O: Observe> Worker<'_, O> {
+    /// The region of the first of `lanes`, and which other lanes share it. Rewrites the addresses of those lanes to be
+    /// relative to their space (generic windows, per-lane local memory).
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    pub fn resolve(
+        &mut self,
+        space: AddressSpace,
+        addresses: &mut [u64; LANES],
+        lanes: u32,
+        bytes: u32,
+        access: Access,
+        shared: &mut SharedMemory,
+        local: &mut LocalMemory,
+    ) -> Outcome<Region> {
+        let first = lanes.trailing_zeros();
+        let address = addresses[first as usize & 31];
+        let (space, window) = match space {
+            AddressSpace::Generic if !(SHARED_WINDOW..PARAM_WINDOW + WINDOW_BYTES).contains(&address) => {
+                (AddressSpace::Global, 0)
+            }
+            AddressSpace::Generic if address < LOCAL_WINDOW => (AddressSpace::Shared, SHARED_WINDOW),
+            AddressSpace::Generic if address < PARAM_WINDOW => (AddressSpace::Local, LOCAL_WINDOW),
+            AddressSpace::Generic => (AddressSpace::Param, PARAM_WINDOW),
+            named => (named, 0),
+        };
+        let outside = |address: u64, near: Option<String>| {
+            Stopped::new(FaultKind::OutOfBounds { access, address, bytes, near }, first)
+        };
+        match space {
+            AddressSpace::Global => {
+                let slot = &mut self.recent[self.pc as usize % 16];
+                let allocations = self.launch.memory.allocations();
+                let known = allocations.get(*slot as usize).filter(|a| address.wrapping_sub(a.start) < a.bytes);
+                let allocation = match known {
+                    Some(allocation) => allocation,
+                    None => match self.launch.memory.find_index(address) {
+                        Some(index) => {
+                            *slot = index as u32;
+                            &allocations[index]
+                        }
+                        None => {
+                            return Err(Stopped::new(self.launch.memory.out_of_bounds(access, address, bytes), first));
+                        }
+                    },
+                };
+                if allocation.bytes < u64::from(bytes)
+                    || address - allocation.start > allocation.bytes - u64::from(bytes)
+                {
+                    return Err(Stopped::new(self.launch.memory.out_of_bounds(access, address, bytes), first));
+                }
+                let inside = lanes_within(addresses, allocation.start, allocation.bytes - u64::from(bytes)) & lanes;
+                Ok(Region {
+                    pointer: allocation.pointer(),
+                    origin: allocation.start,
+                    lanes: inside,
+                    target: Target::Global,
+                })
+            }
+            AddressSpace::Shared => {
+                let size = shared.bytes().len() as u64;
+                let last = size.checked_sub(u64::from(bytes));
+                match last {
+                    Some(last) if address.wrapping_sub(window) <= last => {
+                        let inside = lanes_within(addresses, window, last) & lanes;
+                        Ok(Region {
+                            pointer: shared.bytes().as_mut_ptr(),
+                            origin: window,
+                            lanes: inside,
+                            target: Target::Shared,
+                        })
+                    }
+                    _ => Err(outside(address, Some(format!("the block has {size} bytes of shared memory")))),
+                }
+            }
+            AddressSpace::Local => {
+                let stride = local.stride;
+                let last = stride.checked_sub(u64::from(bytes));
+                match last {
+                    Some(last) if address.wrapping_sub(window) <= last => {
+                        let inside = lanes_within(addresses, window, last) & lanes;
+                        for lane in lanes_of(inside) {
+                            addresses[lane] += lane as u64 * stride;
+                        }
+                        Ok(Region {
+                            pointer: local.bytes().as_mut_ptr(),
+                            origin: window,
+                            lanes: inside,
+                            target: Target::Local,
+                        })
+                    }
+                    _ => Err(outside(address, Some(format!("the thread has {stride} bytes of local memory")))),
+                }
+            }
+            _ => {
+                let params = self.launch.params;
+                let last = (params.len() as u64).checked_sub(u64::from(bytes));
+                match last {
+                    Some(last) if address.wrapping_sub(window) <= last && access == Access::Read => {
+                        let inside = lanes_within(addresses, window, last) & lanes;
+                        Ok(Region {
+                            pointer: params.as_ptr().cast_mut(),
+                            origin: window,
+                            lanes: inside,
+                            target: Target::Param,
+                        })
+                    }
+                    _ => Err(outside(address, Some(format!("the kernel has {} bytes of parameters", params.len())))),
+                }
+            }
+        }
+    }
+
+    /// Refuses addresses that are not multiples of the access's size.
+    #[inline(always)]
+    pub fn check_alignment(&self, addresses: &[u64; LANES], lanes: u32, bytes: u32, access: Access) -> Outcome<()> {
+        let mut low_bits = 0;
+        for lane in 0..LANES {
+            low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+        }
+        if low_bits & u64::from(bytes - 1) == 0 {
+            return Ok(());
+        }
+        let lane = lanes_of(lanes).find(|&lane| addresses[lane] & u64::from(bytes - 1) != 0).unwrap_or(0);
+        Err(Stopped::new(FaultKind::Misaligned { access, address: addresses[lane], bytes }, lane as u32))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    pub fn observe(
+        &mut self,
+        region: &Region,
+        access: Access,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        is_synchronizing: bool,
+        block: [u32; 3],
+        warp: u32,
+    ) {
+        if O::IS_ON {
+            let mut relative = *addresses;
+            if region.target != Target::Global {
+                for address in &mut relative {
+                    *address = address.wrapping_sub(region.origin);
+                }
+            }
+            let event = AccessEvent {
+                pc: self.pc,
+                target: region.target,
+                access,
+                addresses: &relative,
+                lanes: region.lanes,
+                bytes,
+                is_synchronizing,
+                block,
+                warp,
+            };
+            self.observer.access(self.launch, &event);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    pub fn load(
+        &mut self,
+        planes: &mut [Plane],
+        local: &mut LocalMemory,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        warp: u32,
+        load: &Load,
+        active: u32,
+    ) -> Outcome<()> {
+        let total = u32::from(load.bytes) * u32::from(load.count);
+        let mut addresses = lane_addresses(planes, &load.address);
+        self.check_alignment(&addresses, active, total, Access::Read)?;
+        let mut remaining = active;
+        while remaining != 0 {
+            let region =
+                self.resolve(load.address.space, &mut addresses, remaining, total, Access::Read, shared, local)?;
+            self.observe(&region, Access::Read, &addresses, total, load.is_volatile, block, warp);
+            // SAFETY: `resolve` checked that each lane's bytes lie in the region.
+            unsafe { load_region(planes, load, &region, &addresses) };
+            remaining &= !region.lanes;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    pub fn store(
+        &mut self,
+        planes: &mut [Plane],
+        local: &mut LocalMemory,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        warp: u32,
+        store: &Store,
+        active: u32,
+    ) -> Outcome<()> {
+        let total = u32::from(store.bytes) * u32::from(store.count);
+        let mut addresses = lane_addresses(planes, &store.address);
+        self.check_alignment(&addresses, active, total, Access::Write)?;
+        let mut remaining = active;
+        while remaining != 0 {
+            let region =
+                self.resolve(store.address.space, &mut addresses, remaining, total, Access::Write, shared, local)?;
+            self.observe(&region, Access::Write, &addresses, total, store.is_volatile, block, warp);
+            // SAFETY: `resolve` checked that each lane's bytes lie in the region, and refuses writes to parameters.
+            unsafe { store_region(planes, store, &region, &addresses) };
+            remaining &= !region.lanes;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub fn copy_async(
+        &mut self,
+        planes: &mut [Plane],
+        local: &mut LocalMemory,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        warp: u32,
+        copy: &CopyAsync,
+        active: u32,
+    ) -> Outcome<()> {
+        let mut from = lane_addresses(planes, &copy.source);
+        let mut to = lane_addresses(planes, &copy.destination);
+        let ignored = copy.ignore.map_or(0, |(slot, negated)| predicate(planes, slot, negated));
+        self.check_alignment(&to, active, copy.bytes, Access::Write)?;
+        let mut values = [0u128; LANES];
+        // Lanes that read nothing do not touch their source.
+        let read_bytes: [u32; LANES] = std::array::from_fn(|lane| {
+            let wanted = if copy.source_bytes == NONE {
+                copy.bytes
+            } else {
+                u32::view(planes, copy.source_bytes)[lane].min(copy.bytes)
+            };
+            if ignored >> lane & 1 != 0 { 0 } else { wanted }
+        });
+        let mut remaining = active & (0..LANES).fold(0, |mask, lane| mask | u32::from(read_bytes[lane] != 0) << lane);
+        self.check_alignment(&from, remaining, copy.bytes, Access::Read)?;
+        while remaining != 0 {
+            let length = read_bytes[remaining.trailing_zeros() as usize];
+            let same =
+                (0..LANES).fold(0, |mask, lane| mask | u32::from(read_bytes[lane] == length) << lane) & remaining;
+            let region = self.resolve(copy.source.space, &mut from, same, length, Access::Read, shared, local)?;
+            self.observe(&region, Access::Read, &from, length, false, block, warp);
+            for lane in lanes_of(region.lanes) {
+                let source = region.pointer.wrapping_add((from[lane] - region.origin) as usize);
+                // SAFETY: `resolve` checked `length` bytes, at most the 16 of the value.
+                unsafe { std::ptr::copy_nonoverlapping(source, (&raw mut values[lane]).cast(), length as usize) };
+            }
+            remaining &= !region.lanes;
+        }
+        let mut remaining = active;
+        while remaining != 0 {
+            let region =
+                self.resolve(copy.destination.space, &mut to, remaining, copy.bytes, Access::Write, shared, local)?;
+            self.observe(&region, Access::Write, &to, copy.bytes, false, block, warp);
+            for lane in lanes_of(region.lanes) {
+                let target = region.pointer.wrapping_add((to[lane] - region.origin) as usize);
+                // SAFETY: `resolve` checked `bytes` bytes, at most the 16 of the value.
+                unsafe { std::ptr::copy_nonoverlapping((&raw const values[lane]).cast(), target, copy.bytes as usize) };
+            }
+            remaining &= !region.lanes;
+        }
+        Ok(())
+    }
+
+    /// ldmatrix and stmatrix: lane `8 m + r` names row `r` of matrix `m`; lane `4 r + c` holds columns 2c and 2c+1 of row r.
+    #[allow(clippy::too_many_arguments)]
+    pub fn matrix_move(
+        &mut self,
+        planes: &mut [Plane],
+        local: &mut LocalMemory,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        warp: u32,
+        op: &MatrixMove,
+        mask: u32,
+    ) -> Outcome<()> {
+        let count = usize::from(op.count);
+        let rows = 8 * count;
+        let row_lanes = if rows == LANES { u32::MAX } else { (1 << rows) - 1 };
+        let access = if op.is_store { Access::Write } else { Access::Read };
+        let mut addresses = lane_addresses(planes, &op.address);
+        self.check_alignment(&addresses, row_lanes, 16, access)?;
+        let mut data = [[0u16; 8]; LANES];
+        let place = |row: usize, column: usize| if op.is_transposed { (column, row) } else { (row, column) };
+        if op.is_store {
+            for matrix in 0..count {
+                let words = u32::view(planes, op.registers[matrix]);
+                for (lane, word) in words.iter().enumerate() {
+                    for half in 0..2 {
+                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
+                        data[8 * matrix + row][column] = (word >> (16 * half)) as u16;
+                    }
+                }
+            }
+        }
+        let mut remaining = row_lanes;
+        while remaining != 0 {
+            let region = self.resolve(op.address.space, &mut addresses, remaining, 16, access, shared, local)?;
+            self.observe(&region, access, &addresses, 16, false, block, warp);
+            for lane in lanes_of(region.lanes) {
+                let pointer = region.pointer.wrapping_add((addresses[lane] - region.origin) as usize);
+                // SAFETY: `resolve` checked these 16 bytes.
+                unsafe {
+                    if op.is_store {
+                        pointer.cast::<[u16; 8]>().write_unaligned(data[lane]);
+                    } else {
+                        data[lane] = pointer.cast::<[u16; 8]>().read_unaligned();
+                    }
+                }
+            }
+            remaining &= !region.lanes;
+        }
+        if !op.is_store {
+            for matrix in 0..count {
+                let words: [u32; LANES] = std::array::from_fn(|lane| {
+                    let half = |half: usize| {
+                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
+                        u32::from(data[8 * matrix + row][column])
+                    };
+                    half(0) | half(1) << 16
+                });
+                store_lanes(planes, op.registers[matrix], &words, mask);
+            }
+        }
+        Ok(())
+    }
+
+    /// An mbarrier is a 64-bit word: pending count in bits 0 to 19, expected count in 20 to 39, phase in bit 63.
+    /// Returns true if a wait failed and the group should give way.
+    #[allow(clippy::too_many_arguments)]
+    pub fn mbarrier(
+        &mut self,
+        planes: &mut [Plane],
+        local: &mut LocalMemory,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        warp: u32,
+        op: &MbarrierOp,
+        active: u32,
+    ) -> Outcome<bool> {
+        const COUNT: u64 = 0xF_FFFF;
+        const PHASE: u64 = 1 << 63;
+        let mut addresses = lane_addresses(planes, &op.address);
+        self.check_alignment(&addresses, active, 8, Access::Atomic)?;
+        let mut must_wait = false;
+        let mut remaining = active;
+        while remaining != 0 {
+            let region = self.resolve(op.address.space, &mut addresses, remaining, 8, Access::Atomic, shared, local)?;
+            self.observe(&region, Access::Atomic, &addresses, 8, true, block, warp);
+            for lane in lanes_of(region.lanes) {
+                let pointer = region.pointer.wrapping_add((addresses[lane] - region.origin) as usize).cast::<u64>();
+                // SAFETY: `resolve` checked these 8 bytes.
+                let old = unsafe { pointer.read_unaligned() };
+                let count = |default: u64| {
+                    if op.operand == NONE { default } else { u64::from(u32::view(planes, op.operand)[lane]) }
+                };
+                let arrive = |state: u64, count: u64, dropped: u64| {
+                    let expected = (state >> 20 & COUNT).saturating_sub(dropped);
+                    let pending = (state & COUNT).saturating_sub(count);
+                    let phase = state & PHASE;
+                    if pending == 0 {
+                        (phase ^ PHASE) | expected << 20 | expected
+                    } else {
+                        phase | expected << 20 | pending
+                    }
+                };
+                let new = match op.kind {
+                    MbarrierKind::Init => {
+                        let count = count(0) & COUNT;
+                        count << 20 | count
+                    }
+                    MbarrierKind::Invalidate => 0,
+                    MbarrierKind::Arrive { drops, .. } => {
+                        let count = count(1);
+                        if op.d != NONE {
+                            u64::view_mut(planes, op.d)[lane] = old;
+                        }
+                        arrive(old, count, if drops { count } else { 0 })
+                    }
+                    MbarrierKind::ArriveAfterCopies { is_counted: false } => arrive(old, 1, 0),
+                    // Counted: the pending count goes up by one and down by one when the copies are done, which they are.
+                    MbarrierKind::ArriveAfterCopies { is_counted: true } => old,
+                    MbarrierKind::TestWait { is_parity } => {
+                        let waited = if is_parity {
+                            u64::from(u32::view(planes, op.operand)[lane] & 1)
+                        } else {
+                            u64::view(planes, op.operand)[lane] >> 63
+                        };
+                        let is_done = old >> 63 != waited;
+                        store_predicate(planes, op.d, if is_done { u32::MAX } else { 0 }, 1 << lane);
+                        must_wait |= !is_done;
+                        old
+                    }
+                };
+                // SAFETY: as above. Shared memory belongs to one host thread at a time.
+                unsafe { pointer.write_unaligned(new) };
+            }
+            remaining &= !region.lanes;
+        }
+        Ok(must_wait)
+    }
+}
+
+#[inline(always)]
+fn is_run(addresses: &[u64; LANES], step: u64) -> bool {
+    let mut differs = 0;
+    for lane in 0..LANES {
+        differs |= addresses[lane].wrapping_sub(addresses[0]) ^ (lane as u64 * step);
+    }
+    differs == 0
+}
+
+/// # Safety
+/// Every lane of the region must have the load's bytes there.
+#[inline(always)]
+unsafe fn load_region(planes: &mut [Plane], load: &Load, region: &Region, addresses: &[u64; LANES]) {
+    let at = |lane: usize| region.pointer.wrapping_add(addresses[lane].wrapping_sub(region.origin) as usize);
+    let lanes = region.lanes;
+    let register = load.registers[0];
+    if load.bytes == 4 && load.count == 1 && register.planes == 1 && register.slot != NONE && !load.is_volatile {
+        if lanes == u32::MAX {
+            let target = u32::view_mut(planes, register.slot);
+            if is_run(addresses, 4) {
+                // SAFETY: 32 neighbouring words of the region.
+                unsafe { std::ptr::copy_nonoverlapping(at(0), target.as_mut_ptr().cast(), 4 * LANES) };
+            } else {
+                for (lane, word) in target.iter_mut().enumerate() {
+                    // SAFETY: the caller's.
+                    *word = unsafe { at(lane).cast::<u32>().read_unaligned() };
+                }
+            }
+            return;
+        }
+        let target = u32::view_mut(planes, register.slot);
+        for lane in lanes_of(lanes) {
+            // SAFETY: the caller's.
+            target[lane] = unsafe { at(lane).cast::<u32>().read_unaligned() };
+        }
+        return;
+    }
+    if load.bytes == 4
+        && load.count == 4
+        && lanes == u32::MAX
+        && load.registers[..4].iter().all(|r| r.planes == 1 && r.slot != NONE)
+    {
+        let mut values = [[0u32; LANES]; 4];
+        for lane in 0..LANES {
+            // SAFETY: the caller's.
+            let words = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
+            for (column, word) in values.iter_mut().zip(words) {
+                column[lane] = word;
+            }
+        }
+        for (register, column) in load.registers.iter().zip(&values) {
+            *u32::view_mut(planes, register.slot) = *column;
+        }
+        return;
+    }
+    for (element, register) in load.registers[..usize::from(load.count)].iter().enumerate() {
+        if register.slot == NONE {
+            continue;
+        }
+        let offset = element * usize::from(load.bytes);
+        if load.bytes == 16 {
+            let mut values = [0u128; LANES];
+            for lane in lanes_of(lanes) {
+                // SAFETY: the caller's.
+                values[lane] = unsafe { at(lane).wrapping_add(offset).cast::<u128>().read_unaligned() };
+            }
+            store_lanes(planes, register.slot, &values, lanes);
+            continue;
+        }
+        let mut values = [0u64; LANES];
+        for lane in lanes_of(lanes) {
+            let pointer = at(lane).wrapping_add(offset);
+            // SAFETY: the caller's; ordered loads are aligned, as `check_alignment` saw.
+            values[lane] = unsafe { read_word(pointer, load.bytes, load.is_volatile) };
+        }
+        if load.extend == Extend::Sign {
+            let shift = 64 - 8 * u32::from(load.bytes);
+            for value in &mut values {
+                *value = (((*value << shift) as i64) >> shift) as u64;
+            }
+        }
+        put(planes, *register, &values, lanes);
+    }
+}
+
+/// Writes loaded words to a register that may be wider. A 16-bit register stays zero-extended in its plane.
+#[inline(always)]
+fn put(planes: &mut [Plane], register: DataRegister, values: &[u64; LANES], lanes: u32) {
+    match register.planes {
+        1 => {
+            let mask = if register.bits < 32 { (1 << register.bits) - 1 } else { u32::MAX };
+            let mut words = [0u32; LANES];
+            for lane in 0..LANES {
+                words[lane] = values[lane] as u32 & mask;
+            }
+            store_lanes(planes, register.slot, &words, lanes);
+        }
+        2 => store_lanes(planes, register.slot, values, lanes),
+        _ => store_lanes(planes, register.slot, &values.map(u128::from), lanes),
+    }
+}
+
+/// # Safety
+/// `pointer` must lead to `bytes` readable bytes, aligned if `is_ordered`.
+#[inline(always)]
+unsafe fn read_word(pointer: *mut u8, bytes: u8, is_ordered: bool) -> u64 {
+    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Acquire};
+    // SAFETY: the caller's.
+    unsafe {
+        match (bytes, is_ordered) {
+            (1, false) => u64::from(pointer.read()),
+            (2, false) => u64::from(pointer.cast::<u16>().read_unaligned()),
+            (4, false) => u64::from(pointer.cast::<u32>().read_unaligned()),
+            (_, false) => pointer.cast::<u64>().read_unaligned(),
+            (1, true) => u64::from(AtomicU8::from_ptr(pointer).load(Acquire)),
+            (2, true) => u64::from(AtomicU16::from_ptr(pointer.cast()).load(Acquire)),
+            (4, true) => u64::from(AtomicU32::from_ptr(pointer.cast()).load(Acquire)),
+            (_, true) => AtomicU64::from_ptr(pointer.cast()).load(Acquire),
+        }
+    }
+}
+
+/// # Safety
+/// Every lane of the region must have the store's bytes there, writable.
+#[inline(always)]
+unsafe fn store_region(planes: &[Plane], store: &Store, region: &Region, addresses: &[u64; LANES]) {
+    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Release};
+    let at = |lane: usize| region.pointer.wrapping_add(addresses[lane].wrapping_sub(region.origin) as usize);
+    let lanes = region.lanes;
+    if store.bytes == 4 && store.count == 1 && !store.is_volatile {
+        let source = u32::view(planes, store.registers[0].slot);
+        if lanes == u32::MAX && is_run(addresses, 4) {
+            // SAFETY: 32 neighbouring words of the region.
+            unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().cast(), at(0), 4 * LANES) };
+        } else {
+            for lane in lanes_of(lanes) {
+                // SAFETY: the caller's.
+                unsafe { at(lane).cast::<u32>().write_unaligned(source[lane]) };
+            }
+        }
+        return;
+    }
+    for (element, register) in store.registers[..usize::from(store.count)].iter().enumerate() {
+        let offset = element * usize::from(store.bytes);
+        for lane in lanes_of(lanes) {
+            let pointer = at(lane).wrapping_add(offset);
+            let value = match register.planes {
+                1 => u64::from(u32::view(planes, register.slot)[lane]),
+                2 => u64::view(planes, register.slot)[lane],
+                _ => u128::view(planes, register.slot)[lane] as u64,
+            };
+            // SAFETY: the caller's; ordered stores are aligned, as `check_alignment` saw.
+            unsafe {
+                match (store.bytes, store.is_volatile) {
+                    (1, false) => pointer.write(value as u8),
+                    (2, false) => pointer.cast::<u16>().write_unaligned(value as u16),
+                    (4, false) => pointer.cast::<u32>().write_unaligned(value as u32),
+                    (8, false) => pointer.cast::<u64>().write_unaligned(value),
+                    (1, true) => AtomicU8::from_ptr(pointer).store(value as u8, Release),
+                    (2, true) => AtomicU16::from_ptr(pointer.cast()).store(value as u16, Release),
+                    (4, true) => AtomicU32::from_ptr(pointer.cast()).store(value as u32, Release),
+                    (8, true) => AtomicU64::from_ptr(pointer.cast()).store(value, Release),
+                    _ => pointer.cast::<u128>().write_unaligned(u128::view(planes, register.slot)[lane]),
+                }
+            }
+        }
+    }
+}

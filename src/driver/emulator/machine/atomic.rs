@@ -1,0 +1,159 @@
+//! Atomic operations and reductions, lane by lane in lane order.
+//!
+//! Within a block that order makes results repeatable. Between blocks the host's atomics are used, and the order is that
+//! of the threads, as on a GPU: sums of integers do not depend on it, sums of floats do in their last bits.
+
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use super::Outcome;
+use super::access::{lane_addresses, lanes_of};
+use super::block::SharedMemory;
+use super::observe::Observe;
+use super::run::Worker;
+use super::warp::LocalMemory;
+use crate::driver::emulator::ast::Type;
+use crate::driver::emulator::decode::program::{Atomic, AtomicOp, NONE};
+use crate::driver::emulator::error::Access;
+use crate::driver::emulator::execute::half;
+use crate::driver::emulator::lanes::{Plane, Word};
+
+/// The new value of the place, from its old one and the operands.
+fn apply(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
+    let bits = ty.bits();
+    let sign_extend = |value: u64| ((value << (64 - bits)) as i64) >> (64 - bits);
+    let halves = |f: fn(u16, u16, bool) -> u16, is_bf16: bool| {
+        let low = f(old as u16, b as u16, is_bf16);
+        let high = if bits == 32 { f((old >> 16) as u16, (b >> 16) as u16, is_bf16) } else { 0 };
+        u64::from(low) | u64::from(high) << 16
+    };
+    match (op, ty) {
+        (AtomicOp::Add, Type::F32) => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
+        (AtomicOp::Add, Type::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+        (AtomicOp::Add, Type::F16 | Type::F16x2) => halves(half::add, false),
+        (AtomicOp::Add, Type::Bf16 | Type::Bf16x2) => halves(half::add, true),
+        (AtomicOp::Min, Type::F16 | Type::F16x2) => halves(half::minimum, false),
+        (AtomicOp::Min, Type::Bf16 | Type::Bf16x2) => halves(half::minimum, true),
+        (AtomicOp::Max, Type::F16 | Type::F16x2) => halves(half::maximum, false),
+        (AtomicOp::Max, Type::Bf16 | Type::Bf16x2) => halves(half::maximum, true),
+        (AtomicOp::Add, _) => old.wrapping_add(b),
+        (AtomicOp::And, _) => old & b,
+        (AtomicOp::Or, _) => old | b,
+        (AtomicOp::Xor, _) => old ^ b,
+        (AtomicOp::Exchange, _) => b,
+        (AtomicOp::CompareSwap, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
+        (AtomicOp::Min, _) if ty.is_signed() => sign_extend(old).min(sign_extend(b)) as u64,
+        (AtomicOp::Max, _) if ty.is_signed() => sign_extend(old).max(sign_extend(b)) as u64,
+        (AtomicOp::Min, _) => old.min(b),
+        (AtomicOp::Max, _) => old.max(b),
+        (AtomicOp::Increment, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (AtomicOp::Decrement, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `pointer` must lead to the type's bytes, aligned to them.
+unsafe fn update(pointer: *mut u8, ty: Type, f: impl Fn(u64) -> u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        match ty.bits() {
+            16 => {
+                let place = AtomicU16::from_ptr(pointer.cast());
+                u64::from(place.fetch_update(SeqCst, SeqCst, |old| Some(f(old.into()) as u16)).unwrap_or(0))
+            }
+            32 => {
+                let place = AtomicU32::from_ptr(pointer.cast());
+                u64::from(place.fetch_update(SeqCst, SeqCst, |old| Some(f(old.into()) as u32)).unwrap_or(0))
+            }
+            _ => AtomicU64::from_ptr(pointer.cast()).fetch_update(SeqCst, SeqCst, |old| Some(f(old))).unwrap_or(0),
+        }
+    }
+}
+
+fn read_register(planes: &[Plane], slot: u32, lane: usize, bits: u32) -> u64 {
+    if bits == 64 { u64::view(planes, slot)[lane] } else { u64::from(u32::view(planes, slot)[lane]) }
+}
+
+impl<O: Observe> Worker<'_, O> {
+    #[allow(clippy::too_many_arguments)]
+    pub fn atomic(
+        &mut self,
+        planes: &mut [Plane],
+        local: &mut LocalMemory,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        warp: u32,
+        op: &Atomic,
+        active: u32,
+    ) -> Outcome<()> {
+        let (bits, bytes) = (op.ty.bits(), op.ty.bytes());
+        let total = bytes * u32::from(op.count);
+        let mut addresses = lane_addresses(planes, &op.address);
+        self.check_alignment(&addresses, active, total, Access::Atomic)?;
+        let mut remaining = active;
+        while remaining != 0 {
+            let region =
+                self.resolve(op.address.space, &mut addresses, remaining, total, Access::Atomic, shared, local)?;
+            self.observe(&region, Access::Atomic, &addresses, total, true, block, warp);
+            for lane in lanes_of(region.lanes) {
+                for element in 0..usize::from(op.count) {
+                    let offset = (addresses[lane] - region.origin) as usize + element * bytes as usize;
+                    let pointer = region.pointer.wrapping_add(offset);
+                    let b = read_register(planes, op.b[element], lane, bits);
+                    let c = if op.c == NONE { 0 } else { read_register(planes, op.c, lane, bits) };
+                    // SAFETY: `resolve` checked the bytes and `check_alignment` their alignment; parameters are refused.
+                    let old = unsafe { update(pointer, op.ty, |old| apply(op.op, op.ty, old, b, c)) };
+                    let d = op.d[element];
+                    if d == NONE {
+                    } else if bits == 64 {
+                        u64::view_mut(planes, d)[lane] = old;
+                    } else {
+                        u32::view_mut(planes, d)[lane] = old as u32;
+                    }
+                }
+            }
+            remaining &= !region.lanes;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn increments_and_decrements_wrap_at_their_bound() {
+        let step = |op, old, b| apply(op, Type::U32, old, b, 0);
+        assert_eq!((step(AtomicOp::Increment, 4, 5), step(AtomicOp::Increment, 5, 5)), (5, 0));
+        assert_eq!(
+            (step(AtomicOp::Decrement, 0, 5), step(AtomicOp::Decrement, 6, 5), step(AtomicOp::Decrement, 3, 5)),
+            (5, 5, 2)
+        );
+    }
+
+    #[test]
+    fn signed_extremes_and_packed_halves_are_taken_by_their_type() {
+        assert_eq!(apply(AtomicOp::Min, Type::S32, 5, 0xFFFF_FFFF, 0) as u32, u32::MAX);
+        assert_eq!(apply(AtomicOp::Min, Type::U32, 5, 0xFFFF_FFFF, 0), 5);
+        // 1.0 + 1.0 in both halves.
+        assert_eq!(apply(AtomicOp::Add, Type::F16x2, 0x3C00_3C00, 0x3C00_4000, 0), 0x4000_4200);
+    }
+}

@@ -1,0 +1,295 @@
+//! One block: its warps take turns, its barriers bring them together.
+
+use super::observe::{BarrierEvent, Observe};
+use super::run::{POLL_COST, Stop, Worker};
+use super::warp::{POLL_WEIGHT, State, Warp};
+use super::{Launch, Outcome, Stopped};
+use crate::driver::emulator::decode::program::{BarrierOp, BarrierReduction, NONE};
+use crate::driver::emulator::error::FaultKind;
+use crate::driver::emulator::lanes::{LANES, Plane, Word, predicate, store_lanes, store_predicate};
+
+/// Instructions that a warp runs before the next one gets a turn. Long, because its registers are warm in the cache.
+const WARP_SLICE: i64 = 1 << 14;
+/// Instructions of a group before the warp looks for one that waits.
+const GROUP_SLICE: i64 = 1 << 11;
+/// Hardware barriers of a block.
+const BARRIERS: usize = 16;
+
+/// The shared memory of a block.
+#[derive(Debug, Default)]
+pub struct SharedMemory {
+    words: Vec<u128>,
+    bytes: usize,
+}
+
+impl SharedMemory {
+    pub fn reset(&mut self, bytes: usize) {
+        self.words.clear();
+        self.words.resize(bytes.div_ceil(16), 0);
+        self.bytes = bytes;
+    }
+
+    #[inline(always)]
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words);
+        &mut bytes[..self.bytes]
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Barrier {
+    /// Threads that have arrived.
+    arrived: u32,
+    /// Threads that it takes; none for all of the block.
+    expected: Option<u32>,
+    /// Threads whose predicate was true, and whose was false.
+    truths: u32,
+    falsehoods: u32,
+}
+
+/// How a block's turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// Its slice is used up.
+    Paused,
+    /// It polls memory that another block may have to write.
+    Polling,
+}
+
+pub struct Block {
+    pub index: [u32; 3],
+    pub shared: SharedMemory,
+    pub warps: Vec<Warp>,
+    barriers: [Barrier; BARRIERS],
+    next_warp: usize,
+    pub clock: u64,
+    pub output: Vec<u8>,
+    /// The warp that ran last and its place, for faults.
+    pub last_warp: u32,
+    pub last_pc: u32,
+}
+
+impl Block {
+    pub fn new() -> Self {
+        Self {
+            index: [0; 3],
+            shared: SharedMemory::default(),
+            warps: Vec::new(),
+            barriers: [Barrier::default(); BARRIERS],
+            next_warp: 0,
+            clock: 0,
+            output: Vec::new(),
+            last_warp: 0,
+            last_pc: 0,
+        }
+    }
+
+    /// Makes it the block at `index` of the launch, about to start. Reuses what memory it has.
+    pub fn start(&mut self, launch: &Launch<'_>, index: [u32; 3]) -> Outcome<()> {
+        self.index = index;
+        self.shared.reset(launch.shared_bytes() as usize);
+        self.barriers = [Barrier::default(); BARRIERS];
+        (self.next_warp, self.clock, self.last_warp) = (0, 0, 0);
+        self.last_pc = launch.program.functions[launch.kernel as usize].entry_pc;
+        self.output.clear();
+        let count = launch.threads_per_block().div_ceil(32);
+        self.warps.truncate(count as usize);
+        for warp in self.warps.len() as u32..count {
+            self.warps.push(Warp::new(warp));
+        }
+        self.warps.iter_mut().try_for_each(|warp| warp.start(launch, index))
+    }
+
+    /// Runs until all threads have exited or `slice` instructions are used up.
+    pub fn run<O: Observe>(&mut self, worker: &mut Worker<'_, O>, slice: &mut i64) -> Outcome<Progress> {
+        worker.clock = self.clock;
+        worker.polls = 0;
+        let given = *slice;
+        std::mem::swap(&mut worker.output, &mut self.output);
+        let result = self.turns(worker, slice);
+        std::mem::swap(&mut worker.output, &mut self.output);
+        self.clock = worker.clock;
+        match result {
+            // More than half of the slice went to accesses that may be waiting for somebody.
+            Ok(Progress::Paused) if 2 * POLL_COST * worker.polls > given => Ok(Progress::Polling),
+            other => other,
+        }
+    }
+
+    fn turns<O: Observe>(&mut self, worker: &mut Worker<'_, O>, slice: &mut i64) -> Outcome<Progress> {
+        let mut idle = 0;
+        let mut polling = 0;
+        loop {
+            if self.warps.iter().all(|warp| warp.live == 0) {
+                return Ok(Progress::Done);
+            }
+            if *slice <= 0 {
+                return Ok(Progress::Paused);
+            }
+            let index = self.next_warp;
+            self.next_warp = (index + 1) % self.warps.len();
+            let before = *slice;
+            let polls = self.turn(worker, index, slice)?;
+            idle = if *slice == before { idle + 1 } else { 0 };
+            if idle > self.warps.len() {
+                return self.deadlock();
+            }
+            polling = if polls || *slice == before { polling + usize::from(polls) } else { 0 };
+            if polling > 4 * self.warps.len() {
+                return Ok(Progress::Polling);
+            }
+        }
+    }
+
+    fn deadlock<T>(&mut self) -> Outcome<T> {
+        let mut waiting = Vec::new();
+        for warp in &self.warps {
+            for group in &warp.groups {
+                waiting.push(match group.state {
+                    State::Barrier { id, .. } => format!("at barrier {id}"),
+                    _ => "for other lanes of its warp".into(),
+                });
+                self.last_warp = warp.index;
+                self.last_pc = group.pc;
+            }
+        }
+        waiting.sort();
+        waiting.dedup();
+        Err(Stopped::new(FaultKind::Deadlock(waiting.join(", ")), 0))
+    }
+
+    /// One warp's turn. Returns true if it ended because a group polls.
+    fn turn<O: Observe>(&mut self, worker: &mut Worker<'_, O>, index: usize, slice: &mut i64) -> Outcome<bool> {
+        let mut left = WARP_SLICE.min(*slice);
+        let started = left;
+        let mut polls = false;
+        self.last_warp = index as u32;
+        while left > 0 && !polls {
+            let warp = &mut self.warps[index];
+            let Some(group) = warp.choose() else {
+                if warp.release_stuck() {
+                    left -= 1;
+                    continue;
+                }
+                break;
+            };
+            let mut quantum = if warp.groups.len() > 1 { GROUP_SLICE.min(left) } else { left };
+            let given = quantum;
+            let polls_before = worker.polls;
+            let is_contended = warp.groups.len() > 1;
+            let result = worker.run(warp, &mut self.shared, self.index, group, &mut quantum);
+            left -= given - quantum;
+            if is_contended {
+                warp.contention += (given - quantum) as u64 + POLL_WEIGHT * (worker.polls - polls_before) as u64;
+            } else {
+                warp.contention = 0;
+            }
+            self.last_pc =
+                if result.is_err() { worker.pc } else { warp.groups.get(group).map_or(self.last_pc, |group| group.pc) };
+            match result? {
+                Stop::Reschedule => {
+                    if warp.groups.len() > 1 {
+                        warp.merge(group);
+                    }
+                }
+                Stop::Yield => {
+                    // The group that polls goes behind the others.
+                    polls = warp.groups.iter().filter(|group| group.state == State::Ready).count() < 2;
+                    left -= 1;
+                }
+                Stop::Exited => self.complete_barriers(worker),
+                Stop::Barrier { op, pc } => self.arrive(worker, index, group, &op, pc)?,
+            }
+        }
+        *slice -= started - left;
+        Ok(polls)
+    }
+
+    fn arrive<O: Observe>(
+        &mut self,
+        worker: &mut Worker<'_, O>,
+        index: usize,
+        group: usize,
+        op: &BarrierOp,
+        pc: u32,
+    ) -> Outcome<()> {
+        let warp = &mut self.warps[index];
+        let frame = warp.frames[warp.groups[group].frame as usize];
+        let planes: &[Plane] = &warp.planes[frame.base as usize..(frame.base + frame.planes) as usize];
+        let mask = warp.groups[group].mask;
+        let lane = mask.trailing_zeros() as usize % LANES;
+        let id = u32::view(planes, op.id)[lane];
+        if id as usize >= BARRIERS {
+            return Err(Stopped::new(FaultKind::Illegal(format!("barrier {id}: a block has 16")), lane as u32));
+        }
+        if O::IS_ON {
+            let (mask, live, is_aligned) = (mask, warp.live, op.is_aligned);
+            let event = BarrierEvent { pc, block: self.index, warp: index as u32, mask, live, is_aligned, id };
+            worker.observer.barrier(worker.launch, &event);
+        }
+        let barrier = &mut self.barriers[id as usize];
+        barrier.expected = (op.count != NONE).then(|| u32::view(planes, op.count)[lane]);
+        barrier.arrived += mask.count_ones();
+        if let Some((_, _, p, negated)) = op.reduction {
+            let truth = predicate(planes, p, negated) & mask;
+            barrier.truths += truth.count_ones();
+            barrier.falsehoods += (mask & !truth).count_ones();
+        }
+        if op.waits {
+            let reduction = op.reduction.map(|(operation, d, ..)| (operation, d));
+            warp.groups[group].state = State::Barrier { id, reduction };
+        }
+        self.complete_barriers(worker);
+        Ok(())
+    }
+
+    /// Opens every barrier at which enough threads are.
+    fn complete_barriers<O: Observe>(&mut self, worker: &mut Worker<'_, O>) {
+        let live: u32 = self.warps.iter().map(|warp| warp.live.count_ones()).sum();
+        for (id, barrier) in self.barriers.iter_mut().enumerate() {
+            if barrier.arrived == 0 || barrier.arrived < barrier.expected.unwrap_or(live) {
+                continue;
+            }
+            let done = std::mem::take(barrier);
+            if O::IS_ON {
+                worker.observer.barrier_released(self.index, id as u32);
+            }
+            for warp in &mut self.warps {
+                for index in 0..warp.groups.len() {
+                    let group = warp.groups[index];
+                    let State::Barrier { id: waits_at, reduction } = group.state else { continue };
+                    if waits_at as usize != id {
+                        continue;
+                    }
+                    let frame = warp.frames[group.frame as usize];
+                    let planes = &mut warp.planes[frame.base as usize..];
+                    match reduction {
+                        Some((BarrierReduction::Popcount, d)) => {
+                            store_lanes(planes, d, &[done.truths; LANES], group.mask)
+                        }
+                        Some((BarrierReduction::And, d)) => {
+                            store_predicate(planes, d, if done.falsehoods == 0 { u32::MAX } else { 0 }, group.mask);
+                        }
+                        Some((BarrierReduction::Or, d)) => {
+                            store_predicate(planes, d, if done.truths > 0 { u32::MAX } else { 0 }, group.mask);
+                        }
+                        None => {}
+                    }
+                    warp.groups[index].state = State::Ready;
+                }
+                let mut index = 0;
+                while index < warp.groups.len() && warp.groups.len() > 1 {
+                    warp.merge(index);
+                    index += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self::new()
+    }
+}

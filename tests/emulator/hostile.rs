@@ -1,0 +1,199 @@
+//! Text that is not PTX, almost PTX, or PTX that never ends: errors with a place, never a panic.
+
+use engine::driver::emulator::{DeviceFacts, Emulator, EmulatorError, FaultKind, LaunchConfig};
+
+const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
+
+fn refuse(body: &str) -> String {
+    let emulator = Emulator::new(DeviceFacts::default());
+    match emulator.load("t.ptx", &format!("{HEAD}{body}")) {
+        Ok(_) => panic!("accepted: {body}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn mutated_and_truncated_programs_never_panic() {
+    let emulator = Emulator::new(DeviceFacts { memory_bytes: 64 << 20, ..DeviceFacts::default() });
+    let text = include_str!("gemm.ptx");
+    let other = include_str!("programs.ptx");
+    let mut seed = 12345u64;
+    let mut next = |bound: usize| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) as usize % bound
+    };
+    const BITS: [&str; 24] = [
+        "{",
+        "}",
+        "[",
+        "]",
+        ";",
+        ",",
+        "%r1",
+        "%rd1",
+        "%p1",
+        ".u32",
+        ".f16x2",
+        ".global",
+        ".v4",
+        "0f3F800000",
+        "-1",
+        "99999999999",
+        "bra",
+        "call",
+        "mma.sync",
+        "@",
+        "<1000000>",
+        "(",
+        ".reg .b128 %q<9>;",
+        "lop3.b32",
+    ];
+    for round in 0..1500 {
+        let source = if round % 4 == 0 { other } else { text };
+        let start = next(source.len() / 2);
+        let window = 3000 + next(6000);
+        let end = (start + window).min(source.len());
+        let mut mutated: Vec<u8> = HEAD
+            .bytes()
+            .chain(source.as_bytes()[if round % 2 == 0 { 0 } else { start }..end].iter().copied())
+            .collect();
+        if round % 2 == 0 {
+            mutated.drain(..HEAD.len());
+        }
+        for _ in 0..1 + next(6) {
+            let at = next(mutated.len());
+            match next(4) {
+                0 => mutated[at] = next(256) as u8,
+                1 => {
+                    mutated.remove(at);
+                }
+                2 => {
+                    let piece = BITS[next(BITS.len())];
+                    mutated.splice(at..at, piece.bytes());
+                }
+                _ => {
+                    let length = next(40).min(mutated.len() - at);
+                    mutated.drain(at..at + length);
+                }
+            }
+        }
+        let text = String::from_utf8_lossy(&mutated);
+        if let Ok(module) = emulator.load("mutated.ptx", &text) {
+            emulator.unload(module);
+        }
+    }
+}
+
+#[test]
+fn single_operands_dropped_from_every_instruction_never_panic() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    for source in [include_str!("gemm.ptx"), include_str!("programs.ptx")] {
+        let lines: Vec<&str> = source.lines().collect();
+        for (index, line) in lines.iter().enumerate().step_by(7) {
+            let Some(comma) = line.rfind(',') else { continue };
+            let mut changed = lines.clone();
+            let cut = format!("{};", &line[..comma]);
+            changed[index] = &cut;
+            if let Ok(module) = emulator.load("cut.ptx", &changed.join("\n")) {
+                emulator.unload(module);
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_name_the_line_and_what_is_wrong() {
+    assert_eq!(
+        refuse(".visible .entry k() { frobnicate.u32 %r1; }"),
+        "t.ptx:4:38: expected a declared register, found '%r1'"
+    );
+    assert_eq!(
+        refuse(".visible .entry k() {\n.reg .b32 %r<3>;\nfrobnicate.u32 %r1;\n}"),
+        "t.ptx:6: unsupported instruction 'frobnicate'"
+    );
+    assert_eq!(
+        refuse(".visible .entry k() {\n.reg .b32 %r<3>;\nadd.u32.odd %r1, %r2, 1;\n}"),
+        "t.ptx:6: unsupported modifier .odd on add"
+    );
+    assert!(
+        refuse(".visible .entry k() {\n.reg .b32 %r<3>;\n.reg .b64 %d;\nadd.u32 %r1, %d, 1;\n}")
+            .contains("expected a 32-bit operand, found %d (.b64)")
+    );
+    assert!(refuse(".visible .entry k() { bra nowhere; }").contains("unknown label 'nowhere'"));
+    assert!(refuse(".visible .entry k() { ret }").contains("expected"));
+    assert!(refuse(&"{".repeat(100_000)).contains("expected"));
+    assert!(refuse(&format!(".global .u32 x = {}1;", "(".repeat(100_000))).contains("nested"));
+    assert!(refuse(".global .b8 x[99999999999999];").contains("2^40"));
+    let emulator = Emulator::new(DeviceFacts::default());
+    assert_eq!(
+        emulator.load("t.ptx", "").map(|_| ()).unwrap_err().to_string(),
+        "t.ptx:1:1: expected '.version' (every PTX module starts with it), found the end of the text"
+    );
+}
+
+#[test]
+fn endless_loops_are_stopped_with_their_line() {
+    let emulator = Emulator::new(DeviceFacts::default()).with_budget(1_000_000);
+    let module = emulator.load("t.ptx", &format!("{HEAD}.visible .entry k() {{\nL:\nbra L;\n}}")).unwrap();
+    let error = emulator.launch(&module, "k", LaunchConfig::new([2, 1, 1], [32, 1, 1]), &[]).unwrap_err();
+    let EmulatorError::Fault(fault) = &error else { panic!("{error}") };
+    assert!(matches!(fault.kind, FaultKind::Budget(1_000_000)) && fault.line == 6, "{error}");
+    let recursive = format!("{HEAD}.func f() {{\ncall f;\nret;\n}}\n.visible .entry k() {{\ncall f;\nret;\n}}");
+    let module = emulator.load("t.ptx", &recursive).unwrap();
+    let error = emulator.launch(&module, "k", LaunchConfig::new([1, 1, 1], [1, 1, 1]), &[]).unwrap_err();
+    assert!(
+        error.to_string().contains("t.ptx:5")
+            && (error.to_string().contains("stack") || error.to_string().contains("budget")),
+        "{error}"
+    );
+}
+
+#[test]
+fn launches_that_exceed_the_device_are_refused_with_the_figure() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let text = format!(
+        "{HEAD}.visible .entry k(.param .u64 p) .maxntid 128 {{\n.shared .b8 s[40000];\nst.shared.u8 [s], 0;\nret;\n}}"
+    );
+    let module = emulator.load("t.ptx", &text).unwrap();
+    let refuse = |config, params: &[u8]| emulator.launch(&module, "k", config, params).unwrap_err().to_string();
+    assert!(refuse(LaunchConfig::new([1, 1, 1], [2000, 1, 1]), &[0; 8]).contains("1024"));
+    assert!(refuse(LaunchConfig::new([1, 1, 1], [256, 1, 1]), &[0; 8]).contains("128"));
+    assert!(refuse(LaunchConfig::new([1, 70000, 1], [32, 1, 1]), &[0; 8]).contains("65535"));
+    assert!(refuse(LaunchConfig::new([1, 1, 1], [32, 1, 1]).shared(130_000), &[0; 8]).contains("166912"));
+    assert!(refuse(LaunchConfig::new([1, 1, 1], [32, 1, 1]), &[0; 4]).contains("takes 8"));
+    assert!(
+        emulator
+            .launch(&module, "q", LaunchConfig::new([1, 1, 1], [32, 1, 1]), &[])
+            .unwrap_err()
+            .to_string()
+            .contains("the module has k")
+    );
+}
+
+#[test]
+fn wild_addresses_are_faults_with_line_block_and_thread() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let text = format!(
+        "{HEAD}.visible .entry k(.param .u64 p) {{\n.reg .b64 %a<4>;\n.reg .b32 %r<3>;\nld.param.u64 %a1, [p];\nmov.u32 %r1, %tid.x;\n\
+         mad.wide.u32 %a2, %r1, 4, %a1;\nst.global.u32 [%a2], %r1;\nret;\n}}"
+    );
+    let module = emulator.load("t.ptx", &text).unwrap();
+    let data = emulator.allocate(4 * 20).unwrap();
+    let run = |address: u64| {
+        emulator
+            .launch(&module, "k", LaunchConfig::new([1, 1, 1], [32, 1, 1]), &address.to_le_bytes())
+            .unwrap_err()
+            .to_string()
+    };
+    let message = run(data);
+    assert!(
+        message.starts_with("t.ptx:10: write of 4 bytes")
+            && message.contains("thread (20,0,0)")
+            && message.contains("4 bytes past the end of the 80 bytes"),
+        "{message}"
+    );
+    assert!(run(data + 2).contains("not aligned"));
+    assert!(run(0).contains("outside every allocation"));
+    emulator.free(data).unwrap();
+    assert!(run(data).contains("freed"));
+}

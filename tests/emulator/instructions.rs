@@ -1,0 +1,447 @@
+//! Instruction forms one by one, against scalar references written independently of the emulator.
+//!
+//! [`check`] wraps one instruction into a kernel that loads its operands from buffers and stores the result.
+
+use engine::driver::emulator::{DeviceFacts, Emulator, LaunchConfig, Params};
+
+/// Threads of a check: several warps, the last one not full.
+const COUNT: usize = 999;
+
+fn width(ty: &str) -> usize {
+    match ty.trim_start_matches(|c: char| c.is_ascii_alphabetic()) {
+        "8" => 1,
+        "16" => 2,
+        "64" => 8,
+        _ => 4,
+    }
+}
+
+fn register(ty: &str) -> String {
+    format!(".b{}", (width(ty) * 8).max(16))
+}
+
+/// Bit patterns that visit corners: small numbers, extremes, floats of all sizes, NaN, infinities.
+fn patterns(salt: u64, bytes: usize) -> Vec<u64> {
+    const CORNERS: [u64; 16] = [
+        0,
+        1,
+        2,
+        31,
+        32,
+        33,
+        64,
+        0x7F80_0000,
+        0x8000_0000,
+        0x3F80_0000,
+        u64::MAX,
+        0x7FFF_FFFF,
+        0x7FC0_0000,
+        0x8000_0000_0000_0000,
+        0x3FF0_0000_0000_0000,
+        0x0000_0001_0080_0000,
+    ];
+    (0..COUNT as u64)
+        .map(|i| {
+            let x = (i + salt * 7919).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let x = (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let value = match (x >> 60) & 3 {
+                0 => CORNERS[(x >> 8) as usize % 16],
+                1 => x & 63,
+                // Floats of moderate size, in both widths.
+                2 if bytes == 4 => u64::from(((x as i32) as f32 / 1e7).to_bits()),
+                2 if bytes == 8 => ((x as i64) as f64 / 1e15).to_bits(),
+                _ => x,
+            };
+            if bytes == 8 { value } else { value & ((1 << (8 * bytes)) - 1) }
+        })
+        .collect()
+}
+
+/// Runs `instruction` (with `%d`, `%a`, `%b`, `%c` as operands) on every pattern and compares with `reference`.
+fn check(instruction: &str, d: &str, sources: &[&str], reference: impl Fn(&[u64]) -> u64) {
+    check_by(instruction, d, sources, reference, |got, expected, _| got == expected);
+}
+
+fn check_by(
+    instruction: &str,
+    d: &str,
+    sources: &[&str],
+    reference: impl Fn(&[u64]) -> u64,
+    same: impl Fn(u64, u64, &[u64]) -> bool,
+) {
+    let mut text = String::from(".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 pd");
+    for index in 0..sources.len() {
+        text += &format!(", .param .u64 p{index}");
+    }
+    text += &format!(") {{\n.reg {} %d;\n.reg .pred %p, %q;\n.reg .b64 %x<9>;\n.reg .b32 %i, %n, %t;\n", register(d));
+    text += "mov.u32 %i, %ctaid.x;\nmov.u32 %n, %ntid.x;\nmov.u32 %t, %tid.x;\nmad.lo.u32 %i, %i, %n, %t;\n";
+    for (index, ty) in sources.iter().enumerate() {
+        let (name, bytes) = (["%a", "%b", "%c", "%e"][index], width(ty));
+        text += &format!(
+            ".reg {} {name};\nld.param.u64 %x1, [p{index}];\nmad.wide.u32 %x2, %i, {bytes}, %x1;\n",
+            register(ty)
+        );
+        text += &format!("ld.global.u{} {name}, [%x2];\n", bytes * 8);
+    }
+    text += &format!(
+        "{instruction}\nld.param.u64 %x1, [pd];\nmad.wide.u32 %x2, %i, {}, %x1;\nst.global.u{} [%x2], %d;\nret;\n}}\n",
+        width(d),
+        width(d) * 8
+    );
+    let emulator = Emulator::new(DeviceFacts::default()).with_threads(1);
+    let module = emulator.load("check.ptx", &text).unwrap_or_else(|error| panic!("{instruction}: {error}"));
+    let values: Vec<Vec<u64>> =
+        sources.iter().enumerate().map(|(index, ty)| patterns(index as u64 + 1, width(ty))).collect();
+    let pack = |values: &[u64], bytes: usize| -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()[..bytes].to_vec()).collect()
+    };
+    let out = emulator.upload(&vec![0xA5u8; (COUNT + 32) * width(d)]).unwrap();
+    let mut params = Params::new().u64(out);
+    for (values, ty) in values.iter().zip(sources) {
+        params = params.u64(emulator.upload(&pack(values, width(ty))).unwrap());
+    }
+    emulator
+        .launch(&module, "k", LaunchConfig::new([9, 1, 1], [111, 1, 1]), params.as_bytes())
+        .unwrap_or_else(|error| panic!("{instruction}: {error}"));
+    let bytes = emulator.download::<u8>(out, COUNT * width(d)).unwrap();
+    for index in 0..COUNT {
+        let mut word = [0; 8];
+        word[..width(d)].copy_from_slice(&bytes[index * width(d)..(index + 1) * width(d)]);
+        let got = u64::from_le_bytes(word);
+        let inputs: Vec<u64> = values.iter().map(|values| values[index]).collect();
+        let mask = if width(d) == 8 { u64::MAX } else { (1 << (8 * width(d))) - 1 };
+        let expected = reference(&inputs) & mask;
+        assert!(
+            same(got, expected, &inputs),
+            "{instruction}: inputs {inputs:x?}: got {got:#x}, expected {expected:#x}"
+        );
+    }
+}
+
+fn f(bits: u64) -> f32 {
+    f32::from_bits(bits as u32)
+}
+
+fn same_f32(got: u64, expected: u64, _: &[u64]) -> bool {
+    got == expected || (f(got).is_nan() && f(expected).is_nan())
+}
+
+fn same_f64(got: u64, expected: u64, _: &[u64]) -> bool {
+    got == expected || (f64::from_bits(got).is_nan() && f64::from_bits(expected).is_nan())
+}
+
+#[test]
+fn integer_arithmetic() {
+    check("add.u16 %d, %a, %b;", "u16", &["u16", "u16"], |s| s[0].wrapping_add(s[1]));
+    check("add.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0] + s[1]);
+    check("add.u64 %d, %a, %b;", "u64", &["u64", "u64"], |s| s[0].wrapping_add(s[1]));
+    check("add.sat.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| {
+        (i64::from(s[0] as i32) + i64::from(s[1] as i32)).clamp(i32::MIN.into(), i32::MAX.into()) as u64
+    });
+    check("sub.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].wrapping_sub(s[1]));
+    check("mul.lo.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].wrapping_mul(s[1]));
+    check("mul.hi.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].wrapping_mul(s[1]) >> 32);
+    check("mul.hi.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| {
+        ((i64::from(s[0] as i32) * i64::from(s[1] as i32)) >> 32) as u64
+    });
+    check("mul.hi.u64 %d, %a, %b;", "u64", &["u64", "u64"], |s| ((u128::from(s[0]) * u128::from(s[1])) >> 64) as u64);
+    check("mul.wide.s16 %d, %a, %b;", "u32", &["u16", "u16"], |s| {
+        (i64::from(s[0] as i16) * i64::from(s[1] as i16)) as u64
+    });
+    check("mul.wide.u32 %d, %a, %b;", "u64", &["u32", "u32"], |s| s[0] * s[1]);
+    check("mad.lo.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| s[0].wrapping_mul(s[1]).wrapping_add(s[2]));
+    check("mad.hi.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        (((i64::from(s[0] as i32) * i64::from(s[1] as i32)) >> 32) as u64).wrapping_add(s[2])
+    });
+    check("mad.wide.s32 %d, %a, %b, %c;", "u64", &["u32", "u32", "u64"], |s| {
+        ((i64::from(s[0] as i32) * i64::from(s[1] as i32)) as u64).wrapping_add(s[2])
+    });
+    check("mul24.lo.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| (s[0] & 0xFF_FFFF) * (s[1] & 0xFF_FFFF));
+    check("mul24.hi.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| ((s[0] & 0xFF_FFFF) * (s[1] & 0xFF_FFFF)) >> 16);
+    check("div.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].checked_div(s[1]).unwrap_or(u64::MAX));
+    check("rem.u32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0].checked_rem(s[1]).unwrap_or(s[0]));
+    check("sad.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        s[2].wrapping_add((i64::from(s[0] as i32) - i64::from(s[1] as i32)).unsigned_abs())
+    });
+    check("abs.s32 %d, %a;", "u32", &["u32"], |s| u64::from((s[0] as i32).unsigned_abs()));
+    check("neg.s64 %d, %a;", "u64", &["u64"], |s| s[0].wrapping_neg());
+    check("min.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| (s[0] as i32).min(s[1] as i32) as u64);
+    check("max.u64 %d, %a, %b;", "u64", &["u64", "u64"], |s| s[0].max(s[1]));
+    check(
+        "{ .reg .b32 %l<4>; mov.b64 {%l0,%l1}, %a; mov.b64 {%l2,%l3}, %b; add.cc.u32 %l0, %l0, %l2; addc.u32 %l1, %l1, %l3; mov.b64 %d, {%l0,%l1}; }",
+        "u64",
+        &["u64", "u64"],
+        |s| s[0].wrapping_add(s[1]),
+    );
+    check(
+        "{ .reg .b32 %l<4>; mov.b64 {%l0,%l1}, %a; mov.b64 {%l2,%l3}, %b; sub.cc.u32 %l0, %l0, %l2; subc.u32 %l1, %l1, %l3; mov.b64 %d, {%l0,%l1}; }",
+        "u64",
+        &["u64", "u64"],
+        |s| s[0].wrapping_sub(s[1]),
+    );
+    check(
+        "{ .reg .b32 %l<2>; mad.lo.cc.u32 %l0, %a, %b, %c; madc.hi.u32 %l1, %a, %b, 0; mov.b64 %d, {%l0,%l1}; }",
+        "u64",
+        &["u32", "u32", "u32"],
+        |s| s[0] * s[1] + s[2],
+    );
+    check("dp4a.s32.u32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        (0..4).fold(s[2], |sum, i| {
+            sum.wrapping_add((i64::from((s[0] >> (8 * i)) as i8) * i64::from((s[1] >> (8 * i)) as u8)) as u64)
+        })
+    });
+    check("dp2a.hi.s32.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        (0..2).fold(s[2], |sum, i| {
+            sum.wrapping_add((i64::from((s[0] >> (16 * i)) as i16) * i64::from((s[1] >> (16 + 8 * i)) as i8)) as u64)
+        })
+    });
+}
+
+#[test]
+fn bit_fields() {
+    check("popc.b64 %d, %a;", "u32", &["u64"], |s| u64::from(s[0].count_ones()));
+    check("clz.b32 %d, %a;", "u32", &["u32"], |s| u64::from((s[0] as u32).leading_zeros()));
+    check("brev.b32 %d, %a;", "u32", &["u32"], |s| u64::from((s[0] as u32).reverse_bits()));
+    check("bfind.s32 %d, %a;", "u32", &["u32"], |s| {
+        let v = s[0] as i32;
+        let v = if v < 0 { !v } else { v };
+        (0..32).rev().find(|bit| v >> bit & 1 != 0).map_or(u64::MAX, |bit| bit as u64)
+    });
+    check("bfind.shiftamt.u64 %d, %a;", "u32", &["u64"], |s| {
+        if s[0] == 0 { u64::MAX } else { u64::from(s[0].leading_zeros()) }
+    });
+    // The manual's own loops, bit by bit.
+    let extract = |value: u64, position: u64, length: u64, bits: u64, is_signed: bool| {
+        let (position, length) = (position & 255, length & 255);
+        let sign_at = (position + length).wrapping_sub(1).min(bits - 1);
+        let sign = if !is_signed || length == 0 { 0 } else { value >> sign_at & 1 };
+        (0..bits).fold(0, |d, i| {
+            d | (if i < length && position + i < bits { value >> (position + i) & 1 } else { sign }) << i
+        })
+    };
+    check("bfe.u32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], move |s| extract(s[0], s[1], s[2], 32, false));
+    check("bfe.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], move |s| extract(s[0], s[1], s[2], 32, true));
+    check("bfe.s64 %d, %a, %b, %c;", "u64", &["u64", "u32", "u32"], move |s| extract(s[0], s[1], s[2], 64, true));
+    check("bfe.u64 %d, %a, %b, %c;", "u64", &["u64", "u32", "u32"], move |s| extract(s[0], s[1], s[2], 64, false));
+    check("bfi.b32 %d, %a, %b, %c, %e;", "u32", &["u32", "u32", "u32", "u32"], |s| {
+        let (position, length) = (s[2] & 255, s[3] & 255);
+        (0..32).fold(0, |d, i| {
+            d | (if i >= position && i < position + length { s[0] >> (i - position) & 1 } else { s[1] >> i & 1 }) << i
+        })
+    });
+    check("bmsk.clamp.b32 %d, %a, %b;", "u32", &["u32", "u32"], |s| {
+        if s[0] >= 32 || s[1] == 0 {
+            0
+        } else {
+            (0..32).fold(0, |d, i| d | u64::from(i >= s[0] && i < s[0] + s[1]) << i)
+        }
+    });
+    check("szext.clamp.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| {
+        let n = s[1];
+        if n == 0 {
+            0
+        } else if n >= 32 {
+            s[0]
+        } else {
+            ((s[0] << (64 - n)) as i64 >> (64 - n)) as u64
+        }
+    });
+}
+
+#[test]
+fn logic_and_shifts() {
+    check("and.b32 %d, %a, %b;", "u32", &["u32", "u32"], |s| s[0] & s[1]);
+    check("xor.b64 %d, %a, %b;", "u64", &["u64", "u64"], |s| s[0] ^ s[1]);
+    check("not.b16 %d, %a;", "u16", &["u16"], |s| !s[0]);
+    check("cnot.b32 %d, %a;", "u32", &["u32"], |s| u64::from(s[0] == 0));
+    for table in [0x00u64, 0x1B, 0x80, 0x96, 0xCA, 0xE8, 0xEA, 0xF8, 0xFE, 0x78, 0x6A, 0xE0] {
+        check(&format!("lop3.b32 %d, %a, %b, %c, {table};"), "u32", &["u32", "u32", "u32"], move |s| {
+            (0..32)
+                .fold(0, |d, i| d | (table >> ((s[0] >> i & 1) * 4 + (s[1] >> i & 1) * 2 + (s[2] >> i & 1)) & 1) << i)
+        });
+    }
+    check("shl.b32 %d, %a, %b;", "u32", &["u32", "u32"], |s| if s[1] > 31 { 0 } else { s[0] << s[1] });
+    check("shr.s32 %d, %a, %b;", "u32", &["u32", "u32"], |s| (i64::from(s[0] as i32) >> s[1].min(31)) as u64);
+    check("shr.u64 %d, %a, %b;", "u64", &["u64", "u32"], |s| if s[1] > 63 { 0 } else { s[0] >> s[1] });
+    check("shr.s16 %d, %a, %b;", "u16", &["u16", "u32"], |s| (i64::from(s[0] as i16) >> s[1].min(15)) as u64);
+    check("shf.l.wrap.b32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        ((s[1] << 32 | s[0]) << (s[2] & 31)) >> 32
+    });
+    check("shf.r.clamp.b32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| (s[1] << 32 | s[0]) >> s[2].min(32));
+    check("prmt.b32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        (0..4).fold(0, |d, i| {
+            let n = s[2] >> (4 * i) & 15;
+            let byte = (s[1] << 32 | s[0]) >> (8 * (n & 7)) & 255;
+            d | (if n & 8 != 0 { if byte & 128 != 0 { 255 } else { 0 } } else { byte }) << (8 * i)
+        })
+    });
+    check(
+        "{ setp.lt.s32 %p|%q, %a, %b; selp.b32 %d, 1, 2, %p; @%q add.u32 %d, %d, 8; }",
+        "u32",
+        &["u32", "u32"],
+        |s| {
+            if (s[0] as i32) < s[1] as i32 { 1 } else { 10 }
+        },
+    );
+    check(
+        "{ setp.gt.u32 %q, %a, 100; setp.eq.and.u32 %p, %b, 1, !%q; selp.u32 %d, %a, %b, %p; }",
+        "u32",
+        &["u32", "u32"],
+        |s| {
+            if s[1] == 1 && s[0] <= 100 { s[0] } else { s[1] }
+        },
+    );
+    check("set.ltu.u32.f32 %d, %a, %b;", "u32", &["u32", "u32"], |s| if f(s[0]) >= f(s[1]) { 0 } else { u64::MAX });
+    check(
+        "slct.u32.s32 %d, %a, %b, %c;",
+        "u32",
+        &["u32", "u32", "u32"],
+        |s| if (s[2] as i32) >= 0 { s[0] } else { s[1] },
+    );
+}
+
+#[test]
+fn floating_point() {
+    check_by("add.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| u64::from((f(s[0]) + f(s[1])).to_bits()), same_f32);
+    check_by("mul.rn.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| u64::from((f(s[0]) * f(s[1])).to_bits()), same_f32);
+    check_by(
+        "fma.rn.f32 %d, %a, %b, %c;",
+        "f32",
+        &["f32", "f32", "f32"],
+        |s| u64::from(f(s[0]).mul_add(f(s[1]), f(s[2])).to_bits()),
+        same_f32,
+    );
+    check_by("div.rn.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| u64::from((f(s[0]) / f(s[1])).to_bits()), same_f32);
+    check_by("sqrt.rn.f64 %d, %a;", "f64", &["f64"], |s| f64::from_bits(s[0]).sqrt().to_bits(), same_f64);
+    check_by(
+        "fma.rn.f64 %d, %a, %b, %c;",
+        "f64",
+        &["f64", "f64", "f64"],
+        |s| f64::from_bits(s[0]).mul_add(f64::from_bits(s[1]), f64::from_bits(s[2])).to_bits(),
+        same_f64,
+    );
+    // Rounding down: the nearest result, or its lower neighbour where that is above the exact one.
+    check_by(
+        "mul.rm.f32 %d, %a, %b;",
+        "f32",
+        &["f32", "f32"],
+        |s| {
+            let exact = f64::from(f(s[0])) * f64::from(f(s[1]));
+            let near = exact as f32;
+            u64::from(if f64::from(near) > exact && exact.is_finite() { near.next_down() } else { near }.to_bits())
+        },
+        |got, expected, s| same_f32(got, expected, s) || (f64::from(f(s[0])) * f64::from(f(s[1]))).abs() < 1e-37,
+    );
+    let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x };
+    check_by(
+        "add.ftz.f32 %d, %a, %b;",
+        "f32",
+        &["f32", "f32"],
+        move |s| u64::from(flush(flush(f(s[0])) + flush(f(s[1]))).to_bits()),
+        same_f32,
+    );
+    check("mul.sat.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| {
+        let product = f(s[0]) * f(s[1]);
+        u64::from(if product.is_nan() || product <= 0.0 { 0f32 } else { product.min(1.0) }.to_bits())
+    });
+    check_by(
+        "min.f32 %d, %a, %b;",
+        "f32",
+        &["f32", "f32"],
+        |s| {
+            let (a, b) = (f(s[0]), f(s[1]));
+            u64::from(
+                match (a.is_nan(), b.is_nan()) {
+                    (true, _) => b,
+                    (_, true) => a,
+                    _ if a < b || (a == b && a.is_sign_negative()) => a,
+                    _ => b,
+                }
+                .to_bits(),
+            )
+        },
+        same_f32,
+    );
+    check("abs.f32 %d, %a;", "f32", &["f32"], |s| s[0] & 0x7FFF_FFFF);
+    check("neg.f64 %d, %a;", "f64", &["f64"], |s| s[0] ^ 1 << 63);
+    check("copysign.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| s[1] & 0x7FFF_FFFF | s[0] & 0x8000_0000);
+    // Approximations: within the manual's bounds (2 ulp of 2^-22 relative, or absolute where it says so).
+    let near = |bound: f64, reference: fn(f64) -> f64| {
+        move |got: u64, _: u64, s: &[u64]| {
+            let exact = reference(f64::from(f(s[0])));
+            let got = f64::from(f(got));
+            let both_nan = got.is_nan() && exact.is_nan();
+            both_nan
+                || got == exact
+                || (exact as f32).is_infinite() && got.is_infinite()
+                || (got - exact).abs() <= bound * exact.abs().max(1e-38)
+        }
+    };
+    check_by("rcp.approx.f32 %d, %a;", "f32", &["f32"], |_| 0, near(1.2e-7, |x| 1.0 / x));
+    check_by("rsqrt.approx.f32 %d, %a;", "f32", &["f32"], |_| 0, near(2e-7, |x| 1.0 / x.sqrt()));
+    check_by("ex2.approx.f32 %d, %a;", "f32", &["f32"], |_| 0, near(2.4e-7, f64::exp2));
+    check_by("lg2.approx.f32 %d, %a;", "f32", &["f32"], |_| 0, near(1e-7, f64::log2));
+    check_by("tanh.approx.f32 %d, %a;", "f32", &["f32"], |_| 0, near(5e-4, f64::tanh));
+}
+
+#[test]
+fn conversions() {
+    check("cvt.u64.u32 %d, %a;", "u64", &["u32"], |s| s[0]);
+    check("cvt.s64.s32 %d, %a;", "u64", &["u32"], |s| s[0] as i32 as u64);
+    check("cvt.u32.u64 %d, %a;", "u32", &["u64"], |s| s[0]);
+    check("cvt.s32.s8 %d, %a;", "u32", &["u32"], |s| s[0] as i8 as u64);
+    check("cvt.sat.u8.s32 %d, %a;", "u32", &["u32"], |s| (s[0] as i32).clamp(0, 255) as u64);
+    check("cvt.rn.f32.s32 %d, %a;", "f32", &["u32"], |s| u64::from((s[0] as i32 as f32).to_bits()));
+    check("cvt.rn.f32.u64 %d, %a;", "f32", &["u64"], |s| u64::from((s[0] as f32).to_bits()));
+    check("cvt.rzi.s32.f32 %d, %a;", "u32", &["f32"], |s| f(s[0]) as i32 as u64);
+    check("cvt.rni.s32.f32 %d, %a;", "u32", &["f32"], |s| f(s[0]).round_ties_even() as i32 as u64);
+    check("cvt.rmi.u64.f64 %d, %a;", "u64", &["f64"], |s| f64::from_bits(s[0]).floor() as u64);
+    check_by(
+        "cvt.rn.f32.f64 %d, %a;",
+        "f32",
+        &["f64"],
+        |s| u64::from((f64::from_bits(s[0]) as f32).to_bits()),
+        same_f32,
+    );
+    check_by("cvt.f64.f32 %d, %a;", "f64", &["f32"], |s| f64::from(f(s[0])).to_bits(), same_f64);
+    let same_half = |got: u64, expected: u64, _: &[u64]| {
+        got == expected || (half::f16::from_bits(got as u16).is_nan() && half::f16::from_bits(expected as u16).is_nan())
+    };
+    check_by(
+        "cvt.rn.f16.f32 %d, %a;",
+        "u16",
+        &["f32"],
+        |s| u64::from(half::f16::from_f32(f(s[0])).to_bits()),
+        same_half,
+    );
+    check_by(
+        "cvt.f32.f16 %d, %a;",
+        "f32",
+        &["u16"],
+        |s| u64::from(half::f16::from_bits(s[0] as u16).to_f32().to_bits()),
+        same_f32,
+    );
+    let nan = |x: u64| f(x).is_nan();
+    check_by(
+        "cvt.rn.bf16x2.f32 %d, %a, %b;",
+        "u32",
+        &["f32", "f32"],
+        |s| {
+            let bits = |x| u64::from(half::bf16::from_f32(f(x)).to_bits());
+            bits(s[0]) << 16 | bits(s[1])
+        },
+        move |got, expected, s| got == expected || nan(s[0]) || nan(s[1]),
+    );
+    check_by(
+        "cvt.rna.tf32.f32 %d, %a;",
+        "u32",
+        &["f32"],
+        |s| (s[0] + 0x1000) & !0x1FFF,
+        move |got, expected, s| got == expected || nan(s[0]) || s[0] & 0x7F80_0000 == 0x7F80_0000,
+    );
+    check_by("cvt.rni.f32.f32 %d, %a;", "f32", &["f32"], |s| u64::from(f(s[0]).round_ties_even().to_bits()), same_f32);
+    check("cvt.pack.sat.u8.s32.b32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        let byte = |x: u64| (x as i32).clamp(0, 255) as u64;
+        s[2] << 16 | byte(s[0]) << 8 | byte(s[1])
+    });
+}

@@ -1,0 +1,8 @@
+//! The emulator on whole programs: PTX that nvcc made from the `.cu` files beside this one, and hand-written PTX.
+
+mod hostile;
+mod instructions;
+mod observers;
+mod programs;
+mod speed;
+mod triton;
