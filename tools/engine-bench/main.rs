@@ -92,7 +92,7 @@ fn failed(message: impl Display) -> Failure {
 impl Common {
     fn open_device(&self) -> Result<Arc<Device>, Failure> {
         let threads = usize::from(self.threads.unwrap_or(0));
-        let settings = config::Device { kind: self.device, threads, ..Default::default() };
+        let settings = config::Device { kind: self.device, threads };
         Ok(engine::train::device::open(&settings).map_err(failed)?.device)
     }
 
