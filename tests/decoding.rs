@@ -147,9 +147,9 @@ fn up_to_eight_sequences_together_get_the_bits_of_each_alone() {
                 (0..batch).map(|i| alone(&device, &model, &mut parameters, &all[i], lengths[i])).collect();
             let mut generator = Generator::new(Arc::clone(&device), &model, &mut parameters, &prompts).unwrap();
             for step in 0..=steps {
-                for i in 0..batch {
+                for (i, expected) in expected.iter().enumerate() {
                     let found = bits(generator.logits(i));
-                    assert_eq!(found, expected[i][step], "{level}: sequence {i} of {batch}, step {step}");
+                    assert_eq!(found, expected[step], "{level}: sequence {i} of {batch}, step {step}");
                 }
                 if step < steps {
                     let next: Vec<u32> = (0..batch).map(|i| all[i][lengths[i] + step]).collect();
@@ -198,8 +198,8 @@ fn sequences_that_leave_join_or_are_copied_do_not_disturb_the_others() {
             }
         }
     };
-    for text in 0..3 {
-        generator.add(&mut parameters, &texts[text][..2]).unwrap();
+    for (text, tokens) in texts.iter().take(3).enumerate() {
+        generator.add(&mut parameters, &tokens[..2]).unwrap();
         places.push((text, 0));
     }
     check(&mut generator, &mut parameters, &mut places);
