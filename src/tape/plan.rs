@@ -310,8 +310,7 @@ impl Planner<'_, '_> {
             self.touch(*buffer);
         }
         let mut grad_inputs = vec![None; node.inputs.len()];
-        for place in 0..node.inputs.len() {
-            let value = node.inputs[place];
+        for (place, &value) in node.inputs.iter().enumerate() {
             if !self.tape.values[value.0].needs_gradient || needs.passes_gradient_to.contains(&place) {
                 continue;
             }

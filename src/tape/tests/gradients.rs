@@ -47,11 +47,14 @@ struct IdValues {
     targets: Value,
 }
 
+/// Records a case on the tape.
+type Record<'c> = dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error> + 'c;
+
 struct Case<'c> {
     name: &'c str,
     parameters: Vec<Leaf>,
     inputs: Vec<Leaf>,
-    record: &'c dyn Fn(&mut Tape<'_>, &[ParameterId], &[Value], &IdValues) -> Result<Loss, Error>,
+    record: &'c Record<'c>,
     /// The sum of the mean losses, as a function of parameters and inputs.
     compute: &'c dyn Fn(&Leaves, &Leaves, &Ids) -> f64,
 }
