@@ -245,6 +245,21 @@ fn a_text_without_newlines_can_be_sampled_from() {
     assert_eq!(lines(&scratch.path("run/notes.jsonl")).len(), 3);
 }
 
+/// On a model large enough that the program itself does not count.
+#[test]
+fn the_peak_of_memory_is_what_the_table_says() {
+    let scratch = Scratch::new();
+    let sets = ["model.channels=512", "model.layers=4", "model.block=64", "train.batch=8", "train.eval_every=0"];
+    let estimate = succeed(scratch.tiny("run", &sets, &["--dry-run", "--json"])).stdout;
+    let estimate: Value = serde_json::from_str(&estimate).unwrap();
+    let outcome: Value =
+        serde_json::from_str(&succeed(scratch.tiny("run", &sets, &["--steps", "2", "--json"])).stdout).unwrap();
+    let (said, was) =
+        (estimate["memory_total_bytes"].as_f64().unwrap(), outcome["peak_resident_bytes"].as_f64().unwrap());
+    println!("{said} bytes said, {was} taken: {:.3}", was / said);
+    assert!((was / said - 1.0).abs() < 0.1, "{said} bytes said, {was} taken");
+}
+
 /// Nothing that a run does outlives it but its folder.
 #[test]
 fn nothing_is_written_outside_the_runs_folder() {

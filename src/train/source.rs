@@ -12,6 +12,16 @@ pub struct Source {
     pub train: Dataset,
     /// Empty where nothing was kept back.
     pub val: Dataset,
+    /// Whether the tokens were made from text and lie in memory; shards are read in place from their files.
+    is_in_memory: bool,
+}
+
+impl Source {
+    /// Bytes of memory that the tokens take.
+    pub fn bytes(&self, vocabulary: usize) -> u64 {
+        let token = data::shard::TokenType::for_vocabulary(vocabulary).bytes();
+        if self.is_in_memory { ((self.train.len() + self.val.len()) * token) as u64 } else { 0 }
+    }
 }
 
 /// The data cannot be used.
@@ -87,7 +97,7 @@ fn bundled(config: &Config, name: &str) -> Result<Source, Error> {
         val.extend_from_slice(&tokens[head..]);
     }
     let (train, val) = (Dataset::from_tokens(train), Dataset::from_tokens(val));
-    Ok(Source { tokenizer: Some(tokenizer), train, val })
+    Ok(Source { tokenizer: Some(tokenizer), train, val, is_in_memory: true })
 }
 
 fn from_files(config: &Config, paths: &Paths) -> Result<Source, Error> {
@@ -114,7 +124,7 @@ fn from_files(config: &Config, paths: &Paths) -> Result<Source, Error> {
     if has_val_files {
         val = Dataset::from_text_files(&val_texts, &tokenizer, 0.0)?.0;
     }
-    Ok(Source { tokenizer: Some(tokenizer), train, val })
+    Ok(Source { tokenizer: Some(tokenizer), train, val, is_in_memory: true })
 }
 
 fn from_shards(config: &Config, paths: &Paths, files: &[File], val_files: Option<Vec<File>>) -> Result<Source, Error> {
@@ -140,7 +150,7 @@ fn from_shards(config: &Config, paths: &Paths, files: &[File], val_files: Option
             None => train.split_tail(config.data.val_fraction)?,
         },
     };
-    Ok(Source { tokenizer, train, val })
+    Ok(Source { tokenizer, train, val, is_in_memory: false })
 }
 
 /// `tokenizer.json` in a folder, or beside a file.

@@ -239,7 +239,7 @@ impl Trainer {
         let mut sampler = sampler(&config, &source)?;
         let prompt = prompt(&config, &source, vocabulary)?;
         let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
-        let memory = estimate(&config, &device, vocabulary)?.memory;
+        let memory = estimate(&config, &device, &source, vocabulary)?.memory;
         memory.check()?;
 
         let (model, mut parameters) = Gpt::new(model_config(&config, vocabulary, end_of_text), config.train.seed)?;
@@ -274,8 +274,8 @@ impl Trainer {
             model.load_parameters(&initial, &mut parameters).map_err(|error| Error::Initial(error.to_string()))?;
         }
         let training = Recorded::new(&config, &device, &model, &parameters, Mode::Training)?;
-        let has_val = source.val.len() > block;
-        let evaluation = has_val.then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
+        let evaluation = has_evaluation(&config, &source)
+            .then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
         let evaluation = evaluation.transpose()?;
         let Device::Cpu(cpu) = &*device;
         let size = config.train.batch * block;
@@ -648,12 +648,15 @@ pub fn estimate_run(config: &Config, device: &Arc<Device>) -> Result<Estimate, E
     let (source, vocabulary) = source::open(config)?;
     sampler(config, &source)?;
     prompt(config, &source, vocabulary)?;
-    let mut estimate = estimate(config, device, vocabulary)?;
-    (estimate.train_tokens, estimate.val_tokens) = (source.train.len(), source.val.len());
-    Ok(estimate)
+    estimate(config, device, &source, vocabulary)
 }
 
-fn estimate(config: &Config, device: &Arc<Device>, vocabulary: usize) -> Result<Estimate, Error> {
+/// Whether enough text was kept back for one window.
+fn has_evaluation(config: &Config, source: &Source) -> bool {
+    source.val.len() > config.model.block
+}
+
+fn estimate(config: &Config, device: &Arc<Device>, source: &Source, vocabulary: usize) -> Result<Estimate, Error> {
     if config.model.kv_heads() != config.model.heads {
         let (kv_heads, heads) = (config.model.kv_heads(), config.model.heads);
         return Err(Error::Unsupported(format!(
@@ -665,7 +668,8 @@ fn estimate(config: &Config, device: &Arc<Device>, vocabulary: usize) -> Result<
     let measure = |mode| -> Result<tape::MemoryUse, Error> {
         Ok(Recorded::tape(config, device, &model, &parameters, mode)?.0.measure()?)
     };
-    let (training, evaluation) = (measure(Mode::Training)?, measure(Mode::Inference)?);
+    let training = measure(Mode::Training)?;
+    let evaluation = if has_evaluation(config, source) { measure(Mode::Inference)?.arena } else { 0 };
     let (values, gradients) = parameters.bytes();
     let (first, second) = Optimizer::state_bytes(&config.optimizer, gradients);
     let mut memory = MemoryTable::new();
@@ -677,13 +681,14 @@ fn estimate(config: &Config, device: &Arc<Device>, vocabulary: usize) -> Result<
         .add("gradients of activations", training.gradients as u64)
         .add("scratch", training.scratch as u64)
         .add("gaps", (training.arena - training.activations - training.gradients - training.scratch) as u64)
-        .add("evaluation", evaluation.arena as u64);
+        .add("evaluation", evaluation as u64)
+        .add("data", source.bytes(vocabulary));
     Ok(Estimate {
         memory,
         parameters: parameters.count(),
         flops_per_token: model.flops_per_token(config.model.block),
-        train_tokens: 0,
-        val_tokens: 0,
+        train_tokens: source.train.len(),
+        val_tokens: source.val.len(),
         vocabulary,
     })
 }
