@@ -36,14 +36,28 @@ const OPERATIONS: [Operation; 3] = [
     Operation { name: "adamw", least_bytes: 28.0 * 124_439_808.0, prepare: prepare_adamw },
 ];
 
+/// Memory that starts at a cache line, as all tensors of a training step and PyTorch's do. Kept until the end.
+fn aligned(values: &[f32]) -> &'static mut [f32] {
+    const LINE: usize = 16;
+    let memory = vec![0.0f32; values.len() + LINE].leak();
+    let start = memory.as_ptr().align_offset(4 * LINE);
+    let memory = &mut memory[start..start + values.len()];
+    memory.copy_from_slice(values);
+    memory
+}
+
+fn zeros(length: usize) -> &'static mut [f32] {
+    aligned(&vec![0.0; length])
+}
+
 /// Cheap numbers in -1..1: what they are does not matter, but denormals and constants might.
-fn numbers(length: usize) -> Vec<f32> {
+fn numbers(length: usize) -> &'static mut [f32] {
     let mut state = 1u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state as i32 as f32 / 2_147_483_648.0
     };
-    (0..length).map(|_| next()).collect()
+    aligned(&(0..length).map(|_| next()).collect::<Vec<f32>>())
 }
 
 fn prepare_layer_norm() -> Run {
@@ -51,28 +65,28 @@ fn prepare_layer_norm() -> Run {
     let values = shape.rows * shape.channels;
     let (input, grad_output) = (numbers(values), numbers(values));
     let (weight, bias) = (numbers(shape.channels), numbers(shape.channels));
-    let [mut output, mut grad_input] = [0; 2].map(|_| vec![0.0f32; values]);
-    let [mut grad_weight, mut grad_bias] = [0; 2].map(|_| vec![0.0f32; shape.channels]);
-    let [mut mean, mut reciprocal_deviation] = [0; 2].map(|_| vec![0.0f32; shape.rows]);
+    let (output, grad_input) = (zeros(values), zeros(values));
+    let (grad_weight, grad_bias) = (zeros(shape.channels), zeros(shape.channels));
+    let (mean, reciprocal_deviation) = (zeros(shape.rows), zeros(shape.rows));
     Box::new(move |device| {
         let arguments = layer_norm::Forward {
-            input: (&input).into(),
+            input: (&*input).into(),
             residual: None,
-            weight: (&weight).into(),
-            bias: Some((&bias).into()),
-            output: (&mut output).into(),
-            statistics: Some(((&mut mean).into(), (&mut reciprocal_deviation).into())),
+            weight: (&*weight).into(),
+            bias: Some((&*bias).into()),
+            output: (&mut *output).into(),
+            statistics: Some(((&mut *mean).into(), (&mut *reciprocal_deviation).into())),
         };
         layer_norm::forward(device, &shape, arguments).expect("arguments fit");
         let arguments = layer_norm::Backward {
-            input: (&input).into(),
-            weight: (&weight).into(),
-            mean: (&mean).into(),
-            reciprocal_deviation: (&reciprocal_deviation).into(),
-            grad_output: (&grad_output).into(),
-            grad_input: Some(((&mut grad_input).into(), Write::Set)),
-            grad_weight: Some(((&mut grad_weight).into(), Write::Set)),
-            grad_bias: Some(((&mut grad_bias).into(), Write::Set)),
+            input: (&*input).into(),
+            weight: (&*weight).into(),
+            mean: (&*mean).into(),
+            reciprocal_deviation: (&*reciprocal_deviation).into(),
+            grad_output: (&*grad_output).into(),
+            grad_input: Some(((&mut *grad_input).into(), Write::Set)),
+            grad_weight: Some(((&mut *grad_weight).into(), Write::Set)),
+            grad_bias: Some(((&mut *grad_bias).into(), Write::Set)),
         };
         layer_norm::backward(device, &shape, arguments).expect("arguments fit");
     })
@@ -81,14 +95,14 @@ fn prepare_layer_norm() -> Run {
 fn prepare_loss() -> Run {
     let shape = softmax_cross_entropy::Shape { rows: 2048, vocabulary: 50257, label_smoothing: 0.0, ignored: -100 };
     // The gradient replaces the logits, so every run but the first has other logits; the work is the same.
-    let mut logits = numbers(shape.rows * shape.vocabulary);
+    let logits = numbers(shape.rows * shape.vocabulary);
     let targets: Vec<i32> = (0..shape.rows as i32).map(|row| row * 24).collect();
-    let mut losses = vec![0.0f32; shape.rows];
+    let losses = zeros(shape.rows);
     Box::new(move |device| {
         let arguments = softmax_cross_entropy::ForwardBackward {
-            logits: (&mut logits).into(),
+            logits: (&mut *logits).into(),
             targets: (&targets).into(),
-            losses: (&mut losses).into(),
+            losses: (&mut *losses).into(),
             grad_loss: 1.0,
         };
         softmax_cross_entropy::forward_backward(device, &shape, arguments).expect("arguments fit");
@@ -99,10 +113,8 @@ fn prepare_adamw() -> Run {
     let c = 768;
     let block = [c, c, 3 * c * c, 3 * c, c * c, c, c, c, 4 * c * c, 4 * c, 4 * c * c, c];
     let lengths = [vec![50257 * c, 1024 * c], block.repeat(12), vec![c, c]].concat();
-    let mut tensors: Vec<[Vec<f32>; 4]> = lengths
-        .iter()
-        .map(|&length| [numbers(length), numbers(length), vec![0.0f32; length], vec![0.0f32; length]])
-        .collect();
+    let mut tensors: Vec<[&mut [f32]; 4]> =
+        lengths.iter().map(|&length| [numbers(length), numbers(length), zeros(length), zeros(length)]).collect();
     let mut step = 0;
     Box::new(move |device| {
         step += 1;
@@ -117,10 +129,10 @@ fn prepare_adamw() -> Run {
         };
         for [parameter, gradient, first_moment, second_moment] in &mut tensors {
             let arguments = adamw::Update {
-                parameter: parameter.into(),
-                gradient: (&*gradient).into(),
-                first_moment: first_moment.into(),
-                second_moment: second_moment.into(),
+                parameter: (&mut **parameter).into(),
+                gradient: (&**gradient).into(),
+                first_moment: (&mut **first_moment).into(),
+                second_moment: (&mut **second_moment).into(),
             };
             adamw::update(device, &hyper, arguments).expect("arguments fit");
         }
