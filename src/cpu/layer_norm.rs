@@ -9,7 +9,7 @@
 //!
 //! The sums over rows are taken per chunk of rows, then over chunks in order; the number of chunks depends on the
 //! problem only. Rows are handled four at a time, so that the running sums are loaded and stored once for four, and
-//! the last pass over one group of rows asks for the next. (Writing past the caches gained nothing beyond that.)
+//! the last pass over one group of rows asks for the next.
 
 use super::simd::{Kernel, Vector};
 use super::{Cpu, Disjoint, scratch};
@@ -28,6 +28,10 @@ const PREFETCH_ROWS: usize = 2;
 const CHUNKS_MAX: usize = 64;
 /// Fewest values in a chunk of the backward pass.
 const CHUNK_VALUES: usize = 16 * 1024;
+
+/// Outputs larger than this would be out of the caches before anything reads them, so they are written past them:
+/// that saves reading each line before it is overwritten.
+const STREAMING_VALUES: usize = 4 * 1024 * 1024;
 
 /// Normalises each row.
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
@@ -58,6 +62,7 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
             bias,
             output: part(&output, &values),
             statistics: (mean, reciprocal_deviation),
+            is_streaming: rows * channels > STREAMING_VALUES,
         });
     });
 }
@@ -74,6 +79,7 @@ struct ForwardRows<'a> {
     output: *mut f32,
     /// Null where they are not wanted.
     statistics: (*mut f32, *mut f32),
+    is_streaming: bool,
 }
 
 impl Kernel for ForwardRows<'_> {
@@ -82,6 +88,7 @@ impl Kernel for ForwardRows<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let channels = self.channels;
+        let is_streaming = self.is_streaming && can_stream::<V>(self.output, channels);
         for row in 0..self.rows {
             let start = row * channels;
             // SAFETY (all pointers): every argument has `rows * channels` values, or `channels`, or `rows`.
@@ -108,7 +115,11 @@ impl Kernel for ForwardRows<'_> {
                         Some(bias) => normalised.mul_add(weight, V::load_up_to(bias.as_ptr().add(column), left)),
                         None => normalised.mul(weight),
                     };
-                    result.store_up_to(output.add(column), left);
+                    if is_streaming {
+                        result.store_streaming(output.add(column));
+                    } else {
+                        result.store_up_to(output.add(column), left);
+                    }
                 }
                 if !self.statistics.0.is_null() {
                     *self.statistics.0.add(row) = mean;
@@ -116,7 +127,14 @@ impl Kernel for ForwardRows<'_> {
                 }
             }
         }
+        V::streaming_fence();
     }
+}
+
+/// True where rows of `channels` values from `output` on consist of whole, aligned vectors.
+#[inline(always)]
+fn can_stream<V: Vector>(output: *const f32, channels: usize) -> bool {
+    channels.is_multiple_of(V::LANES) && output.addr().is_multiple_of(4 * V::LANES)
 }
 
 /// `sum = a + b` over a row.
@@ -225,6 +243,7 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
                 grad_output: grad_output[values].as_ptr(),
                 grad_input,
                 sums,
+                is_streaming: rows * channels > STREAMING_VALUES,
             });
         });
         let targets = [(arguments.grad_weight, 0), (arguments.grad_bias, stride)];
@@ -254,6 +273,7 @@ struct BackwardRows<'a> {
     grad_input: Option<(*mut f32, Write)>,
     /// Running sums for the gradients of weight and bias.
     sums: Option<(*mut f32, *mut f32)>,
+    is_streaming: bool,
 }
 
 impl Kernel for BackwardRows<'_> {
@@ -271,6 +291,7 @@ impl Kernel for BackwardRows<'_> {
                 self.group::<V, 1>(row);
             }
         }
+        V::streaming_fence();
     }
 }
 
@@ -312,6 +333,7 @@ impl BackwardRows<'_> {
             }
         }
         let Some((grad_input, write)) = self.grad_input else { return };
+        let is_streaming = self.is_streaming && can_stream::<V>(grad_input, channels) && write == Write::Set;
         for r in 0..R {
             let mean_g = V::splat(sum_g[r].reduce_add() / channels as f32);
             let mean_g_normalised = V::splat(sum_g_normalised[r].reduce_add() / channels as f32);
@@ -326,7 +348,9 @@ impl BackwardRows<'_> {
                     let target = grad_input.add(start[r] + column);
                     V::prefetch(self.input.wrapping_add(start[r] + R * channels + column));
                     V::prefetch(self.grad_output.wrapping_add(start[r] + R * channels + column));
-                    if write == Write::Set {
+                    if is_streaming {
+                        centred.mul(rstd[r]).store_streaming(target);
+                    } else if write == Write::Set {
                         centred.mul(rstd[r]).store_up_to(target, left);
                     } else {
                         centred.mul_add(rstd[r], V::load_up_to(target, left)).store_up_to(target, left);

@@ -329,6 +329,57 @@ mod tests {
     }
 
     #[test]
+    fn large_outputs_that_are_written_past_the_caches_are_the_same() {
+        let mut random = Random::fresh();
+        let (few, rows, channels) = (64, 5696, 768);
+        let input = random.normal(few * channels).repeat(rows / few);
+        let weight = random.normal(channels);
+        for (name, device) in cpu_devices() {
+            // Whether a row can be written past the caches depends on where it starts.
+            for offset in [0, 1] {
+                let run = |rows: usize| {
+                    let shape = Shape { rows, channels, epsilon: EPSILON };
+                    let values = rows * channels;
+                    let [mut output, mut grad_input] = [0; 2].map(|_| poisoned(values + 17));
+                    let start = |memory: &[f32]| memory.as_ptr().align_offset(64) + offset;
+                    let (first, first_grad) = (start(&output), start(&grad_input));
+                    let [mut mean, mut rstd] = [0; 2].map(|_| poisoned(rows));
+                    let arguments = Forward {
+                        input: input[..values].into(),
+                        residual: None,
+                        weight: (&weight).into(),
+                        bias: None,
+                        output: (&mut output[first..first + values]).into(),
+                        statistics: Some(((&mut mean).into(), (&mut rstd).into())),
+                    };
+                    forward(&device, &shape, arguments).unwrap();
+                    let arguments = Backward {
+                        input: input[..values].into(),
+                        weight: (&weight).into(),
+                        mean: (&mean).into(),
+                        reciprocal_deviation: (&rstd).into(),
+                        grad_output: output[first..first + values].into(),
+                        grad_input: Some(((&mut grad_input[first_grad..first_grad + values]).into(), Write::Set)),
+                        grad_weight: None,
+                        grad_bias: None,
+                    };
+                    backward(&device, &shape, arguments).unwrap();
+                    let part = |memory: Vec<f32>, first: usize| memory[first..first + values].to_vec();
+                    (part(output, first), part(grad_input, first_grad))
+                };
+                let (output, grad_input) = run(rows);
+                let (expected_output, expected_grad) = run(few);
+                for (place, part) in output.chunks(few * channels).enumerate() {
+                    assert!(part == expected_output, "output, part {place}, offset {offset}, {name}");
+                }
+                for (place, part) in grad_input.chunks(few * channels).enumerate() {
+                    assert!(part == expected_grad, "grad_input, part {place}, offset {offset}, {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn lengths_that_do_not_fit_are_named() {
         let (_, device) = cpu_devices().remove(0);
         let shape = Shape { rows: 2, channels: 3, epsilon: EPSILON };
