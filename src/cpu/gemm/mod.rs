@@ -31,7 +31,6 @@ use super::simd::{Kernel, Vector};
 use super::{Cpu, Disjoint, scratch};
 use crate::ops::Write;
 use epilogue::{Place, Target, finish, prepare};
-use prefetch::prefetch_l2;
 use std::ops::Range;
 
 /// A matrix operand, in place: nothing is copied to transpose it.
@@ -323,32 +322,12 @@ impl Task<'_> {
             let (column, width) = (columns.start, columns.len());
             let place = Place { row, column, rows, columns: width, accumulate, complete };
             ahead.fetch();
-            if !PACKED {
-                self.fetch_left::<V>(row..row + rows, &columns, &depth);
-            }
             prepare(&self.target, place);
             // SAFETY: the operands hold these rows, columns and steps (checked where the product starts and by the
             // packing functions), and this task owns the place.
             unsafe {
                 micro::multiply::<V, PACKED>(operands, rows, width <= V::LANES, &mut tile);
                 finish::<V>(&self.target, place, tile.0.as_ptr(), micro::columns::<V>());
-            }
-        }
-    }
-
-    /// Asks for these rows' part of the next block of the depth, a share with each panel. Rows that are read in place
-    /// are short pieces of as many streams, which the machine does not foresee (depth 50257, 256 rows: 48 % of the
-    /// peak without this).
-    #[inline(always)]
-    fn fetch_left<V: Vector>(&self, rows: Range<usize>, columns: &Range<usize>, depth: &Range<usize>) {
-        const LINE: usize = 16;
-        let width = micro::columns::<V>();
-        let panel = (columns.start - self.columns.start) / width;
-        let panels = self.columns.len().div_ceil(width);
-        let lines = (self.depth.end - depth.end).min(BLOCK_DEPTH).div_ceil(LINE);
-        for line in lines * panel / panels..lines * (panel + 1) / panels {
-            for row in rows.clone() {
-                prefetch_l2(self.left.at(row, depth.end + line * LINE));
             }
         }
     }
