@@ -129,7 +129,9 @@ pub fn run(cpu: &Cpu, product: Product<'_>) {
     let level = cpu.level();
     if rows <= few_rows::MOST_ROWS && right.transposed && !left.transposed {
         assert!(left_sums.is_none());
-        let piece = few_rows::TASK_FLOATS.div_ceil(depth.max(1)).next_multiple_of(few_rows::COLUMN_STEP);
+        // A large weight is cut into fewer, longer streams: each has to start before the machine foresees it.
+        let floats = few_rows::TASK_FLOATS.max(columns * depth / few_rows::MOST_TASKS);
+        let piece = floats.div_ceil(depth.max(1)).next_multiple_of(few_rows::COLUMN_STEP);
         cpu.pool().run_pieces(columns, piece, |_, columns| {
             level.run(FewRows { shape, left, right, target, accumulate: write == Write::Add, columns });
         });
