@@ -1,9 +1,9 @@
 """Times PyTorch's layer norm, cross-entropy and AdamW, for benches/ops.rs to compare with.
 
     python ops.py                 all of them, nine runs each: one JSON object with medians in seconds
-    python ops.py --serve NAME..  prepares these, then runs one twice for each name that arrives on standard
-                                  input, and answers with the seconds of the second run: so that two programs
-                                  can take turns, with their cores awake
+    python ops.py --serve NAME..  prepares these, then for each name that arrives on standard input warms up
+                                  for 20 ms, runs it once more and answers with the seconds of that run: so
+                                  that two programs can take turns
 
 Threads: ENGINE_THREADS, else all cores.
 """
@@ -16,6 +16,8 @@ import time
 
 import torch
 import torch.nn.functional as F
+
+WARM_UP_SECONDS = 0.02
 
 torch.set_num_threads(int(os.environ.get("ENGINE_THREADS", os.cpu_count())))
 torch.manual_seed(1)
@@ -87,7 +89,9 @@ def main():
         print("ready", flush=True)
         for line in sys.stdin:
             run = runs[line.strip()]
-            run()
+            turn = time.perf_counter()
+            while time.perf_counter() - turn < WARM_UP_SECONDS:
+                run()
             print(seconds(run), flush=True)
     else:
         medians = {}
