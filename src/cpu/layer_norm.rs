@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The sums over rows are taken per chunk of rows, then over chunks in order; the number of chunks depends on the
-//! problem only. Rows are handled four at a time, so that the running sums are loaded and stored once for four, and
+//! problem only. Rows are handled in groups, so that the running sums are loaded and stored once for all of them, and
 //! the last pass over one group of rows asks for the next.
 
 use super::simd::{Kernel, Vector};
@@ -19,8 +19,8 @@ use std::ops::Range;
 
 /// Values in one task of the forward pass: big enough to hide the cost of claiming it, small enough for a cache.
 const TASK_VALUES: usize = 16 * 1024;
-/// Rows handled together in the backward pass.
-const GROUP: usize = 4;
+/// Most rows handled together in the backward pass.
+const GROUP_MAX: usize = 4;
 /// How far ahead the forward pass asks for its input: the processor's own prefetching starts anew with each page, which
 /// is hardly more than a row.
 const PREFETCH_ROWS: usize = 2;
@@ -104,22 +104,15 @@ impl Kernel for ForwardRows<'_> {
                 let mean = row_sum::<V>(x, channels) / channels as f32;
                 let variance = row_squares::<V>(x, mean, channels) / channels as f32;
                 let reciprocal_deviation = 1.0 / (variance + self.epsilon).sqrt();
-                let (mean_lanes, rstd) = (V::splat(mean), V::splat(reciprocal_deviation));
+                let scale = Scale { row: x, mean: V::splat(mean), rstd: V::splat(reciprocal_deviation) };
                 let output = self.output.add(start);
-                for column in (0..channels).step_by(V::LANES) {
-                    let left = channels - column;
+                let whole = channels / V::LANES * V::LANES;
+                for column in (0..whole).step_by(V::LANES) {
                     V::prefetch(x.wrapping_add(PREFETCH_ROWS * channels + column));
-                    let normalised = V::load_up_to(x.add(column), left).sub(mean_lanes).mul(rstd);
-                    let weight = V::load_up_to(self.weight.as_ptr().add(column), left);
-                    let result = match self.bias {
-                        Some(bias) => normalised.mul_add(weight, V::load_up_to(bias.as_ptr().add(column), left)),
-                        None => normalised.mul(weight),
-                    };
-                    if is_streaming {
-                        result.store_streaming(output.add(column));
-                    } else {
-                        result.store_up_to(output.add(column), left);
-                    }
+                    self.scale::<V, true>(&scale, output, column, is_streaming);
+                }
+                if whole < channels {
+                    self.scale::<V, false>(&scale, output, whole, false);
                 }
                 if !self.statistics.0.is_null() {
                     *self.statistics.0.add(row) = mean;
@@ -128,6 +121,44 @@ impl Kernel for ForwardRows<'_> {
             }
         }
         V::streaming_fence();
+    }
+}
+
+/// A row and how it is normalised.
+struct Scale<V> {
+    row: *const f32,
+    mean: V,
+    rstd: V,
+}
+
+impl ForwardRows<'_> {
+    /// Writes one vector of a row of the output; a row's last one may not be `WHOLE`.
+    ///
+    /// # Safety
+    /// The row and the output have `channels` values, of which a vector is left from `column` on if it is `WHOLE`.
+    #[inline(always)]
+    unsafe fn scale<V: Vector, const WHOLE: bool>(
+        &self,
+        scale: &Scale<V>,
+        output: *mut f32,
+        column: usize,
+        is_streaming: bool,
+    ) {
+        let left = if WHOLE { V::LANES } else { self.channels - column };
+        // SAFETY: the caller's contract; weight and bias have `channels` values too.
+        unsafe {
+            let normalised = V::load_up_to(scale.row.add(column), left).sub(scale.mean).mul(scale.rstd);
+            let weight = V::load_up_to(self.weight.as_ptr().add(column), left);
+            let result = match self.bias {
+                Some(bias) => normalised.mul_add(weight, V::load_up_to(bias.as_ptr().add(column), left)),
+                None => normalised.mul(weight),
+            };
+            if WHOLE && is_streaming {
+                result.store_streaming(output.add(column));
+            } else {
+                result.store_up_to(output.add(column), left);
+            }
+        }
     }
 }
 
@@ -211,7 +242,7 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
     let Shape { rows, channels, .. } = *shape;
     let wants_sums = arguments.grad_weight.is_some() || arguments.grad_bias.is_some();
     let chunks = (rows * channels).div_ceil(CHUNK_VALUES).clamp(1, CHUNKS_MAX);
-    let chunk_rows = rows.div_ceil(chunks).next_multiple_of(GROUP);
+    let chunk_rows = rows.div_ceil(chunks).next_multiple_of(GROUP_MAX);
     let chunks = rows.div_ceil(chunk_rows.max(1));
     let (input, weight, grad_output) = (arguments.input.host(), arguments.weight.host(), arguments.grad_output.host());
     let (mean, rstd) = (arguments.mean.host(), arguments.reciprocal_deviation.host());
@@ -281,21 +312,50 @@ impl Kernel for BackwardRows<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let whole = self.rows / GROUP * GROUP;
-        // SAFETY: rows below `self.rows`.
-        unsafe {
-            for row in (0..whole).step_by(GROUP) {
-                self.group::<V, GROUP>(row);
-            }
-            for row in whole..self.rows {
-                self.group::<V, 1>(row);
-            }
+        // Four rows need 16 registers for their sums and statistics; half of them spilled cost a quarter of the time.
+        if V::REGISTERS >= 32 {
+            self.groups::<V, GROUP_MAX>();
+        } else {
+            self.groups::<V, 2>();
         }
         V::streaming_fence();
     }
 }
 
+/// Rows that the backward pass handles together.
+struct Group<V, const R: usize> {
+    /// Where each begins.
+    start: [usize; R],
+    mean: [V; R],
+    rstd: [V; R],
+    sum_g: [V; R],
+    sum_g_normalised: [V; R],
+}
+
+/// How the gradient of the input is written.
+#[derive(Clone, Copy)]
+enum Store {
+    Set,
+    Streaming,
+    Add,
+}
+
 impl BackwardRows<'_> {
+    /// All rows, `R` at a time.
+    #[inline(always)]
+    fn groups<V: Vector, const R: usize>(&self) {
+        let whole = self.rows / R * R;
+        // SAFETY: rows below `self.rows`.
+        unsafe {
+            for row in (0..whole).step_by(R) {
+                self.group::<V, R>(row);
+            }
+            for row in whole..self.rows {
+                self.group::<V, 1>(row);
+            }
+        }
+    }
+
     /// `R` rows from `row` on.
     ///
     /// # Safety
@@ -303,62 +363,121 @@ impl BackwardRows<'_> {
     #[inline(always)]
     unsafe fn group<V: Vector, const R: usize>(&self, row: usize) {
         let channels = self.channels;
-        let start: [usize; R] = std::array::from_fn(|r| (row + r) * channels);
-        let mean: [V; R] = std::array::from_fn(|r| V::splat(self.mean[row + r]));
-        let rstd: [V; R] = std::array::from_fn(|r| V::splat(self.reciprocal_deviation[row + r]));
-        let mut sum_g = [V::zero(); R];
-        let mut sum_g_normalised = [V::zero(); R];
-        for column in (0..channels).step_by(V::LANES) {
-            let left = channels - column;
-            // SAFETY: the caller's contract.
-            unsafe {
-                let weight = V::load_up_to(self.weight.add(column), left);
-                let mut for_weight = V::zero();
-                let mut for_bias = V::zero();
-                for r in 0..R {
-                    let grad = V::load_up_to(self.grad_output.add(start[r] + column), left);
-                    let normalised = V::load_up_to(self.input.add(start[r] + column), left).sub(mean[r]).mul(rstd[r]);
-                    // Lanes behind the row hold zeros in `grad`, so nothing there reaches a sum.
-                    let g = grad.mul(weight);
-                    sum_g[r] = sum_g[r].add(g);
-                    sum_g_normalised[r] = g.mul_add(normalised, sum_g_normalised[r]);
-                    for_weight = grad.mul_add(normalised, for_weight);
-                    for_bias = for_bias.add(grad);
-                }
-                if let Some((weight_sums, bias_sums)) = self.sums {
-                    let (weight_sums, bias_sums) = (weight_sums.add(column), bias_sums.add(column));
-                    V::load_up_to(weight_sums, left).add(for_weight).store_up_to(weight_sums, left);
-                    V::load_up_to(bias_sums, left).add(for_bias).store_up_to(bias_sums, left);
-                }
+        let whole = channels / V::LANES * V::LANES;
+        let mut group = Group {
+            start: std::array::from_fn(|r| (row + r) * channels),
+            mean: std::array::from_fn(|r| V::splat(self.mean[row + r])),
+            rstd: std::array::from_fn(|r| V::splat(self.reciprocal_deviation[row + r])),
+            sum_g: [V::zero(); R],
+            sum_g_normalised: [V::zero(); R],
+        };
+        // SAFETY: the caller's contract; vectors below `whole` are whole.
+        unsafe {
+            for column in (0..whole).step_by(V::LANES) {
+                self.accumulate::<V, R, true>(&mut group, column);
             }
-        }
-        let Some((grad_input, write)) = self.grad_input else { return };
-        let is_streaming = self.is_streaming && can_stream::<V>(grad_input, channels) && write == Write::Set;
-        for r in 0..R {
-            let mean_g = V::splat(sum_g[r].reduce_add() / channels as f32);
-            let mean_g_normalised = V::splat(sum_g_normalised[r].reduce_add() / channels as f32);
-            for column in (0..channels).step_by(V::LANES) {
-                let left = channels - column;
-                // SAFETY: the caller's contract.
-                unsafe {
-                    let g = V::load_up_to(self.grad_output.add(start[r] + column), left)
-                        .mul(V::load_up_to(self.weight.add(column), left));
-                    let normalised = V::load_up_to(self.input.add(start[r] + column), left).sub(mean[r]).mul(rstd[r]);
-                    let centred = normalised.neg_mul_add(mean_g_normalised, g.sub(mean_g));
-                    let target = grad_input.add(start[r] + column);
-                    V::prefetch(self.input.wrapping_add(start[r] + R * channels + column));
-                    V::prefetch(self.grad_output.wrapping_add(start[r] + R * channels + column));
-                    if is_streaming {
-                        centred.mul(rstd[r]).store_streaming(target);
-                    } else if write == Write::Set {
-                        centred.mul(rstd[r]).store_up_to(target, left);
-                    } else {
-                        centred.mul_add(rstd[r], V::load_up_to(target, left)).store_up_to(target, left);
-                    }
+            if whole < channels {
+                self.accumulate::<V, R, false>(&mut group, whole);
+            }
+            let Some((grad_input, write)) = self.grad_input else { return };
+            let store = match write {
+                Write::Add => Store::Add,
+                Write::Set if self.is_streaming && can_stream::<V>(grad_input, channels) => Store::Streaming,
+                Write::Set => Store::Set,
+            };
+            for r in 0..R {
+                let mean_g = group.sum_g[r].reduce_add() / channels as f32;
+                let mean_g_normalised = group.sum_g_normalised[r].reduce_add() / channels as f32;
+                let rstd = self.reciprocal_deviation[row + r];
+                let line = Line {
+                    start: group.start[r],
+                    mean: group.mean[r],
+                    rstd: group.rstd[r],
+                    slope: V::splat(-rstd * rstd * mean_g_normalised),
+                    offset: V::splat(-rstd * mean_g),
+                };
+                for column in (0..whole).step_by(V::LANES) {
+                    let next = line.start + R * channels + column;
+                    V::prefetch(self.input.wrapping_add(next));
+                    V::prefetch(self.grad_output.wrapping_add(next));
+                    self.write::<V, true>(&line, grad_input, column, store);
+                }
+                if whole < channels {
+                    self.write::<V, false>(&line, grad_input, whole, store);
                 }
             }
         }
     }
+
+    /// Adds one vector of each row to the running sums.
+    ///
+    /// # Safety
+    /// As [`Self::group`]; a vector is left from `column` on if it is `WHOLE`.
+    #[inline(always)]
+    unsafe fn accumulate<V: Vector, const R: usize, const WHOLE: bool>(&self, group: &mut Group<V, R>, column: usize) {
+        let left = if WHOLE { V::LANES } else { self.channels - column };
+        // SAFETY: the caller's contract.
+        unsafe {
+            let weight = V::load_up_to(self.weight.add(column), left);
+            let mut for_weight = V::zero();
+            let mut for_bias = V::zero();
+            for r in 0..R {
+                let place = group.start[r] + column;
+                let grad = V::load_up_to(self.grad_output.add(place), left);
+                let normalised = V::load_up_to(self.input.add(place), left).sub(group.mean[r]).mul(group.rstd[r]);
+                // Lanes behind the row hold zeros in `grad`, so nothing there reaches a sum.
+                let g = grad.mul(weight);
+                group.sum_g[r] = group.sum_g[r].add(g);
+                group.sum_g_normalised[r] = g.mul_add(normalised, group.sum_g_normalised[r]);
+                for_weight = grad.mul_add(normalised, for_weight);
+                for_bias = for_bias.add(grad);
+            }
+            if let Some((weight_sums, bias_sums)) = self.sums {
+                let (weight_sums, bias_sums) = (weight_sums.add(column), bias_sums.add(column));
+                V::load_up_to(weight_sums, left).add(for_weight).store_up_to(weight_sums, left);
+                V::load_up_to(bias_sums, left).add(for_bias).store_up_to(bias_sums, left);
+            }
+        }
+    }
+
+    /// Writes one vector of a row's gradient.
+    ///
+    /// # Safety
+    /// As [`Self::group`], for `grad_input` too; a vector is left from `column` on if it is `WHOLE`.
+    #[inline(always)]
+    unsafe fn write<V: Vector, const WHOLE: bool>(
+        &self,
+        line: &Line<V>,
+        grad_input: *mut f32,
+        column: usize,
+        store: Store,
+    ) {
+        let left = if WHOLE { V::LANES } else { self.channels - column };
+        // SAFETY: the caller's contract.
+        unsafe {
+            let place = line.start + column;
+            let weight = V::load_up_to(self.weight.add(column), left).mul(line.rstd);
+            let centred = V::load_up_to(self.input.add(place), left).sub(line.mean);
+            let grad = V::load_up_to(self.grad_output.add(place), left);
+            let result = centred.mul_add(line.slope, grad.mul_add(weight, line.offset));
+            let target = grad_input.add(place);
+            match store {
+                Store::Streaming if WHOLE => result.store_streaming(target),
+                Store::Add => result.add(V::load_up_to(target, left)).store_up_to(target, left),
+                _ => result.store_up_to(target, left),
+            }
+        }
+    }
+}
+
+/// A row of the gradient of the input as a line over its values, which takes fewer operations than the formula:
+/// grad_output · w · rstd + (x - mean) · slope + offset.
+struct Line<V> {
+    start: usize,
+    mean: V,
+    rstd: V,
+    slope: V,
+    offset: V,
 }
 
 /// Adds up `chunks` rows that lie `stride` apart, in order.
