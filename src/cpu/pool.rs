@@ -9,9 +9,10 @@
 //! number of threads, and sums over tasks are taken in task order.
 //!
 //! The claim word holds (epoch, next task). A worker reads it, reads the job, then advances the word by
-//! compare-exchange. The job is only overwritten after every task of its epoch has finished, which needs the word to
-//! have moved past all of them; so an exchange that succeeds proves that the job just read was the right one, and a
-//! worker that wakes late simply fails its exchange.
+//! compare-exchange. Before a job is overwritten, the word moves on to an epoch of its own that has no task left, so an
+//! exchange that succeeds proves that the job just read was the right one, and a worker that wakes late simply fails
+//! its exchange. (Without that epoch in between, a worker that read the word at the end of one loop could find the
+//! next loop's larger number of tasks, and claim one of them before the loop had begun.)
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -21,6 +22,9 @@ use std::thread::JoinHandle;
 
 /// Spins before a waiting worker sleeps: some tens of microseconds, a few times the gap between two loops of a step.
 const SPINS_BEFORE_SLEEP: u32 = 20_000;
+
+/// In the claim word's place of the next task: none is left, however many there are.
+const NO_TASK: u64 = u32::MAX as u64;
 
 type Body<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -89,15 +93,18 @@ impl Pool {
             (0..tasks).for_each(body);
             return;
         }
-        assert!(tasks <= u32::MAX as usize, "a loop has at most 2^32 - 1 tasks");
+        assert!(tasks < NO_TASK as usize, "a loop has less than 2^32 - 1 tasks");
         let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let shared = &*self.shared;
         let body: &Body<'_> = &body;
         let body_pointer: *const &Body<'_> = &body;
+        let epoch = shared.claim.load(Ordering::Relaxed) >> 32;
+        let [between, epoch] = [1, 2].map(|step| epoch.wrapping_add(step) & 0xFFFF_FFFF);
+        shared.claim.store(between << 32 | NO_TASK, Ordering::Relaxed);
         shared.completed.store(0, Ordering::Relaxed);
-        shared.tasks.store(tasks, Ordering::Relaxed);
-        shared.body.store(body_pointer.cast_mut().cast(), Ordering::Relaxed);
-        let epoch = (shared.claim.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xFFFF_FFFF;
+        // Release, against the acquiring loads in `work`: who sees the new job sees the epoch in between as well.
+        shared.tasks.store(tasks, Ordering::Release);
+        shared.body.store(body_pointer.cast_mut().cast(), Ordering::Release);
         // SeqCst pairs with the sleepers' registration: either we see the sleeper, or it sees this epoch.
         shared.claim.store(epoch << 32, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
@@ -150,8 +157,8 @@ impl Shared {
         let mut claim = self.claim.load(Ordering::Acquire);
         loop {
             let task = (claim & 0xFFFF_FFFF) as usize;
-            let tasks = self.tasks.load(Ordering::Relaxed);
-            let body = self.body.load(Ordering::Relaxed);
+            let tasks = self.tasks.load(Ordering::Acquire);
+            let body = self.body.load(Ordering::Acquire);
             if task >= tasks {
                 return;
             }
@@ -212,7 +219,7 @@ mod tests {
     #[test]
     fn every_task_runs_exactly_once_over_many_loops() {
         let pool = Pool::new(4).unwrap();
-        for round in 0..2000usize {
+        for round in 0..20_000usize {
             let tasks = round % 37;
             let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
             pool.run(tasks, |task| {
