@@ -6,9 +6,6 @@
 //! here hold where multiply-add is fused, the portable level may be one unit worse. Everywhere NaN in gives NaN out,
 //! which decides the order of the arguments of `min`, `max` and `less`.
 
-// Polynomial coefficients are the fit's own decimals; two of them are close to constants by nature.
-#![allow(clippy::excessive_precision, clippy::approx_constant)]
-
 use super::Vector;
 use std::f32::consts::FRAC_2_SQRT_PI;
 
