@@ -105,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn shakespeare_char_is_the_published_recipe() {
+    fn shakespeare_char_is_the_published_recipe_at_twice_its_learning_rate() {
         let c = Config::load(Source::Preset("shakespeare-char"), &["data.path=input.txt"]).unwrap();
         assert_eq!((c.model.layers, c.model.heads, c.model.channels, c.model.block), (4, 4, 128, 64));
         assert_eq!((c.train.batch, c.train.steps, c.train.eval_batches, c.train.accumulate), (12, 2000, 20, 1));
         assert_eq!((c.model.dropout, c.train.clip, c.data.order), (0.0, 1.0, Order::Random));
-        assert_eq!((c.optimizer.learning_rate, c.optimizer.beta1, c.optimizer.beta2), (1e-3, 0.9, 0.99));
+        assert_eq!((c.optimizer.learning_rate, c.optimizer.beta1, c.optimizer.beta2), (2e-3, 0.9, 0.99));
         assert_eq!((c.optimizer.weight_decay, c.schedule.warmup, c.schedule.min_factor), (0.1, 100, 0.1));
         assert_eq!(c.decay_steps(), 2000);
     }
