@@ -86,18 +86,7 @@ impl TrainingStep {
     pub fn memory(shape: &Shape, options: LossOptions, device: &Arc<Device>) -> Result<MemoryTable, Error> {
         let (model, parameters) = Gpt::unallocated(shape.model())?;
         let measured = record(shape, options, device, &model, &parameters)?.0.measure()?;
-        let (values, gradients) = parameters.bytes();
-        let (first, second) = Optimizer::state_bytes(&config::Optimizer::default(), gradients);
-        let mut memory = MemoryTable::new();
-        memory
-            .add("parameters", values as u64)
-            .add("gradients", gradients as u64)
-            .add("optimizer state", (first + second) as u64)
-            .add("activations", measured.activations as u64)
-            .add("gradients of activations", measured.gradients as u64)
-            .add("scratch", measured.scratch as u64)
-            .add("gaps", (measured.arena - measured.activations - measured.gradients - measured.scratch) as u64);
-        Ok(memory)
+        Ok(MemoryTable::of_step(&config::Optimizer::default(), &parameters, &measured))
     }
 
     /// Allocates a model with fresh weights, its optimizer and a random batch.

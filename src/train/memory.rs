@@ -3,6 +3,9 @@
 //! A run that does not fit is refused before its first step, with what to change: the alternative is a machine that
 //! swaps, or a process that the kernel kills after an hour.
 
+use super::config;
+use super::optimizer::Optimizer;
+use crate::tape::{MemoryUse, Parameters};
 use std::fmt;
 use std::path::Path;
 
@@ -16,6 +19,23 @@ impl MemoryTable {
     /// A table without rows.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What a training step needs: parameters, gradients, the optimizer's state, and the arena of its program.
+    pub fn of_step(optimizer: &config::Optimizer, parameters: &Parameters, program: &MemoryUse) -> Self {
+        let MemoryUse { arena, activations, gradients: activation_gradients, scratch } = *program;
+        let (values, gradients) = parameters.bytes();
+        let (first, second) = Optimizer::state_bytes(optimizer, gradients);
+        let mut table = Self::new();
+        table
+            .add("parameters", values as u64)
+            .add("gradients", gradients as u64)
+            .add("optimizer state", (first + second) as u64)
+            .add("activations", activations as u64)
+            .add("gradients of activations", activation_gradients as u64)
+            .add("scratch", scratch as u64)
+            .add("gaps", (arena - activations - activation_gradients - scratch) as u64);
+        table
     }
 
     /// Adds a row; one of the same name grows instead.

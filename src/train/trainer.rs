@@ -670,19 +670,8 @@ fn estimate(config: &Config, device: &Arc<Device>, source: &Source, vocabulary: 
     };
     let training = measure(Mode::Training)?;
     let evaluation = if has_evaluation(config, source) { measure(Mode::Inference)?.arena } else { 0 };
-    let (values, gradients) = parameters.bytes();
-    let (first, second) = Optimizer::state_bytes(&config.optimizer, gradients);
-    let mut memory = MemoryTable::new();
-    memory
-        .add("parameters", values as u64)
-        .add("gradients", gradients as u64)
-        .add("optimizer state", (first + second) as u64)
-        .add("activations", training.activations as u64)
-        .add("gradients of activations", training.gradients as u64)
-        .add("scratch", training.scratch as u64)
-        .add("gaps", (training.arena - training.activations - training.gradients - training.scratch) as u64)
-        .add("evaluation", evaluation as u64)
-        .add("data", source.bytes(vocabulary));
+    let mut memory = MemoryTable::of_step(&config.optimizer, &parameters, &training);
+    memory.add("evaluation", evaluation as u64).add("data", source.bytes(vocabulary));
     Ok(Estimate {
         memory,
         parameters: parameters.count(),
