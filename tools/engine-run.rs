@@ -465,7 +465,7 @@ fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
         [text] => encode_prompt(&tokenizer(arguments, &folder)?, config, text)?,
         _ => bail!("--benchmark takes one --prompt"),
     };
-    let Device::Cpu(cpu) = &*device;
+    let Device::Cpu(cpu) = &*device else { bail!("--benchmark measures the CPU") };
     let bandwidth_before = read_bytes_per_second(cpu);
     let batch = arguments.batch.unwrap_or(1);
     let sampling = sampling(arguments);

@@ -1,7 +1,7 @@
 //! Linear layer: `z = x · Wᵀ + b`, `y = activation(z) + residual`, and its gradients.
 
 use super::{Device, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "linear";
 
@@ -103,6 +103,7 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
     }
     match device {
         Device::Cpu(cpu) => cpu::linear::forward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::linear::forward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }
@@ -134,6 +135,7 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     }
     match device {
         Device::Cpu(cpu) => cpu::linear::backward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::linear::backward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

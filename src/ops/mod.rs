@@ -26,6 +26,8 @@ pub mod softmax_cross_entropy;
 pub mod testing;
 
 use crate::cpu::Cpu;
+use crate::driver;
+use crate::gpu::Gpu;
 use std::marker::PhantomData;
 
 /// The target that marks a row as not counted in a loss, as in PyTorch.
@@ -35,21 +37,29 @@ pub const IGNORED: i32 = -100;
 pub enum Device {
     /// Multi-threaded SIMD code on this machine's processor.
     Cpu(Cpu),
+    /// Kernels on a GPU, or on the emulated one.
+    Gpu(Gpu),
 }
 
-/// Arguments that do not fit together: always a mistake of the caller, found before anything is computed.
+/// Arguments that do not fit together, a mistake of the caller that is found before anything is computed; or a device
+/// that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {what}")]
 pub struct Error {
     /// Name of the operation.
     pub operation: &'static str,
-    /// What does not fit, with the figures.
+    /// What does not fit, with the figures; or what the device said.
     pub what: String,
 }
 
 impl Error {
     pub(crate) fn new(operation: &'static str, what: impl Into<String>) -> Self {
         Self { operation, what: what.into() }
+    }
+
+    /// For `map_err`: what the device said, with the operation's name.
+    pub(crate) fn of_device(operation: &'static str) -> impl Fn(driver::Error) -> Self {
+        move |error| Self::new(operation, error.to_string())
     }
 }
 
@@ -119,6 +129,20 @@ impl<'a, T> View<'a, T> {
         Self { address, length, lifetime: PhantomData }
     }
 
+    /// A view of `length` elements at `address` of a GPU's memory.
+    ///
+    /// # Safety
+    /// As for [`from_raw`](Self::from_raw).
+    pub unsafe fn on_device(address: u64, length: usize) -> Self {
+        // SAFETY: the caller's promise; the address is only ever handed to the device.
+        unsafe { Self::from_raw(std::ptr::without_provenance(address as usize), length) }
+    }
+
+    /// Where it starts, for a GPU.
+    pub(crate) fn address(&self) -> u64 {
+        self.address.addr() as u64
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.length
@@ -144,6 +168,20 @@ impl<'a, T> ViewMut<'a, T> {
     /// through anything else, for the lifetime `'a`.
     pub unsafe fn from_raw(address: *mut T, length: usize) -> Self {
         Self { address, length, lifetime: PhantomData }
+    }
+
+    /// A view of `length` elements at `address` of a GPU's memory.
+    ///
+    /// # Safety
+    /// As for [`from_raw`](Self::from_raw).
+    pub unsafe fn on_device(address: u64, length: usize) -> Self {
+        // SAFETY: the caller's promise; the address is only ever handed to the device.
+        unsafe { Self::from_raw(std::ptr::without_provenance_mut(address as usize), length) }
+    }
+
+    /// Where it starts, for a GPU.
+    pub(crate) fn address(&self) -> u64 {
+        self.address.addr() as u64
     }
 
     /// Number of elements.

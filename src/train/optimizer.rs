@@ -69,7 +69,7 @@ impl Optimizer {
         learning_rate: f64,
         clip: f64,
     ) -> Result<Update, ops::Error> {
-        let grad_norm = ops::grad_norm::forward(device, &[parameters.all_gradients()]);
+        let grad_norm = ops::grad_norm::forward(device, &[parameters.all_gradients()])?;
         if !grad_norm.is_finite() {
             return Ok(Update { grad_norm, is_finite: false });
         }

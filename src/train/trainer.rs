@@ -277,7 +277,7 @@ impl Trainer {
         let evaluation = has_evaluation(&config, &source)
             .then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
         let evaluation = evaluation.transpose()?;
-        let Device::Cpu(cpu) = &*device;
+        let Device::Cpu(cpu) = &*device else { unimplemented!("the trainer runs on the CPU so far") };
         let size = config.train.batch * block;
         if !resume {
             run_folder::create(folder)?;

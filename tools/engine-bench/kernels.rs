@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     let device = arguments.common.open_device()?;
-    let Device::Cpu(cpu) = &*device;
+    let Device::Cpu(cpu) = &*device else { return Err(failed("this measures the CPU")) };
     let mut partner = match arguments.common.compare {
         Some(Reference::Pytorch) => {
             let words = ["--serve".to_owned(), "--threads".to_owned(), cpu.pool().threads().to_string()];

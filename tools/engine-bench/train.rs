@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(usage(format!("--heads {heads} does not divide --channels {channels}; choose a divisor")));
     }
     let device = arguments.common.open_device()?;
-    let Device::Cpu(cpu) = &*device;
+    let Device::Cpu(cpu) = &*device else { return Err(failed("this measures the CPU")) };
     let memory = TrainingStep::memory(&shape, options, &device).map_err(failed)?;
     check_memory(&memory)?;
 

@@ -28,7 +28,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn prepare_norm(device: Arc<Device>) -> Result<Call, Error> {
     let gradients = Floats::numbers(PARAMETERS)?;
     Ok(Box::new(move || {
-        std::hint::black_box(grad_norm::forward(&device, &[(&gradients).into()]));
+        std::hint::black_box(grad_norm::forward(&device, &[(&gradients).into()]).unwrap());
         Ok(())
     }))
 }
