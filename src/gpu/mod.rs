@@ -19,9 +19,7 @@ pub mod softmax_cross_entropy;
 #[cfg(test)]
 pub mod testing;
 
-use crate::driver::{
-    DeviceFacts, Driver, Error, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream,
-};
+use crate::driver::{DeviceFacts, Driver, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream};
 use crate::ops::philox::{keep_threshold, stream};
 use crate::ops::{Dropout, View, ViewMut, Write};
 use std::collections::HashMap;
