@@ -124,7 +124,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if arguments.dry_run {
         let estimate = estimate_run(&config, &chosen.device).map_err(refused)?;
         show_estimate(arguments, &chosen.description, &estimate);
-        estimate.memory.check().map_err(failed)?;
+        estimate.memory.check(&chosen.device).map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
     }
     let name = arguments.preset.as_deref().or(stem(arguments.config.as_deref())).unwrap_or(presets::PRESETS[0].name);

@@ -194,6 +194,10 @@ impl Driver for Emulated {
         self.emulator.facts()
     }
 
+    fn is_emulated(&self) -> bool {
+        true
+    }
+
     fn memory_info(&self) -> Result<(u64, u64)> {
         Ok(self.emulator.memory_info())
     }

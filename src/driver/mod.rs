@@ -93,6 +93,11 @@ pub trait Driver: Send + Sync {
     /// The device's name and limits.
     fn facts(&self) -> &DeviceFacts;
 
+    /// Whether kernels are executed by this process's emulator: device memory is then this machine's memory.
+    fn is_emulated(&self) -> bool {
+        false
+    }
+
     /// Free and total bytes of device memory.
     fn memory_info(&self) -> Result<(u64, u64)>;
 

@@ -14,6 +14,7 @@ pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod peak;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 #[cfg(test)]
@@ -79,6 +80,11 @@ impl Gpu {
     /// The device's name and limits.
     pub fn facts(&self) -> &DeviceFacts {
         self.driver.facts()
+    }
+
+    /// Whether the GPU is this machine's processor in disguise.
+    pub fn is_emulated(&self) -> bool {
+        self.driver.is_emulated()
     }
 
     /// Waits until all work is done.

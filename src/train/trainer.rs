@@ -78,6 +78,8 @@ pub enum Error {
     #[error(transparent)]
     Operation(#[from] crate::ops::Error),
     #[error(transparent)]
+    Device(#[from] crate::driver::Error),
+    #[error(transparent)]
     Memory(#[from] super::memory::MemoryError),
     #[error(transparent)]
     Write(#[from] crate::util::atomic_file::WriteError),
@@ -178,10 +180,14 @@ impl Recorded {
         targets: &[i32],
         options: &RunOptions,
     ) -> Result<(f64, u64), Error> {
-        self.program.write_ids(self.ids, ids);
-        self.program.write_ids(self.targets, targets);
+        self.write(ids, targets)?;
         self.program.run(parameters, options)?;
-        Ok(self.program.loss_sum(self.loss))
+        Ok(self.program.loss_sum(self.loss)?)
+    }
+
+    fn write(&mut self, ids: &[i32], targets: &[i32]) -> Result<(), tape::Error> {
+        self.program.write_ids(self.ids, ids)?;
+        self.program.write_ids(self.targets, targets)
     }
 
     /// Runs a batch again and says which tensor is the first that is not finite.
@@ -192,9 +198,8 @@ impl Recorded {
         targets: &[i32],
         options: &RunOptions,
     ) -> String {
-        self.program.write_ids(self.ids, ids);
-        self.program.write_ids(self.targets, targets);
-        match self.program.find_non_finite(parameters, options) {
+        let found = self.write(ids, targets).and_then(|()| self.program.find_non_finite(parameters, options));
+        match found {
             Ok(Some(found)) => {
                 format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
             }
@@ -240,10 +245,11 @@ impl Trainer {
         let prompt = prompt(&config, &source, vocabulary)?;
         let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
         let memory = estimate(&config, &device, &source, vocabulary)?.memory;
-        memory.check()?;
+        memory.check(&device)?;
 
-        let (model, mut parameters) = Gpt::new(model_config(&config, vocabulary, end_of_text), config.train.seed)?;
-        let mut optimizer = Optimizer::new(&config.optimizer, &parameters)?;
+        let (model, mut parameters) =
+            Gpt::new(&device, model_config(&config, vocabulary, end_of_text), config.train.seed)?;
+        let mut optimizer = Optimizer::new(&device, &config.optimizer, &parameters)?;
         let z = config.train.outlier_z;
         let mut state = TrainerState {
             step: 0,
@@ -277,7 +283,6 @@ impl Trainer {
         let evaluation = has_evaluation(&config, &source)
             .then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
         let evaluation = evaluation.transpose()?;
-        let Device::Cpu(cpu) = &*device else { unimplemented!("the trainer runs on the CPU so far") };
         let size = config.train.batch * block;
         if !resume {
             run_folder::create(folder)?;
@@ -290,7 +295,7 @@ impl Trainer {
             checkpoints.mark_best(best.step)?;
         }
         Ok(Self {
-            peak_flops: crate::cpu::peak::fma_flops(cpu),
+            peak_flops: device.measure_flops()?,
             schedule: Schedule::new(&config),
             metrics: JsonLines::resume(folder.join(METRICS_FILE), state.step)?,
             notes: JsonLines::resume(folder.join(NOTES_FILE), state.step)?,

@@ -93,8 +93,8 @@ fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
 
 /// The whole model, one token of one text.
 fn prepare_token(device: Arc<Device>, config: Gpt2Config) -> Result<Call, Error> {
-    let (model, mut parameters) = Gpt::new(config, 1).map_err(training::Error::from)?;
-    let caches = model.caches(1, model.config().block).map_err(training::Error::from)?;
+    let (model, mut parameters) = Gpt::new(&device, config, 1).map_err(training::Error::from)?;
+    let caches = model.caches(&device, 1, model.config().block).map_err(training::Error::from)?;
     let mut tape = Tape::new(device, &parameters, Mode::Inference);
     let ids = tape.input_ids("ids", &[1, 1]);
     let logits = model.record_next(&mut tape, ids, &caches).map_err(training::Error::from)?;
@@ -102,7 +102,7 @@ fn prepare_token(device: Arc<Device>, config: Gpt2Config) -> Result<Call, Error>
     let mut program = tape.finish().map_err(training::Error::from)?;
     let options = RunOptions { positions: vec![POSITION], ..RunOptions::default() };
     Ok(Box::new(move || {
-        program.write_ids(ids, &[1]);
+        program.write_ids(ids, &[1]).map_err(training::Error::from)?;
         Ok(program.run(&mut parameters, &options).map_err(training::Error::from)?)
     }))
 }

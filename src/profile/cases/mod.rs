@@ -145,7 +145,9 @@ struct Floats(Memory);
 
 impl Floats {
     fn zeros(length: usize) -> Result<Self, Error> {
-        Ok(Self(Memory::allocate("a measurement", length * size_of::<f32>())?))
+        let bytes = length * size_of::<f32>();
+        let what = || OutOfMemory { what: "a measurement".to_owned(), bytes, device: None };
+        Ok(Self(Memory::on_host(bytes).ok_or_else(what)?))
     }
 
     /// Cheap numbers in -1..1: what they are does not matter, but denormals and constants might.
