@@ -3,9 +3,10 @@
 use clap::Parser;
 use engine::data;
 use engine::train::config::{Config, Source};
+use engine::train::estimate::{Estimate, estimate_run};
 use engine::train::memory::{human_bytes, peak_resident_bytes};
 use engine::train::progress::{Figures, Progress, clock};
-use engine::train::trainer::{Error, Estimate, estimate_run};
+use engine::train::trainer::Error;
 use engine::train::{Observer, Outcome, StepReport, Trainer, checkpoint, device, presets, run_folder, signals};
 use serde_json::json;
 use std::io::Write;

@@ -1,14 +1,16 @@
 //! What a GPU driver does: memory, modules, launches, streams, events, graphs.
 //!
 //! The engine's second seam. [`Driver`] has the semantics of the CUDA driver API, cut down to what a compute engine
-//! needs; [`Emulated`] implements it by executing PTX on the CPU. A stream is an order of work, as in CUDA: what is
+//! needs. [`Cuda`] implements it with `libcuda`, [`Emulated`] by executing PTX on the CPU. A stream is an order of work, as in CUDA: what is
 //! queued on one stream runs in order, and only [`Driver::synchronize`] and [`Driver::read`] wait for it.
 
+pub mod cuda;
 mod emulated;
 pub mod emulator;
 mod facts;
 mod launch;
 
+pub use cuda::Cuda;
 pub use emulated::Emulated;
 pub use facts::DeviceFacts;
 pub use launch::{LaunchConfig, Params};

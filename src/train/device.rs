@@ -3,7 +3,7 @@
 use super::config::{self, DeviceKind};
 use crate::cpu::{Cpu, Level};
 use crate::driver::emulator::Emulator;
-use crate::driver::{self, DeviceFacts, Driver, Emulated};
+use crate::driver::{self, Cuda, DeviceFacts, Driver, Emulated};
 use crate::gpu::Gpu;
 use crate::ops::Device;
 use std::sync::Arc;
@@ -55,8 +55,10 @@ fn chosen(driver: Box<dyn Driver>, description: String) -> driver::Result<Chosen
 }
 
 /// The driver of a GPU, and its name.
-fn open_cuda(_number: usize) -> driver::Result<(Box<dyn Driver>, String)> {
-    Err(driver::Error::Unavailable("this version has no CUDA driver yet".to_owned()))
+fn open_cuda(number: usize) -> driver::Result<(Box<dyn Driver>, String)> {
+    let driver = Cuda::open(number)?;
+    let name = format!("cuda:{number}, {}", driver.facts().name);
+    Ok((Box::new(driver), name))
 }
 
 fn open_cpu(threads: usize, reason: &str) -> Result<Chosen, String> {

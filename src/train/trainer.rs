@@ -5,10 +5,12 @@
 
 use super::checkpoint::{self, Best, Checkpoints, Contents, TrainerState};
 use super::config::{Config, Order, Train};
+use super::estimate::{estimate, has_evaluation};
 use super::memory::MemoryTable;
 use super::metrics::{EvaluationRecord, JsonLines, METRICS_FILE, NOTES_FILE, Note, NoteKind, StepRecord};
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
+use super::recorded::{Recorded, model_config};
 use super::run_folder;
 use super::schedule::Schedule;
 use super::signals::{self, Signal};
@@ -17,9 +19,9 @@ use super::tensorboard::EventWriter;
 use crate::data::{self, Sampler};
 use crate::model::generate::{Generator, Sampling};
 use crate::model::huggingface::Gpt2Config;
-use crate::model::{Gpt, LossOptions};
+use crate::model::Gpt;
 use crate::ops::Device;
-use crate::tape::{self, Loss, Mode, Parameters, Program, RunOptions, Tape, Value};
+use crate::tape::{self, Mode, Parameters, RunOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -124,109 +126,6 @@ pub struct Trainer {
     prompt: Vec<u32>,
     ids: Vec<i32>,
     targets: Vec<i32>,
-}
-
-/// A program with its inputs and loss.
-struct Recorded {
-    program: Program,
-    ids: Value,
-    targets: Value,
-    loss: Loss,
-}
-
-/// What a run will need before anything of it exists: for `--dry-run`, and to refuse what does not fit.
-pub struct Estimate {
-    pub memory: MemoryTable,
-    pub parameters: usize,
-    pub flops_per_token: f64,
-    pub train_tokens: usize,
-    pub val_tokens: usize,
-    pub vocabulary: usize,
-}
-
-impl Recorded {
-    fn tape<'p>(
-        config: &Config,
-        device: &Arc<Device>,
-        model: &Gpt,
-        parameters: &'p Parameters,
-        mode: Mode,
-    ) -> Result<(Tape<'p>, Value, Value, Loss), Error> {
-        let shape = [config.train.batch, config.model.block];
-        let mut tape = Tape::new(Arc::clone(device), parameters, mode);
-        let (ids, targets) = (tape.input_ids("ids", &shape), tape.input_ids("targets", &shape));
-        let options =
-            LossOptions { recompute: config.train.recompute, chunk_rows: Some(config.train.chunk_rows.max(1)) };
-        let loss = model.record_loss(&mut tape, ids, targets, options)?;
-        Ok((tape, ids, targets, loss))
-    }
-
-    fn new(
-        config: &Config,
-        device: &Arc<Device>,
-        model: &Gpt,
-        parameters: &Parameters,
-        mode: Mode,
-    ) -> Result<Self, Error> {
-        let (tape, ids, targets, loss) = Self::tape(config, device, model, parameters, mode)?;
-        Ok(Self { program: tape.finish()?, ids, targets, loss })
-    }
-
-    /// Runs a batch; the sum of its losses and the number of its counted rows.
-    fn run(
-        &mut self,
-        parameters: &mut Parameters,
-        ids: &[i32],
-        targets: &[i32],
-        options: &RunOptions,
-    ) -> Result<(f64, u64), Error> {
-        self.write(ids, targets)?;
-        self.program.run(parameters, options)?;
-        Ok(self.program.loss_sum(self.loss)?)
-    }
-
-    fn write(&mut self, ids: &[i32], targets: &[i32]) -> Result<(), tape::Error> {
-        self.program.write_ids(self.ids, ids)?;
-        self.program.write_ids(self.targets, targets)
-    }
-
-    /// Runs a batch again and says which tensor is the first that is not finite.
-    fn find_non_finite(
-        &mut self,
-        parameters: &mut Parameters,
-        ids: &[i32],
-        targets: &[i32],
-        options: &RunOptions,
-    ) -> String {
-        let found = self.write(ids, targets).and_then(|()| self.program.find_non_finite(parameters, options));
-        match found {
-            Ok(Some(found)) => {
-                format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
-            }
-            _ => "no single tensor holds one: their sum overflows".to_owned(),
-        }
-    }
-}
-
-/// The model that a configuration describes.
-fn model_config(config: &Config, vocabulary: usize, end_of_text: Option<u32>) -> Gpt2Config {
-    let model = &config.model;
-    let dropout = model.dropout as f32;
-    Gpt2Config {
-        vocabulary,
-        block: model.block,
-        channels: model.channels,
-        layers: model.layers,
-        heads: model.heads,
-        ffn: model.ffn(),
-        tied: model.tied,
-        embedding_dropout: dropout,
-        attention_dropout: dropout,
-        residual_dropout: dropout,
-        bos: end_of_text,
-        eos: end_of_text,
-        ..Gpt2Config::gpt2()
-    }
 }
 
 impl Trainer {
@@ -574,7 +473,7 @@ impl Trainer {
 }
 
 /// Draws training batches.
-fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
+pub(super) fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
     let order = match config.data.order {
         Order::Shuffled => data::Order::Shuffled,
         Order::Random => data::Order::Random,
@@ -584,7 +483,7 @@ fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
 }
 
 /// Tokens that samples go on from. Where the text lacks the default, a newline, the first token of the text stands in.
-fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Result<Vec<u32>, Error> {
+pub(super) fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Result<Vec<u32>, Error> {
     let Some(tokenizer) = source.tokenizer.as_ref().filter(|_| config.train.sample_every > 0) else {
         return Ok(Vec::new());
     };
@@ -643,46 +542,4 @@ fn check_resumable(
         ));
     }
     Ok(())
-}
-
-/// What a run will need. Nothing of its size is allocated.
-///
-/// # Errors
-/// Data that cannot be used.
-pub fn estimate_run(config: &Config, device: &Arc<Device>) -> Result<Estimate, Error> {
-    let (source, vocabulary) = source::open(config)?;
-    sampler(config, &source)?;
-    prompt(config, &source, vocabulary)?;
-    estimate(config, device, &source, vocabulary)
-}
-
-/// Whether enough text was kept back for one window.
-fn has_evaluation(config: &Config, source: &Source) -> bool {
-    source.val.len() > config.model.block
-}
-
-fn estimate(config: &Config, device: &Arc<Device>, source: &Source, vocabulary: usize) -> Result<Estimate, Error> {
-    if config.model.kv_heads() != config.model.heads {
-        let (kv_heads, heads) = (config.model.kv_heads(), config.model.heads);
-        return Err(Error::Unsupported(format!(
-            "model.kv_heads is {kv_heads} and model.heads {heads}: a GPT-2 has as many of one as of the other, and its \
-             files cannot say otherwise; leave model.kv_heads out"
-        )));
-    }
-    let (model, parameters) = Gpt::unallocated(model_config(config, vocabulary, None))?;
-    let measure = |mode| -> Result<tape::MemoryUse, Error> {
-        Ok(Recorded::tape(config, device, &model, &parameters, mode)?.0.measure()?)
-    };
-    let training = measure(Mode::Training)?;
-    let evaluation = if has_evaluation(config, source) { measure(Mode::Inference)?.arena } else { 0 };
-    let mut memory = MemoryTable::of_step(&config.optimizer, &parameters, &training);
-    memory.add("evaluation", evaluation as u64).add("data", source.bytes(vocabulary));
-    Ok(Estimate {
-        memory,
-        parameters: parameters.count(),
-        flops_per_token: model.flops_per_token(config.model.block),
-        train_tokens: source.train.len(),
-        val_tokens: source.val.len(),
-        vocabulary,
-    })
 }
