@@ -4,6 +4,8 @@
 //! from the same f32 weights, so the f64 run is the truth, and what PyTorch's f32 run is off tells what f32 can do.
 
 use engine::cpu::{Cpu, Level};
+use engine::driver::{DeviceFacts, Emulated};
+use engine::gpu::Gpu;
 use engine::model::weights::WeightFile;
 use engine::model::{Gpt, LossOptions};
 use engine::ops::Device;
@@ -19,10 +21,12 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
 }
 
-/// A device for each SIMD level of this machine.
+/// A device for each SIMD level of this machine, and the GPU kernels in the emulator.
 fn devices() -> Vec<(&'static str, Arc<Device>)> {
     let cpu = |level| Arc::new(Device::Cpu(Cpu::with(2, level).expect("an available level")));
-    Level::available().into_iter().map(|level| (level.name(), cpu(level))).collect()
+    let emulator = Gpu::new(Box::new(Emulated::new(DeviceFacts::default()))).expect("the emulator makes streams");
+    let cpus = Level::available().into_iter().map(|level| (level.name(), cpu(level)));
+    cpus.chain([("emulator", Arc::new(Device::Gpu(emulator)))]).collect()
 }
 
 struct Golden {
