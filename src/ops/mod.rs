@@ -55,6 +55,17 @@ impl Device {
         }
     }
 
+    /// Waits until all operations so far are done.
+    ///
+    /// # Errors
+    /// The device failed, now or in one of them.
+    pub fn synchronize(&self) -> driver::Result<()> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Gpu(gpu) => gpu.synchronize(),
+        }
+    }
+
     /// Copies from this process's memory to the device's, in the order of the operations before and after.
     ///
     /// # Errors

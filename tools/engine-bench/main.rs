@@ -4,7 +4,6 @@ mod kernels;
 mod train;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::cpu::Cpu;
 use engine::ops::Device;
 use engine::profile::machine::processor_name;
 use engine::train::config::{self, DeviceKind};
@@ -103,11 +102,31 @@ impl Common {
 }
 
 /// What the figures are measured on, in a line and in JSON.
-fn machine(cpu: &Cpu) -> (String, Value) {
-    let (name, threads, simd) = (processor_name(), cpu.pool().threads(), cpu.level().name());
-    let plural = if threads == 1 { "" } else { "s" };
-    let line = format!("machine  {name}, {threads} thread{plural}, {simd}");
-    (line, json!({ "cpu": name, "threads": threads, "simd": simd }))
+fn machine(device: &Device) -> (String, Value) {
+    let name = processor_name();
+    match device {
+        Device::Cpu(cpu) => {
+            let (threads, simd) = (cpu.pool().threads(), cpu.level().name());
+            let plural = if threads == 1 { "" } else { "s" };
+            let line = format!("machine  {name}, {threads} thread{plural}, {simd}");
+            (line, json!({ "cpu": name, "threads": threads, "simd": simd }))
+        }
+        Device::Gpu(gpu) => {
+            let facts = gpu.facts();
+            let kind = if gpu.is_emulated() { ", executed by this machine's processor" } else { "" };
+            let line = format!("machine  {}, {} multiprocessors{kind}, {name}", facts.name, facts.multiprocessors);
+            let gpu = json!({ "name": facts.name, "architecture": facts.architecture, "emulated": gpu.is_emulated() });
+            (line, json!({ "cpu": name, "gpu": gpu }))
+        }
+    }
+}
+
+/// PyTorch computes on the CPU here, so it is only compared with the CPU.
+fn threads_for_pytorch(device: &Device) -> Result<usize, Failure> {
+    match device {
+        Device::Cpu(cpu) => Ok(cpu.pool().threads()),
+        Device::Gpu(_) => Err(usage("--compare pytorch times PyTorch on the CPU; use --device cpu")),
+    }
 }
 
 fn main() -> ExitCode {

@@ -53,8 +53,8 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn prepare_linear(device: Arc<Device>, shape: Shape) -> Result<Call, Error> {
     let copies = rotation(shape.inputs * shape.outputs);
-    let weights: Vec<Floats> = Floats::many(copies, shape.inputs * shape.outputs)?;
-    let (input, mut output) = (Floats::numbers(shape.inputs)?, Floats::zeros(shape.outputs)?);
+    let weights: Vec<Floats> = Floats::many(&device, copies, shape.inputs * shape.outputs)?;
+    let (input, mut output) = (Floats::numbers(&device, shape.inputs)?, Floats::zeros(&device, shape.outputs)?);
     let mut turn = 0;
     Ok(Box::new(move || {
         turn = (turn + 1) % copies;
@@ -74,8 +74,9 @@ fn prepare_linear(device: Arc<Device>, shape: Shape) -> Result<Call, Error> {
 fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
     let shape = causal(1, HEADS, 1, KEYS, HEAD_SIZE);
     let floats = KEYS * 2 * shape.key_columns();
-    let caches: Vec<Floats> = Floats::many(rotation(floats), floats)?;
-    let (query, mut output) = (Floats::numbers(shape.query_columns())?, Floats::zeros(shape.query_columns())?);
+    let caches: Vec<Floats> = Floats::many(&device, rotation(floats), floats)?;
+    let (query, mut output) =
+        (Floats::numbers(&device, shape.query_columns())?, Floats::zeros(&device, shape.query_columns())?);
     let mut turn = 0;
     Ok(Box::new(move || {
         turn = (turn + 1) % caches.len();
