@@ -6,6 +6,8 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+#[cfg(test)]
+mod counting;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
@@ -15,6 +17,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod peak;
+mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 #[cfg(test)]
