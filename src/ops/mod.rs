@@ -29,6 +29,7 @@ use crate::cpu::Cpu;
 use crate::driver;
 use crate::gpu::Gpu;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// The target that marks a row as not counted in a loss, as in PyTorch.
 pub const IGNORED: i32 = -100;
@@ -153,6 +154,15 @@ impl<'a, T> View<'a, T> {
         self.length == 0
     }
 
+    /// The elements of `range`.
+    ///
+    /// # Panics
+    /// The range is not inside the view.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.length, "{range:?} of {} elements", self.length);
+        Self { address: self.address.wrapping_add(range.start), length: range.len(), lifetime: PhantomData }
+    }
+
     /// The elements, for the CPU backend: every view it is handed lies in this process's memory.
     pub(crate) fn host(&self) -> &'a [T] {
         // SAFETY: made from a slice, or valid by the promise made to `from_raw`.
@@ -192,6 +202,20 @@ impl<'a, T> ViewMut<'a, T> {
     /// True where there are no elements.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// The elements of `range`, to write.
+    ///
+    /// # Panics
+    /// The range is not inside the view.
+    pub(crate) fn slice(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
+        assert!(range.start <= range.end && range.end <= self.length, "{range:?} of {} elements", self.length);
+        ViewMut { address: self.address.wrapping_add(range.start), length: range.len(), lifetime: PhantomData }
+    }
+
+    /// The elements, to read.
+    pub(crate) fn as_view(&self) -> View<'_, T> {
+        View { address: self.address, length: self.length, lifetime: PhantomData }
     }
 
     /// The elements, for the CPU backend: every view it is handed lies in this process's memory.
