@@ -149,7 +149,9 @@ fn normalise(text: &str, root: &Path) -> String {
     for line in text.lines() {
         if line.starts_with(".version ") {
             lines.push(format!(".version {PTX_VERSION}"));
-        } else if let Some((start, path)) = line.strip_prefix(".file").and_then(|rest| rest.split_once('"')) {
+        } else if let Some((start, path)) =
+            line.trim_start().strip_prefix(".file").and_then(|rest| rest.split_once('"'))
+        {
             let path = path.trim_end_matches('"').replace(&root, "");
             let path = match path.rsplit_once("/include/") {
                 Some((_, name)) => name.to_owned(),
@@ -158,7 +160,7 @@ fn normalise(text: &str, root: &Path) -> String {
             // Without size and date of the file, which nvcc may append.
             let path = path.split('"').next().unwrap_or_default();
             lines.push(format!(".file{start}\"{path}\""));
-        } else if !line.starts_with("//") {
+        } else if !line.trim_start().starts_with("//") {
             lines.push(line.trim_end().to_owned());
         }
     }

@@ -272,6 +272,11 @@ impl<'a, T> ViewMut<'a, T> {
         self.length == 0
     }
 
+    /// The elements, to read, for as long as this view is not used.
+    pub fn as_view(&self) -> View<'_, T> {
+        View { address: self.address, length: self.length, lifetime: PhantomData }
+    }
+
     /// The same elements again, for as long as this view is not used.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { address: self.address, length: self.length, lifetime: PhantomData }
