@@ -51,6 +51,11 @@ struct Attention {
         return ((unsigned long long)batch * key_value_heads + key_head) * rows();
     }
 
+    // The bias of a packed row and a key, in units of log 2. Behind the last row or key, that of the last: to be ignored.
+    __device__ __forceinline__ float bias_at(unsigned long long first_row, unsigned row, unsigned key) const {
+        return LOG2_E * bias[(first_row + min(row, rows() - 1)) * key_time + min(key, key_time - 1)];
+    }
+
     // Where a packed row is, from the first query of its key/value head, in a tensor with rows of `stride` elements.
     __device__ __forceinline__ unsigned long long offset(unsigned row, unsigned stride) const {
         const unsigned head = group == 1 ? 0 : row / query_time;
@@ -109,28 +114,52 @@ __device__ __forceinline__ bool is_aligned(const void* pointer, unsigned stride,
     return ((unsigned)(unsigned long long)pointer & 15) == 0 && ((stride | head_size) & 3) == 0;
 }
 
+// Calls body(row, column) for the pieces of a tile's rows and of the head's columns that each thread takes: pieces of 4
+// elements where memory is aligned, else single elements.
+template <int Padded, int Rows, class Body>
+__device__ __forceinline__ void for_each_piece(bool is_aligned, Body body) {
+    const unsigned shift = is_aligned ? 2 : 0;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x << shift; i < Rows * Padded; i += ATTENTION_THREADS << shift) {
+        body(i / Padded, i % Padded);
+    }
+}
+
 // Begins to copy a tile, row r from `source + offset(r)`. Rows from `count` on and columns behind the head become zero.
 template <int Padded, int Rows, class Offset>
 __device__ __forceinline__ void load_tile(float* tile, const float* source, unsigned count, unsigned head_size,
                                           bool is_aligned, Offset offset) {
-    constexpr int STRIDE = Padded + 4;
-    if (is_aligned) {
-#pragma unroll 1
-        for (unsigned i = threadIdx.x; i < Rows * Padded / 4; i += ATTENTION_THREADS) {
-            const unsigned row = i / (Padded / 4), column = i % (Padded / 4) * 4;
-            const bool is_inside = row < count && column < head_size;
-            copy_async_16(tile + row * STRIDE + column, is_inside ? source + offset(row) + column : source,
-                          is_inside ? 16 : 0);
+    for_each_piece<Padded, Rows>(is_aligned, [&](unsigned row, unsigned column) {
+        const bool is_inside = row < count && column < head_size;
+        float* const to = tile + row * (Padded + 4) + column;
+        const float* const from = is_inside ? source + offset(row) + column : source;
+        if (is_aligned) {
+            copy_async_16(to, from, is_inside ? 16 : 0);
+        } else {
+            copy_async_4(to, from, is_inside ? 4 : 0);
         }
-    } else {
-#pragma unroll 1
-        for (unsigned i = threadIdx.x; i < Rows * Padded; i += ATTENTION_THREADS) {
-            const unsigned row = i / Padded, column = i % Padded;
-            const bool is_inside = row < count && column < head_size;
-            copy_async_4(tile + row * STRIDE + column, is_inside ? source + offset(row) + column : source,
-                         is_inside ? 4 : 0);
+    });
+}
+
+// Writes a tile's first `count` rows, row r to `target + offset(r)`, or adds them.
+template <int Padded, int Rows, class Offset>
+__device__ __forceinline__ void store_tile(const float* tile, float* target, unsigned count, unsigned head_size,
+                                           bool is_aligned, unsigned accumulate, Offset offset) {
+    for_each_piece<Padded, Rows>(is_aligned, [&](unsigned row, unsigned column) {
+        if (row >= count || column >= head_size) return;
+        const float* const from = tile + row * (Padded + 4) + column;
+        float* const to = target + offset(row) + column;
+        if (is_aligned) {
+            float4 four = *(const float4*)from;
+            if (accumulate) {
+                const float4 old = *(const float4*)to;
+                four.x += old.x, four.y += old.y, four.z += old.z, four.w += old.w;
+            }
+            *(float4*)to = four;
+        } else {
+            write(*to, *from, accumulate);
         }
-    }
+    });
 }
 
 // result[r][c] = sum over d < depth of left[8 r][d] * right[16 c][d]; the pointers are at the thread's first rows.
@@ -200,37 +229,16 @@ __device__ __forceinline__ void multiply_columns(const float* weights, const flo
     }
 }
 
-// Writes the thread's share of a row, times a factor, or adds it.
+// Writes the thread's share of a row in shared memory, times a factor.
 template <int Share>
-__device__ __forceinline__ void store_share(float* row, const float (&share)[Share], float factor, unsigned x,
-                                            unsigned head_size, bool is_aligned, unsigned accumulate) {
-    constexpr int WIDTH = Share == 2 ? 2 : 4;
+__device__ __forceinline__ void store_share(float* row, const float (&share)[Share], float factor, unsigned x) {
+    if constexpr (Share == 2) {
+        *(float2*)(row + 2 * x) = make_float2(factor * share[0], factor * share[1]);
+    } else {
 #pragma unroll
-    for (int i = 0; i < Share; i += WIDTH) {
-        const unsigned column = 16 * i + WIDTH * x;
-        if (is_aligned) {
-            if (column < head_size) {
-                if constexpr (WIDTH == 2) {
-                    float2 pair = make_float2(factor * share[i], factor * share[i + 1]);
-                    float2* const target = (float2*)(row + column);
-                    if (accumulate) pair.x += target->x, pair.y += target->y;
-                    *target = pair;
-                } else {
-                    float4 four = make_float4(factor * share[i], factor * share[i + 1], factor * share[i + 2],
-                                              factor * share[i + 3]);
-                    float4* const target = (float4*)(row + column);
-                    if (accumulate) {
-                        const float4 old = *target;
-                        four.x += old.x, four.y += old.y, four.z += old.z, four.w += old.w;
-                    }
-                    *target = four;
-                }
-            }
-        } else {
-#pragma unroll
-            for (int k = 0; k < WIDTH; ++k) {
-                if (column + k < head_size) write(row[column + k], factor * share[i + k], accumulate);
-            }
+        for (int i = 0; i < Share; i += 4) {
+            *(float4*)(row + 16 * i + 4 * x) = make_float4(factor * share[i], factor * share[i + 1],
+                                                           factor * share[i + 2], factor * share[i + 3]);
         }
     }
 }

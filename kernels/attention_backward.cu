@@ -30,9 +30,9 @@ __device__ __forceinline__ Row load_row(const float* log_sum_exp, const float* d
 }
 
 __device__ __forceinline__ float probability(const Attention& problem, float product, unsigned long long bias_row,
-                                             unsigned key, const Row& row) {
+                                             unsigned packed, unsigned key, const Row& row) {
     float score = product * (problem.scale * LOG2_E);
-    if (problem.bias) score = fmaf(problem.bias[bias_row * problem.key_time + key], LOG2_E, score);
+    if (problem.bias) score += problem.bias_at(bias_row, packed, key);
     return exp2_fast(score - row.log_sum_exp);
 }
 
@@ -57,7 +57,7 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
     const unsigned first_key = blockIdx.x / pairs * ROWS;
     const unsigned count = min((unsigned)ROWS, problem.key_time - first_key);
     const unsigned length = problem.key_length(batch);
-    const unsigned long long first_row = problem.first_row(0, key_head);
+    const unsigned long long bias_row = problem.first_row(0, key_head);
     const unsigned long long first_of_batch = problem.first_row(batch, key_head);
 
     const float* const query = problem.query + batch * problem.query_sequence + key_head * problem.group * head_size;
@@ -84,6 +84,8 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
         return min(first, rows);
     };
 
+    const unsigned long long start = batch * problem.key_sequence + key_head * head_size;
+    const auto offset = [&](unsigned row) { return (unsigned long long)(first_key + row) * problem.key_row; };
     float key_sums[R][SHARE], value_sums[R][SHARE];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -92,8 +94,6 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
     }
     unsigned first = next(0);
     if (first < rows) {
-        const unsigned long long start = batch * problem.key_sequence + key_head * head_size;
-        const auto offset = [&](unsigned row) { return (unsigned long long)(first_key + row) * problem.key_row; };
         const float *const key = problem.key + start, *const value = problem.value + start;
         load_tile<Padded, ROWS>(keys, key, count, head_size, is_aligned(key, problem.key_row, head_size), offset);
         load_tile<Padded, ROWS>(values, value, count, head_size, is_aligned(value, problem.key_row, head_size), offset);
@@ -123,7 +123,8 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
             for (int r = 0; r < R; ++r) {
                 const unsigned key = first_key + y + 8 * r;
                 float& value = probabilities[r][c];
-                value = key < seen ? probability(problem, value, first_row + column, key, row[c]) : 0.0f;
+                value = probability(problem, value, bias_row, column, key, row[c]);
+                if (key >= seen) value = 0.0f;
                 float& weight = weights[Sizes::weight(y + 8 * r, x + 16 * c)];
                 if (problem.dropout.threshold) {
                     if (weight != 0.0f) kept |= 1u << (r * C + c);
@@ -157,17 +158,18 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
         first = following;
     }
 
-    const unsigned long long start = batch * problem.key_sequence + key_head * head_size;
-    const bool keys_are_aligned = is_aligned(grad_key + start, problem.key_row, head_size);
-    const bool values_are_aligned = is_aligned(grad_value + start, problem.key_row, head_size);
+    // All warps are behind the last barrier: keys and values are not needed any more.
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-        if (y + 8 * r < count) {
-            const unsigned long long to = start + (unsigned long long)(first_key + y + 8 * r) * problem.key_row;
-            store_share(grad_key + to, key_sums[r], problem.scale, x, head_size, keys_are_aligned, accumulate);
-            store_share(grad_value + to, value_sums[r], 1.0f, x, head_size, values_are_aligned, accumulate);
-        }
+        store_share(keys + (y + 8 * r) * STRIDE, key_sums[r], problem.scale, x);
+        store_share(values + (y + 8 * r) * STRIDE, value_sums[r], 1.0f, x);
     }
+    __syncthreads();
+    float *const key_target = grad_key + start, *const value_target = grad_value + start;
+    store_tile<Padded, ROWS>(keys, key_target, count, head_size, is_aligned(key_target, problem.key_row, head_size),
+                             accumulate, offset);
+    store_tile<Padded, ROWS>(values, value_target, count, head_size,
+                             is_aligned(value_target, problem.key_row, head_size), accumulate, offset);
 }
 
 // From tiles of S and dP, whose rows are packed rows of queries: dS.
@@ -190,9 +192,10 @@ struct ScoreGradients {
 
     // One element; `factor` is its dropout factor.
     __device__ __forceinline__ float at(const Attention& problem, int r, float score, float grad_probability,
-                                        float factor, unsigned long long bias_row, unsigned key) const {
-        if (key >= seen[r]) return 0.0f;
-        return probability(problem, score, bias_row, key, row[r]) * fmaf(grad_probability, factor, -row[r].delta);
+                                        float factor, unsigned long long bias_row, unsigned packed,
+                                        unsigned key) const {
+        const float value = probability(problem, score, bias_row, packed, key, row[r]);
+        return (key < seen[r] ? value : 0.0f) * fmaf(grad_probability, factor, -row[r].delta);
     }
 };
 
@@ -249,7 +252,7 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
         load_keys(values, value, values_are_aligned, 0);
     }
     const ScoreGradients<R, C> gradients_of_scores(problem, log_sum_exp, delta, batch, key_head, first, y);
-    const unsigned long long first_row = problem.first_row(0, key_head) + first;
+    const unsigned long long bias_row = problem.first_row(0, key_head);
     for (unsigned at = 0; at < end; at += COLUMNS) {
         copy_async_wait<0>();
         __syncthreads();
@@ -270,7 +273,7 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
                 float& weight = weights[Sizes::weight(row, column)];
                 const float factor = problem.dropout.threshold ? weight : 1.0f;
                 weight = gradients_of_scores.at(problem, r, scores[r][c], grad_probabilities[r][c], factor,
-                                                first_row + row, at + column);
+                                                bias_row, first + row, at + column);
             }
         }
         __syncwarp();
@@ -279,15 +282,13 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
         if (at + COLUMNS < end) load_keys(keys, key, keys_are_aligned, at + COLUMNS);
     }
 
-    float* const target = grad_query + query_start;
-    const bool target_is_aligned = is_aligned(target, problem.query_row, head_size);
+    // All warps are behind the last barrier: queries are not needed any more.
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-        if (y + 8 * r < count) {
-            float* const to = target + problem.offset(first + y + 8 * r, problem.query_row);
-            store_share(to, result[r], problem.scale, x, head_size, target_is_aligned, accumulate);
-        }
-    }
+    for (int r = 0; r < R; ++r) store_share(queries + (y + 8 * r) * STRIDE, result[r], problem.scale, x);
+    __syncthreads();
+    float* const target = grad_query + query_start;
+    store_tile<Padded, ROWS>(queries, target, count, head_size, is_aligned(target, problem.query_row, head_size),
+                             accumulate, [&](unsigned row) { return problem.offset(first + row, problem.query_row); });
 }
 
 // dbias of a tile of packed rows and keys.
@@ -309,7 +310,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
     const unsigned first = blockIdx.x / problem.key_value_heads * ROWS, at = blockIdx.y * COLUMNS;
     const unsigned count = min((unsigned)ROWS, problem.rows() - first);
     const unsigned seen = problem.seen_by_rows(first, count);
-    const unsigned long long first_row = problem.first_row(0, key_head) + first;
+    const unsigned long long bias_row = problem.first_row(0, key_head);
     const unsigned stride = problem.heads() * head_size;
 
     float sums[R][C];
@@ -352,7 +353,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
                 const unsigned row = y + 8 * r, column = x + 16 * c;
                 const float factor = problem.dropout.threshold ? weights[Sizes::weight(row, column)] : 1.0f;
                 sums[r][c] += gradients_of_scores.at(problem, r, scores[r][c], grad_probabilities[r][c], factor,
-                                                     first_row + row, at + column);
+                                                     bias_row, first + row, at + column);
             }
         }
         __syncthreads();
@@ -363,7 +364,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
         for (int c = 0; c < C; ++c) {
             const unsigned row = y + 8 * r, column = at + x + 16 * c;
             if (row < count && column < problem.key_time) {
-                write(grad_bias[(first_row + row) * problem.key_time + column], sums[r][c], accumulate);
+                write(grad_bias[(bias_row + first + row) * problem.key_time + column], sums[r][c], accumulate);
             }
         }
     }

@@ -64,7 +64,7 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
 #pragma unroll
         for (int i = 0; i < SHARE; ++i) result[r][i] = 0.0f;
     }
-    const unsigned long long first_row = problem.first_row(0, key_head) + first;
+    const unsigned long long bias_row = problem.first_row(0, key_head);
     const unsigned long long first_of_batch = problem.first_row(batch, key_head) + first;
     // A warp all of whose rows lie behind the last one only helps to copy.
     const bool has_rows = (y & ~1u) < count;
@@ -97,9 +97,7 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
                 for (int c = 0; c < C; ++c) {
                     const unsigned j = at + x + 16 * c;
                     float score = scores[r][c] * (problem.scale * LOG2_E);
-                    if (problem.bias && j < seen[r]) {
-                        score = fmaf(problem.bias[(first_row + row) * problem.key_time + j], LOG2_E, score);
-                    }
+                    if (problem.bias) score += problem.bias_at(bias_row, first + row, j);
                     scores[r][c] = j < seen[r] ? score : -INFINITE;
                     maximum = fmaxf(maximum, scores[r][c]);
                 }
@@ -128,12 +126,8 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
         if (at + COLUMNS < end) load_keys(values, value, values_are_aligned, at + COLUMNS);
     }
 
-    // One range of several: rows go, in their packed order, to where the merge looks for them.
-    const bool is_partial = gridDim.y > 1;
-    const unsigned stride = problem.heads() * head_size;
-    float* const target = is_partial ? output + (blockIdx.y * partial + first_of_batch) * head_size
-                                     : output + problem.output_start(batch, key_head);
-    const bool output_is_aligned = is_aligned(target, 0, head_size);
+    // All warps are behind the last barrier: what was loaded is not needed any more.
+    float *const normalised = queries, *const row_sums = weights, *const row_maxima = weights + ROWS;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
         float sum = sums[r];
@@ -141,17 +135,28 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
         for (unsigned distance = 8; distance > 0; distance /= 2) {
             sum += __shfl_xor_sync(ALL_LANES, sum, distance);
         }
-        const unsigned row = y + 8 * r;
-        if (row < count) {
-            const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-            float* const to = target + (is_partial ? (unsigned long long)row * head_size
-                                                   : problem.offset(first + row, stride));
-            store_share(to, result[r], factor, x, head_size, output_is_aligned, 0);
-            if (log_sum_exp && x == 0) {
-                const float value = sum == 0.0f ? -INFINITE : fmaf(maxima[r], LN_2, logf(sum));
-                log_sum_exp[(is_partial ? blockIdx.y * partial : 0) + first_of_batch + row] = value;
-            }
+        store_share(normalised + (y + 8 * r) * STRIDE, result[r], sum == 0.0f ? 0.0f : 1.0f / sum, x);
+        if (x == 0) {
+            row_sums[y + 8 * r] = sum;
+            row_maxima[y + 8 * r] = maxima[r];
         }
+    }
+    __syncthreads();
+    // One range of several: rows go, in their packed order, to where the merge looks for them.
+    const bool is_partial = gridDim.y > 1;
+    const unsigned long long range = is_partial ? blockIdx.y * partial : 0;
+    const unsigned stride = is_partial ? head_size : problem.heads() * head_size;
+    float* const target = output + (is_partial ? (range + first_of_batch) * head_size
+                                               : problem.output_start(batch, key_head));
+    store_tile<Padded, ROWS>(normalised, target, count, head_size, is_aligned(target, stride, head_size), 0,
+                             [&](unsigned row) {
+                                 return is_partial ? (unsigned long long)row * stride
+                                                   : problem.offset(first + row, stride);
+                             });
+    if (log_sum_exp && threadIdx.x < count) {
+        const float sum = row_sums[threadIdx.x];
+        log_sum_exp[range + first_of_batch + threadIdx.x] =
+            sum == 0.0f ? -INFINITE : fmaf(row_maxima[threadIdx.x], LN_2, logf(sum));
     }
 }
 
@@ -176,8 +181,8 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
              unsigned keys_per_split) {                                                                                \
         attend<PADDED, R, C>(problem, output, log_sum_exp, partial, keys_per_split);                                   \
     }
-ENTRY(attention_forward_32, 32, 8, 2)
-ENTRY(attention_forward_64, 64, 8, 2)
+ENTRY(attention_forward_32, 32, 8, 4)
+ENTRY(attention_forward_64, 64, 8, 4)
 ENTRY(attention_forward_128, 128, 8, 2)
 ENTRY(attention_forward_256, 256, 4, 1)
 ENTRY(attention_decode_32, 32, 1, 2)

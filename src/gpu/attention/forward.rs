@@ -8,8 +8,8 @@ use crate::ops::attention::{Forward, Shape};
 static SOURCE: Source = source!("attention_forward");
 
 static FORWARD: [Kernel; 4] = [
-    kernel("attention_forward_32", 32, 8, 2),
-    kernel("attention_forward_64", 64, 8, 2),
+    kernel("attention_forward_32", 32, 8, 4),
+    kernel("attention_forward_64", 64, 8, 4),
     kernel("attention_forward_128", 128, 8, 2),
     kernel("attention_forward_256", 256, 4, 1),
 ];
