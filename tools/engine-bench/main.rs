@@ -1,6 +1,8 @@
 //! `engine-bench`: measure training steps and single operations, alone or in turns with PyTorch.
 
 mod kernels;
+mod launch;
+mod roofline;
 mod train;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -44,6 +46,8 @@ enum Command {
     Train(train::Arguments),
     /// Time single operations: milliseconds, rate, percent of the machine's peak.
     Kernels(kernels::Arguments),
+    Launch(launch::Arguments),
+    Roofline(roofline::Arguments),
 }
 
 /// What to compute on, what to compare with, where the figures go.
@@ -110,10 +114,23 @@ fn machine(cpu: &Cpu) -> (String, Value) {
     (line, json!({ "cpu": name, "threads": threads, "simd": simd }))
 }
 
+/// Prints to standard output; a reader that went away (`| head`) has seen enough, which is no failure.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Kernels(arguments) => kernels::run(&arguments),
+        Command::Launch(arguments) => launch::run(&arguments),
+        Command::Roofline(arguments) => roofline::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
