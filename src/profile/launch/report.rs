@@ -172,7 +172,7 @@ pub fn to_text(launch: &Launch, outcome: &Outcome, roofline: Option<&Roofline>) 
         }
     }
     if let Some(counters) = &outcome.counters {
-        let _ = write!(text, "\n{}\n{}\n", counters_text(counters), opcode_table(counters));
+        let _ = write!(text, "\n{}\n{}", counters_text(counters), opcode_table(counters));
     }
     if let Some(roofline) = roofline {
         let _ = write!(text, "\n{}", roofline_text(roofline));
@@ -189,8 +189,8 @@ fn time(outcome: &Outcome) -> String {
     if let Some(counters) = &outcome.counters
         && middle > 0.0
     {
-        let warps = si(counters.warp_instructions as f64 / middle, "warp");
-        let threads = si(counters.thread_instructions as f64 / middle, "thread instructions/s");
+        let warps = si(counters.warp_instructions as f64 / middle, " warp");
+        let threads = si(counters.thread_instructions as f64 / middle, " thread instructions/s");
         let _ = write!(text, "; {warps} and {threads}");
     }
     text
@@ -237,7 +237,7 @@ fn counters_text(counters: &Counters) -> String {
         ("shared wavefronts", c.shared_wavefronts, String::new()),
         ("shared bank conflicts", c.shared_bank_conflicts, per(c.shared_bank_conflicts, passes, "access")),
         ("tensor core FLOPs", c.tensor_core_flops, String::new()),
-        ("barriers", c.barriers, "warps that came to one".into()),
+        ("barriers", c.barriers, "arrivals of warps".into()),
         ("divergent branches", c.divergent_branches, percent_of(c.divergent_branches, branches, "branches")),
     ];
     let values: Vec<String> = rows.iter().map(|row| grouped(row.1)).collect();
@@ -378,7 +378,7 @@ fn grouped(number: u64) -> String {
 
 /// Three digits and a prefix: `1.23 ms`, `19.5 TFLOP/s`.
 pub fn si(value: f64, unit: &str) -> String {
-    const STEPS: [(f64, &str); 9] = [
+    const STEPS: [(f64, &str); 10] = [
         (1e15, "P"),
         (1e12, "T"),
         (1e9, "G"),
@@ -388,11 +388,12 @@ pub fn si(value: f64, unit: &str) -> String {
         (1e-3, "m"),
         (1e-6, "µ"),
         (1e-9, "n"),
+        (1e-12, "p"),
     ];
     if value == 0.0 || !value.is_finite() {
         return format!("{value} {unit}");
     }
-    let (scale, prefix) = STEPS.into_iter().find(|(scale, _)| value >= *scale).unwrap_or((1e-9, "n"));
+    let (scale, prefix) = STEPS.into_iter().find(|(scale, _)| value >= *scale).unwrap_or((1e-12, "p"));
     let scaled = value / scale;
     let decimals = if scaled >= 100.0 {
         0
@@ -445,7 +446,7 @@ mod tests {
         assert_eq!(si(0.001234, "s"), "1.23 ms");
         assert_eq!(si(19.5e12, "FLOP/s"), "19.5 TFLOP/s");
         assert_eq!(si(312e12, "FLOP/s"), "312 TFLOP/s");
-        assert_eq!((si(0.0, "s"), si(5e-12, "s")), ("0 s".into(), "0.01 ns".into()));
+        assert_eq!((si(0.0, "s"), si(5e-12, "s")), ("0 s".into(), "5.00 ps".into()));
         assert_eq!(kind_name(FindingKind::UninitialisedShared), "uninitialised_shared");
     }
 }
