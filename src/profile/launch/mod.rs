@@ -140,15 +140,17 @@ impl Launch {
         arguments: Vec<Argument>,
         options: Options,
     ) -> Result<Self, LaunchError> {
-        let signature = choose(file, &text, kernel).map_err(|missing| {
-            // In a file that is not PTX, where it stops being PTX says more than which kernels are not in it.
-            match Emulator::new(facts(&options, &text)).load(file, &text) {
+        // Where the file is not PTX, the place where it stops being PTX says more than what its kernels seem to take.
+        let refuse = |message: String| match options.device {
+            DeviceKind::Emulator => match Emulator::new(facts(&options, &text)).load(file, &text) {
                 Err(error) => LaunchError::Device(error.to_string()),
-                Ok(_) => LaunchError::Usage(missing),
-            }
-        })?;
+                Ok(_) => LaunchError::Usage(message),
+            },
+            DeviceKind::Cuda(_) => LaunchError::Usage(message),
+        };
+        let signature = choose(file, &text, kernel).map_err(refuse)?;
         let mut warnings = Vec::new();
-        check_arguments(&signature, &arguments, &mut warnings).map_err(LaunchError::Usage)?;
+        check_arguments(&signature, &arguments, &mut warnings).map_err(refuse)?;
         for (index, argument) in arguments.iter().enumerate() {
             let earlier = arguments[..index]
                 .iter()
