@@ -401,6 +401,8 @@ fn tritons_kernels_run_with_null_for_its_scratch_pointers() {
     );
     bench.bad(&arguments, 2, &["takes 5 arguments, 3 given", "Triton", "add --arg null --arg null"]);
     bench.good(&format!("{arguments} --arg null --arg null"));
+    let forgotten = arguments.replace("--shared 16 --sanitize", "");
+    bench.bad(&format!("{forgotten} --arg null --arg null"), 1, &["0 bytes of shared memory", "with --shared"]);
     for (row, got) in values.chunks(columns).zip(bench.read_floats("y.npy").chunks(columns)) {
         let sum: f64 = row.iter().map(|&value| f64::from(value).exp()).sum();
         for (value, got) in row.iter().zip(got) {

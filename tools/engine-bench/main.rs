@@ -1,4 +1,4 @@
-//! `engine-bench`: measure training steps and single operations, alone or in turns with PyTorch.
+//! `engine-bench`: measure training steps and single operations, alone or in turns with PyTorch; run any PTX kernel.
 
 mod kernels;
 mod launch;
@@ -26,13 +26,15 @@ Examples:
   engine-bench kernels                                every operation, against the machine's peak
   engine-bench kernels --filter attention --compare pytorch
   ENGINE_SIMD=avx2 engine-bench kernels --threads 1   one thread, without AVX-512
+  engine-bench launch --help                          how to run a kernel of any PTX file, without a GPU
+  engine-bench roofline launch.json --profile A100    what it could reach on one
 
 Percentages are of the peak that this machine showed in the same run. With --compare pytorch both sides take turns
 in one run and medians are compared; ENGINE_PYTHON names the Python that has PyTorch (default python3).
 
 Exit codes: 0 done, 1 failed, 2 bad usage.";
 
-/// Measure training steps and single operations, alone or in turns with PyTorch.
+/// Measure training steps and single operations, alone or in turns with PyTorch; run, check and profile PTX kernels.
 #[derive(Parser)]
 #[command(name = "engine-bench", version, after_help = EXAMPLES)]
 struct Arguments {

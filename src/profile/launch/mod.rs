@@ -277,6 +277,15 @@ impl Launch {
         Ok(())
     }
 
+    /// What to do about a fault, where the launch itself may be at fault.
+    fn hint(&self, fault: &str) -> &'static str {
+        let is_shared = fault.contains("of shared memory") && self.text.contains(".extern .shared");
+        match self.options.config.shared_bytes {
+            0 if is_shared => "; if the kernel has dynamic shared memory, give its size with --shared",
+            _ => "",
+        }
+    }
+
     /// An error of the emulator in this launch's terms.
     fn explain(&self, error: EmulatorError) -> LaunchError {
         match error {
@@ -285,7 +294,7 @@ impl Launch {
                 // The fault's own words, with the column.
                 let (text, place) = (fault.to_string(), format!("{}:{}", fault.file, fault.line));
                 let rest = text.strip_prefix(&place).unwrap_or(&text);
-                LaunchError::Device(format!("{place}:{}{rest}", self.column(fault.line)))
+                LaunchError::Device(format!("{place}:{}{rest}{}", self.column(fault.line), self.hint(rest)))
             }
             _ => LaunchError::Device(error.to_string()),
         }

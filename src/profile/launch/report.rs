@@ -129,7 +129,7 @@ pub fn finding_line(launch: &Launch, finding: &Finding) -> String {
     if let Some((file, number)) = &finding.source {
         let _ = write!(line, " ({file}:{number})");
     }
-    line
+    line + launch.hint(&finding.detail)
 }
 
 /// The report that people read.

@@ -73,12 +73,13 @@ fn without_comments(text: &str) -> String {
     while let Some(at) = rest.find(['/', '"']) {
         plain.push_str(&rest[..at]);
         let here = &rest[at..];
+        // Where one does not end, all the rest is it.
         let length = if here.starts_with("//") {
             here.find('\n').unwrap_or(here.len())
-        } else if here.starts_with("/*") {
-            here[2..].find("*/").map_or(here.len(), |end| end + 4)
-        } else if here.starts_with('"') {
-            here[1..].find('"').map_or(here.len(), |end| end + 2)
+        } else if let Some(comment) = here.strip_prefix("/*") {
+            comment.find("*/").map_or(here.len(), |end| end + 4)
+        } else if let Some(quoted) = here.strip_prefix('"') {
+            quoted.find('"').map_or(here.len(), |end| end + 2)
         } else {
             1
         };
