@@ -170,8 +170,8 @@ pub fn refuse_implicit(stream: &Stream) -> Answer {
         return Ok(());
     }
     let disturbs = |capture: &Arc<Capture>| {
-        let is_disturbed = capture.context == stream.context
-            && lock(&capture.heads).values().any(|head| head.stream.is_blocking());
+        let is_disturbed =
+            capture.context == stream.context && lock(&capture.heads).values().any(|head| head.stream.is_blocking());
         if is_disturbed {
             capture.invalidate();
         }
@@ -275,7 +275,8 @@ pub extern "C" fn cuStreamEndCapture(stream: Handle, graph: Out<Handle>) -> Code
         }
         let valid = capture.check();
         let heads = capture.end(driver);
-        let result = valid.and_then(|()| if is_joined(&capture, &heads) { Ok(()) } else { Err(STREAM_CAPTURE_UNJOINED) });
+        let result =
+            valid.and_then(|()| if is_joined(&capture, &heads) { Ok(()) } else { Err(STREAM_CAPTURE_UNJOINED) });
         if result.is_err() {
             driver.graphs.remove(capture.graph.handle);
         }

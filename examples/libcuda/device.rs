@@ -2,9 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_uint};
 
-use crate::attributes::{
-    CONSTANT_BYTES, DEFAULT_SHARED_BYTES, MAX_PITCH, REGISTERS, TEXTURE_ALIGNMENT, attribute,
-};
+use crate::attributes::{CONSTANT_BYTES, DEFAULT_SHARED_BYTES, MAX_PITCH, REGISTERS, TEXTURE_ALIGNMENT, attribute};
 use crate::errors::{Answer, Code, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, answer};
 use crate::state::{Driver, driver, initialise};
 use crate::types::{Device, DeviceProperties, Name, Out};

@@ -134,15 +134,20 @@ codes! {
 
 /// Runs the body of an entry point: a panic is an unknown error, not the caller's end; what fails is told in the log.
 pub fn answer(name: &'static str, body: impl FnOnce() -> Answer) -> Code {
-    let code = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return SUCCESS,
-        Ok(Err(code)) => code,
-        Err(_) => UNKNOWN,
-    };
-    if code != NOT_READY {
+    let code = answer_quietly(body);
+    if code != SUCCESS {
         options::log(|| format!("{name} answers {}", code.name()));
     }
     code
+}
+
+/// The same without the log, for questions that programs ask to learn what there is.
+pub fn answer_quietly(body: impl FnOnce() -> Answer) -> Code {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => SUCCESS,
+        Ok(Err(code)) => code,
+        Err(_) => UNKNOWN,
+    }
 }
 
 impl Code {

@@ -26,7 +26,9 @@ pub fn default_dynamic_shared(info: &FunctionInfo) -> i32 {
 pub fn max_threads(info: &FunctionInfo, facts: &DeviceFacts) -> u32 {
     let limit = info.limits.required_threads.or(info.limits.max_threads);
     limit
-        .map_or(facts.max_threads_per_block, |sizes| sizes.iter().fold(1u32, |product, &size| product.saturating_mul(size)))
+        .map_or(facts.max_threads_per_block, |sizes| {
+            sizes.iter().fold(1u32, |product, &size| product.saturating_mul(size))
+        })
         .clamp(1, facts.max_threads_per_block)
 }
 

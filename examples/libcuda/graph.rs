@@ -377,9 +377,8 @@ pub extern "C" fn cuGraphGetRootNodes(handle: Handle, nodes: Out<Handle>, count:
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphDebugDotPrint(handle: Handle, path: Name, _flags: c_uint) -> Code {
     answer("cuGraphDebugDotPrint", || {
-        const NAMES: [&str; 12] = [
-            "kernel", "copy", "fill", "host", "graph", "empty", "wait", "record", "", "", "allocate", "free",
-        ];
+        const NAMES: [&str; 12] =
+            ["kernel", "copy", "fill", "host", "graph", "empty", "wait", "record", "", "", "allocate", "free"];
         let mut text = String::from("digraph graph_1 {\n");
         for node in graph(handle)?.nodes() {
             let label = match &node.operation {

@@ -85,52 +85,117 @@ fn recorded(node: Handle, wants_record: bool) -> Answer<Arc<Event>> {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddKernelNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, params: In<KernelNode>) -> Code {
+pub extern "C" fn cuGraphAddKernelNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    params: In<KernelNode>,
+) -> Code {
     answer("cuGraphAddKernelNode", || add_node(target, graph, dependencies, count, kernel(params)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddKernelNode_v2(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, params: In<KernelNode2>) -> Code {
+pub extern "C" fn cuGraphAddKernelNode_v2(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    params: In<KernelNode2>,
+) -> Code {
     answer("cuGraphAddKernelNode_v2", || add_node(target, graph, dependencies, count, kernel2(params)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddMemcpyNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, params: In<Copy3d>, _context: Handle) -> Code {
+pub extern "C" fn cuGraphAddMemcpyNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    params: In<Copy3d>,
+    _context: Handle,
+) -> Code {
     answer("cuGraphAddMemcpyNode", || add_node(target, graph, dependencies, count, copy(params)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddMemsetNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, params: In<FillNode>, _context: Handle) -> Code {
+pub extern "C" fn cuGraphAddMemsetNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    params: In<FillNode>,
+    _context: Handle,
+) -> Code {
     answer("cuGraphAddMemsetNode", || add_node(target, graph, dependencies, count, fill(params)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddHostNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, params: In<HostNode>) -> Code {
+pub extern "C" fn cuGraphAddHostNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    params: In<HostNode>,
+) -> Code {
     answer("cuGraphAddHostNode", || add_node(target, graph, dependencies, count, host(params)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddChildGraphNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, child_graph: Handle) -> Code {
+pub extern "C" fn cuGraphAddChildGraphNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    child_graph: Handle,
+) -> Code {
     answer("cuGraphAddChildGraphNode", || add_node(target, graph, dependencies, count, child(child_graph)?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddEmptyNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize) -> Code {
+pub extern "C" fn cuGraphAddEmptyNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+) -> Code {
     answer("cuGraphAddEmptyNode", || add_node(target, graph, dependencies, count, Operation::Empty))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddEventRecordNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, event: Handle) -> Code {
-    answer("cuGraphAddEventRecordNode", || add_node(target, graph, dependencies, count, Operation::Record(event::of(event)?)))
+pub extern "C" fn cuGraphAddEventRecordNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    event: Handle,
+) -> Code {
+    answer("cuGraphAddEventRecordNode", || {
+        add_node(target, graph, dependencies, count, Operation::Record(event::of(event)?))
+    })
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddEventWaitNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, event: Handle) -> Code {
-    answer("cuGraphAddEventWaitNode", || add_node(target, graph, dependencies, count, Operation::Wait(event::of(event)?)))
+pub extern "C" fn cuGraphAddEventWaitNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    event: Handle,
+) -> Code {
+    answer("cuGraphAddEventWaitNode", || {
+        add_node(target, graph, dependencies, count, Operation::Wait(event::of(event)?))
+    })
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddMemFreeNode(target: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, address: DevicePointer) -> Code {
+pub extern "C" fn cuGraphAddMemFreeNode(
+    target: Out<Handle>,
+    graph: Handle,
+    dependencies: In<Handle>,
+    count: usize,
+    address: DevicePointer,
+) -> Code {
     answer("cuGraphAddMemFreeNode", || add_node(target, graph, dependencies, count, Operation::Free(address)))
 }
 
@@ -160,7 +225,12 @@ pub extern "C" fn cuGraphMemcpyNodeSetParams(node: Handle, params: In<Copy3d>) -
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphExecMemcpyNodeSetParams(exec: Handle, node: Handle, params: In<Copy3d>, _context: Handle) -> Code {
+pub extern "C" fn cuGraphExecMemcpyNodeSetParams(
+    exec: Handle,
+    node: Handle,
+    params: In<Copy3d>,
+    _context: Handle,
+) -> Code {
     answer("cuGraphExecMemcpyNodeSetParams", || set_in_exec(exec, node, copy(params)?))
 }
 
@@ -170,7 +240,12 @@ pub extern "C" fn cuGraphMemsetNodeSetParams(node: Handle, params: In<FillNode>)
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphExecMemsetNodeSetParams(exec: Handle, node: Handle, params: In<FillNode>, _context: Handle) -> Code {
+pub extern "C" fn cuGraphExecMemsetNodeSetParams(
+    exec: Handle,
+    node: Handle,
+    params: In<FillNode>,
+    _context: Handle,
+) -> Code {
     answer("cuGraphExecMemsetNodeSetParams", || set_in_exec(exec, node, fill(params)?))
 }
 
@@ -226,7 +301,9 @@ pub extern "C" fn cuGraphKernelNodeGetParams(node: Handle, params: Out<KernelNod
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphKernelNodeGetParams_v2(node: Handle, params: Out<KernelNode2>) -> Code {
-    answer("cuGraphKernelNodeGetParams_v2", || params.put(KernelNode2 { node: kernel_params(node)?, kernel: 0, context: 0 }))
+    answer("cuGraphKernelNodeGetParams_v2", || {
+        params.put(KernelNode2 { node: kernel_params(node)?, kernel: 0, context: 0 })
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -283,7 +360,9 @@ pub extern "C" fn cuGraphNodeSetEnabled(exec: Handle, node: Handle, enabled: c_u
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphNodeGetEnabled(exec: Handle, node: Handle, enabled: Out<c_uint>) -> Code {
-    answer("cuGraphNodeGetEnabled", || enabled.put(graph_exec(exec)?.change(node, |step| Ok(c_uint::from(step.is_enabled)))?))
+    answer("cuGraphNodeGetEnabled", || {
+        enabled.put(graph_exec(exec)?.change(node, |step| Ok(c_uint::from(step.is_enabled)))?)
+    })
 }
 
 fn dependents(node: Handle) -> Answer<Vec<Handle>> {
@@ -331,7 +410,13 @@ pub extern "C" fn cuGraphGetEdges(graph: Handle, from: Out<Handle>, to: Out<Hand
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphGetEdges_v2(graph: Handle, from: Out<Handle>, to: Out<Handle>, edges: Out<u64>, count: Out<usize>) -> Code {
+pub extern "C" fn cuGraphGetEdges_v2(
+    graph: Handle,
+    from: Out<Handle>,
+    to: Out<Handle>,
+    edges: Out<u64>,
+    count: Out<usize>,
+) -> Code {
     answer("cuGraphGetEdges_v2", || {
         put_edges(graph, from, to, count)?;
         put_edge_data(edges, count);
@@ -341,11 +426,18 @@ pub extern "C" fn cuGraphGetEdges_v2(graph: Handle, from: Out<Handle>, to: Out<H
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphNodeGetDependencies(node: Handle, list: Out<Handle>, count: Out<usize>) -> Code {
-    answer("cuGraphNodeGetDependencies", || put_list(list, count, &graph_of(node)?.dependencies(node).ok_or(INVALID_VALUE)?))
+    answer("cuGraphNodeGetDependencies", || {
+        put_list(list, count, &graph_of(node)?.dependencies(node).ok_or(INVALID_VALUE)?)
+    })
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphNodeGetDependencies_v2(node: Handle, list: Out<Handle>, edges: Out<u64>, count: Out<usize>) -> Code {
+pub extern "C" fn cuGraphNodeGetDependencies_v2(
+    node: Handle,
+    list: Out<Handle>,
+    edges: Out<u64>,
+    count: Out<usize>,
+) -> Code {
     answer("cuGraphNodeGetDependencies_v2", || {
         put_list(list, count, &graph_of(node)?.dependencies(node).ok_or(INVALID_VALUE)?)?;
         put_edge_data(edges, count);
@@ -359,7 +451,12 @@ pub extern "C" fn cuGraphNodeGetDependentNodes(node: Handle, list: Out<Handle>, 
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphNodeGetDependentNodes_v2(node: Handle, list: Out<Handle>, edges: Out<u64>, count: Out<usize>) -> Code {
+pub extern "C" fn cuGraphNodeGetDependentNodes_v2(
+    node: Handle,
+    list: Out<Handle>,
+    edges: Out<u64>,
+    count: Out<usize>,
+) -> Code {
     answer("cuGraphNodeGetDependentNodes_v2", || {
         put_list(list, count, &dependents(node)?)?;
         put_edge_data(edges, count);
@@ -373,7 +470,13 @@ pub extern "C" fn cuGraphAddDependencies(_graph: Handle, from: In<Handle>, to: I
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphAddDependencies_v2(_graph: Handle, from: In<Handle>, to: In<Handle>, _edges: In<u64>, count: usize) -> Code {
+pub extern "C" fn cuGraphAddDependencies_v2(
+    _graph: Handle,
+    from: In<Handle>,
+    to: In<Handle>,
+    _edges: In<u64>,
+    count: usize,
+) -> Code {
     answer("cuGraphAddDependencies_v2", || change_edges(from, to, count, true))
 }
 
@@ -383,6 +486,12 @@ pub extern "C" fn cuGraphRemoveDependencies(_graph: Handle, from: In<Handle>, to
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGraphRemoveDependencies_v2(_graph: Handle, from: In<Handle>, to: In<Handle>, _edges: In<u64>, count: usize) -> Code {
+pub extern "C" fn cuGraphRemoveDependencies_v2(
+    _graph: Handle,
+    from: In<Handle>,
+    to: In<Handle>,
+    _edges: In<u64>,
+    count: usize,
+) -> Code {
     answer("cuGraphRemoveDependencies_v2", || change_edges(from, to, count, false))
 }

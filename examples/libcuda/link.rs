@@ -63,12 +63,7 @@ fn merge(inputs: &[(String, String)]) -> String {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuLinkCreate_v2(
-    count: c_uint,
-    options: In<c_uint>,
-    values: Out<usize>,
-    state: Out<Handle>,
-) -> Code {
+pub extern "C" fn cuLinkCreate_v2(count: c_uint, options: In<c_uint>, values: Out<usize>, state: Out<Handle>) -> Code {
     answer("cuLinkCreate", || {
         usable()?;
         let options = JitOptions::read(count, options, values)?;

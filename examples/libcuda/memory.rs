@@ -295,11 +295,7 @@ pub extern "C" fn cuMemFreeHost(host: *mut c_void) -> Code {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemHostGetDevicePointer_v2(
-    address: Out<DevicePointer>,
-    host: *mut c_void,
-    flags: c_uint,
-) -> Code {
+pub extern "C" fn cuMemHostGetDevicePointer_v2(address: Out<DevicePointer>, host: *mut c_void, flags: c_uint) -> Code {
     answer("cuMemHostGetDevicePointer", || {
         usable()?;
         if flags != 0 {
@@ -328,9 +324,8 @@ pub extern "C" fn cuMemHostRegister_v2(host: *mut c_void, bytes: usize, flags: c
         if start == 0 || bytes == 0 || start.checked_add(bytes).is_none() || flags & !REGISTER_FLAGS != 0 {
             return Err(INVALID_VALUE);
         }
-        let overlaps = |block: &Block| {
-            block.host != 0 && block.host < start + bytes && start < block.host + block.bytes
-        };
+        let overlaps =
+            |block: &Block| block.host != 0 && block.host < start + bytes && start < block.host + block.bytes;
         if lock(&driver.blocks).values().any(overlaps) {
             return Err(HOST_MEMORY_ALREADY_REGISTERED);
         }

@@ -4,15 +4,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_uint};
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex};
 
 use engine::driver::emulator::{self, FunctionInfo};
 
 use crate::context::usable;
-use crate::errors::{
-    Answer, Code, FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, answer,
-};
+use crate::errors::{Answer, Code, FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, answer};
 use crate::image::{self, Image};
 use crate::jit::JitOptions;
 use crate::state::{Driver, driver, lock};
@@ -53,7 +51,9 @@ impl Module {
     }
 
     fn kernel_names(&self) -> Vec<String> {
-        self.loaded.as_ref().map_or_else(Vec::new, |loaded| loaded.kernels().map(|kernel| kernel.name.clone()).collect())
+        self.loaded
+            .as_ref()
+            .map_or_else(Vec::new, |loaded| loaded.kernels().map(|kernel| kernel.name.clone()).collect())
     }
 }
 
@@ -65,8 +65,7 @@ impl Function {
 
 /// Loads a PTX text for a context, or as a library for context 0.
 pub fn load(driver: &Driver, context: Handle, file: &str, image: Image) -> Result<Arc<Module>, (Code, String)> {
-    let loaded =
-        driver.emulator.load(file, &image?).map_err(|error| (Code::refused(&error), error.to_string()))?;
+    let loaded = driver.emulator.load(file, &image?).map_err(|error| (Code::refused(&error), error.to_string()))?;
     Ok(driver.modules.add(|handle| Module { handle, context, loaded: Some(loaded), functions: Mutex::default() }))
 }
 

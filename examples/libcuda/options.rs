@@ -84,7 +84,9 @@ fn architecture(sm: u32) -> Option<DeviceFacts> {
 
 fn device(text: &str) -> Result<DeviceFacts, String> {
     let wrong = |part: &str, expected: &str| {
-        Err(format!("ENGINE_EMULATOR_DEVICE: '{part}': expected {expected}, as in name=A100,sm=80,memory=40GiB,multiprocessors=108"))
+        Err(format!(
+            "ENGINE_EMULATOR_DEVICE: '{part}': expected {expected}, as in name=A100,sm=80,memory=40GiB,multiprocessors=108"
+        ))
     };
     let parts: Vec<(&str, &str)> = match text
         .split(',')

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint};
 
 use crate::context::usable;
 use crate::device::known;
-use crate::errors::{Answer, Code, INVALID_VALUE, NOT_SUPPORTED, answer};
+use crate::errors::{Answer, Code, INVALID_VALUE, NOT_SUPPORTED, answer, answer_quietly};
 use crate::memory::{Block, Kind, block_at, block_of_host};
 use crate::state::{Driver, driver};
 use crate::stream;
@@ -70,7 +70,7 @@ fn put_nothing(data: Out<u64>, number: c_uint) {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuPointerGetAttribute(data: Out<u64>, number: c_uint, address: DevicePointer) -> Code {
-    answer("cuPointerGetAttribute", || put_attribute(data, number, address))
+    answer_quietly(|| put_attribute(data, number, address))
 }
 
 #[unsafe(no_mangle)]
@@ -179,7 +179,12 @@ pub extern "C" fn cuMemRangeGetAttribute(
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuStreamAttachMemAsync(stream: Handle, address: DevicePointer, _bytes: usize, _flags: c_uint) -> Code {
+pub extern "C" fn cuStreamAttachMemAsync(
+    stream: Handle,
+    address: DevicePointer,
+    _bytes: usize,
+    _flags: c_uint,
+) -> Code {
     answer("cuStreamAttachMemAsync", || {
         usable()?;
         stream::resolve(stream)?;

@@ -15,7 +15,9 @@ use crate::memory;
 use crate::state::{driver, lock};
 use crate::stream;
 use crate::submit::{Operation, submit};
-use crate::types::{AccessDescription, Device, DevicePointer, Handle, In, LOCATION_DEVICE, MemoryLocation, Out, PoolProperties};
+use crate::types::{
+    AccessDescription, Device, DevicePointer, Handle, In, LOCATION_DEVICE, MemoryLocation, Out, PoolProperties,
+};
 
 pub struct Pool {
     pub handle: Handle,

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-use crate::errors::{Answer, Code, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, answer};
+use crate::errors::{Answer, Code, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, answer, answer_quietly};
 use crate::options::log;
 use crate::types::{In, Name, Out};
 
@@ -81,13 +81,7 @@ fn find(name: &str, version: c_int, flags: u64) -> Result<&'static str, c_uint> 
     }
 }
 
-fn put_address(
-    name: Name,
-    function: Out<*mut c_void>,
-    version: c_int,
-    flags: u64,
-    status: Out<c_uint>,
-) -> Answer {
+fn put_address(name: Name, function: Out<*mut c_void>, version: c_int, flags: u64, status: Out<c_uint>) -> Answer {
     let name = name.string()?;
     if function.is_null() || flags & !(LEGACY_STREAM | PER_THREAD_STREAM) != 0 {
         return Err(INVALID_VALUE);
@@ -96,11 +90,7 @@ fn put_address(
     status.put_if_wanted(found.err().unwrap_or(FOUND));
     match found {
         Ok(address) => function.put(address),
-        Err(reason) => {
-            log(|| {
-                let version_is_old = reason == VERSION_NOT_SUFFICIENT;
-                format!("no entry point {name}{}", if version_is_old { " for this version" } else { "" })
-            });
+        Err(_) => {
             function.put(std::ptr::null_mut())?;
             Err(NOT_FOUND)
         }
@@ -109,7 +99,7 @@ fn put_address(
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGetProcAddress(name: Name, function: Out<*mut c_void>, version: c_int, flags: u64) -> Code {
-    answer("cuGetProcAddress", || put_address(name, function, version, flags, Out::from_address(0)))
+    answer_quietly(|| put_address(name, function, version, flags, Out::from_address(0)))
 }
 
 /// With a status, an unknown name is not an error of the call.
@@ -121,7 +111,7 @@ pub extern "C" fn cuGetProcAddress_v2(
     flags: u64,
     status: Out<c_uint>,
 ) -> Code {
-    answer("cuGetProcAddress_v2", || match put_address(name, function, version, flags, status) {
+    answer_quietly(|| match put_address(name, function, version, flags, status) {
         Err(code) if code == NOT_FOUND && !status.is_null() => Ok(()),
         result => result,
     })

@@ -51,7 +51,12 @@ pub extern "C" fn cuMemcpyDtoD_v2(target: DevicePointer, source: DevicePointer, 
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyDtoDAsync_v2(target: DevicePointer, source: DevicePointer, bytes: usize, stream: Handle) -> Code {
+pub extern "C" fn cuMemcpyDtoDAsync_v2(
+    target: DevicePointer,
+    source: DevicePointer,
+    bytes: usize,
+    stream: Handle,
+) -> Code {
     answer("cuMemcpyDtoDAsync", || submit(stream, linear((Place::Device, target), (Place::Device, source), bytes)))
 }
 
@@ -66,12 +71,25 @@ pub extern "C" fn cuMemcpyAsync(target: DevicePointer, source: DevicePointer, by
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyPeer(target: DevicePointer, _target_context: Handle, source: DevicePointer, _source_context: Handle, bytes: usize) -> Code {
+pub extern "C" fn cuMemcpyPeer(
+    target: DevicePointer,
+    _target_context: Handle,
+    source: DevicePointer,
+    _source_context: Handle,
+    bytes: usize,
+) -> Code {
     answer("cuMemcpyPeer", || submit_synchronous(linear((Place::Unified, target), (Place::Unified, source), bytes)))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyPeerAsync(target: DevicePointer, _target_context: Handle, source: DevicePointer, _source_context: Handle, bytes: usize, stream: Handle) -> Code {
+pub extern "C" fn cuMemcpyPeerAsync(
+    target: DevicePointer,
+    _target_context: Handle,
+    source: DevicePointer,
+    _source_context: Handle,
+    bytes: usize,
+    stream: Handle,
+) -> Code {
     answer("cuMemcpyPeerAsync", || submit(stream, linear((Place::Unified, target), (Place::Unified, source), bytes)))
 }
 
@@ -126,7 +144,14 @@ pub extern "C" fn cuMemsetD2D8_v2(target: DevicePointer, pitch: usize, value: u8
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemsetD2D8Async(target: DevicePointer, pitch: usize, value: u8, width: usize, height: usize, stream: Handle) -> Code {
+pub extern "C" fn cuMemsetD2D8Async(
+    target: DevicePointer,
+    pitch: usize,
+    value: u8,
+    width: usize,
+    height: usize,
+    stream: Handle,
+) -> Code {
     answer("cuMemsetD2D8Async", || submit(stream, fill(target, pitch, u32::from(value), 1, [width, height])?))
 }
 
@@ -141,12 +166,25 @@ pub extern "C" fn cuMemsetD16Async(target: DevicePointer, value: u16, count: usi
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemsetD2D16_v2(target: DevicePointer, pitch: usize, value: u16, width: usize, height: usize) -> Code {
+pub extern "C" fn cuMemsetD2D16_v2(
+    target: DevicePointer,
+    pitch: usize,
+    value: u16,
+    width: usize,
+    height: usize,
+) -> Code {
     answer("cuMemsetD2D16", || submit_synchronous(fill(target, pitch, u32::from(value), 2, [width, height])?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemsetD2D16Async(target: DevicePointer, pitch: usize, value: u16, width: usize, height: usize, stream: Handle) -> Code {
+pub extern "C" fn cuMemsetD2D16Async(
+    target: DevicePointer,
+    pitch: usize,
+    value: u16,
+    width: usize,
+    height: usize,
+    stream: Handle,
+) -> Code {
     answer("cuMemsetD2D16Async", || submit(stream, fill(target, pitch, u32::from(value), 2, [width, height])?))
 }
 
@@ -161,11 +199,24 @@ pub extern "C" fn cuMemsetD32Async(target: DevicePointer, value: u32, count: usi
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemsetD2D32_v2(target: DevicePointer, pitch: usize, value: u32, width: usize, height: usize) -> Code {
+pub extern "C" fn cuMemsetD2D32_v2(
+    target: DevicePointer,
+    pitch: usize,
+    value: u32,
+    width: usize,
+    height: usize,
+) -> Code {
     answer("cuMemsetD2D32", || submit_synchronous(fill(target, pitch, value, 4, [width, height])?))
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemsetD2D32Async(target: DevicePointer, pitch: usize, value: u32, width: usize, height: usize, stream: Handle) -> Code {
+pub extern "C" fn cuMemsetD2D32Async(
+    target: DevicePointer,
+    pitch: usize,
+    value: u32,
+    width: usize,
+    height: usize,
+    stream: Handle,
+) -> Code {
     answer("cuMemsetD2D32Async", || submit(stream, fill(target, pitch, value, 4, [width, height])?))
 }

@@ -94,10 +94,6 @@ impl<T: Copy> In<T> {
         (0..count).map(|index| self.at(index)).collect()
     }
 
-    pub fn pointer(self) -> *const T {
-        self.0
-    }
-
     pub fn is_null(self) -> bool {
         self.0.is_null()
     }

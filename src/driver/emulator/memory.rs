@@ -164,8 +164,7 @@ impl DeviceMemory {
         {
             return Err(EmulatorError::Memory(format!("{bytes} bytes at {start:#x} overlap an allocation")));
         }
-        self.allocations
-            .insert(index, Allocation { start, bytes, pointer, buffer: Vec::new(), initialised: None });
+        self.allocations.insert(index, Allocation { start, bytes, pointer, buffer: Vec::new(), initialised: None });
         Ok(start)
     }
 
