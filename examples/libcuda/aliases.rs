@@ -55,6 +55,8 @@ aliases! {
     cuMemcpy3DPeer_ptds = transfer::cuMemcpy3DPeer;
     cuMemcpy3D_v2_ptds = transfer::cuMemcpy3D_v2;
     cuMemcpyAsync_ptsz = transfer::cuMemcpyAsync;
+    cuMemcpyBatchAsync_ptsz = transfer::cuMemcpyBatchAsync;
+    cuMemcpyBatchAsync_v2_ptsz = transfer::cuMemcpyBatchAsync_v2;
     cuMemcpyDtoDAsync_v2_ptsz = transfer::cuMemcpyDtoDAsync_v2;
     cuMemcpyDtoD_v2_ptds = transfer::cuMemcpyDtoD_v2;
     cuMemcpyDtoHAsync_v2_ptsz = transfer::cuMemcpyDtoHAsync_v2;
@@ -99,4 +101,16 @@ aliases! {
     cuStreamUpdateCaptureDependencies_ptsz = capture::cuStreamUpdateCaptureDependencies;
     cuStreamUpdateCaptureDependencies_v2_ptsz = capture::cuStreamUpdateCaptureDependencies_v2;
     cuStreamWaitEvent_ptsz = event::cuStreamWaitEvent;
+    cuStreamWaitValue32 = stream_value::cuStreamWaitValue32_v2;
+    cuStreamWaitValue32_ptsz = stream_value::cuStreamWaitValue32_v2;
+    cuStreamWaitValue32_v2_ptsz = stream_value::cuStreamWaitValue32_v2;
+    cuStreamWaitValue64 = stream_value::cuStreamWaitValue64_v2;
+    cuStreamWaitValue64_ptsz = stream_value::cuStreamWaitValue64_v2;
+    cuStreamWaitValue64_v2_ptsz = stream_value::cuStreamWaitValue64_v2;
+    cuStreamWriteValue32 = stream_value::cuStreamWriteValue32_v2;
+    cuStreamWriteValue32_ptsz = stream_value::cuStreamWriteValue32_v2;
+    cuStreamWriteValue32_v2_ptsz = stream_value::cuStreamWriteValue32_v2;
+    cuStreamWriteValue64 = stream_value::cuStreamWriteValue64_v2;
+    cuStreamWriteValue64_ptsz = stream_value::cuStreamWriteValue64_v2;
+    cuStreamWriteValue64_v2_ptsz = stream_value::cuStreamWriteValue64_v2;
 }

@@ -39,6 +39,10 @@ impl Event {
         *lock(&self.state) = State { recorded: Some(Instant::now()), captured: None };
     }
 
+    fn was_recorded(&self) -> bool {
+        lock(&self.state).recorded.is_some()
+    }
+
     /// Where in a capture it was recorded last, if the capture goes on.
     fn captured(&self) -> Option<Captured> {
         lock(&self.state).captured.clone().filter(|captured| captured.capture.is_active())
@@ -152,6 +156,8 @@ pub extern "C" fn cuStreamWaitEvent(stream_handle: Handle, handle: Handle, flags
         match (event.captured(), stream.capture()) {
             (Some(captured), _) => capture::join(&stream, captured),
             (None, Some(_)) if flags & EXTERNAL != 0 => submit(stream_handle, Operation::Wait(event)),
+            // An event that was never recorded has nothing to wait for.
+            (None, Some(_)) if !event.was_recorded() => Ok(()),
             (None, Some(capture)) => {
                 capture.invalidate();
                 Err(STREAM_CAPTURE_ISOLATION)

@@ -40,12 +40,12 @@ fn child(handle: Handle) -> Answer<Operation> {
     Ok(Operation::Graph(graph(handle)?.as_child()?))
 }
 
-fn operation(node: Handle) -> Answer<Operation> {
+pub fn operation(node: Handle) -> Answer<Operation> {
     graph_of(node)?.change(node, |node| Ok(node.operation.clone()))
 }
 
 /// Replaces what a node does by something of the same kind.
-fn set(node: Handle, operation: Operation) -> Answer {
+pub fn set(node: Handle, operation: Operation) -> Answer {
     graph_of(node)?.change(node, |node| {
         if kind(&node.operation) != kind(&operation) {
             return Err(INVALID_VALUE);
@@ -55,7 +55,7 @@ fn set(node: Handle, operation: Operation) -> Answer {
     })
 }
 
-fn set_in_exec(exec: Handle, node: Handle, operation: Operation) -> Answer {
+pub fn set_in_exec(exec: Handle, node: Handle, operation: Operation) -> Answer {
     graph_exec(exec)?.change(node, |step| {
         if kind(&step.operation) != kind(&operation) {
             return Err(INVALID_VALUE);

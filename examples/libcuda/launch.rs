@@ -47,9 +47,20 @@ impl KernelLaunch {
             log(|| format!("cannot launch {}: {reason}", name(&function)));
             return Err(code);
         }
+        Self::of(function, config, params)
+    }
+
+    fn of(function: Arc<Function>, config: LaunchConfig, params: Vec<u8>) -> Answer<Arc<Self>> {
         let start = params.as_ptr() as usize;
         let pointers = function.info()?.params.iter().map(|parameter| start + parameter.offset as usize).collect();
         Ok(Arc::new(Self { function, config, params, pointers }))
+    }
+
+    /// The same launch, cooperative or not.
+    pub fn with_cooperation(&self, is_cooperative: bool) -> Answer<Arc<Self>> {
+        let config = LaunchConfig { is_cooperative, ..self.config };
+        check(&self.function, &config).map_err(|(code, _)| code)?;
+        Self::of(self.function.clone(), config, self.params.clone())
     }
 
     /// The array of pointers to the parameters, good as long as the launch.

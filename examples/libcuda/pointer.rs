@@ -154,6 +154,21 @@ pub extern "C" fn cuMemPrefetchAsync_v2(
     })
 }
 
+fn put_range_attribute(data: Out<u8>, data_bytes: usize, number: c_uint, range: (DevicePointer, usize)) -> Answer {
+    hint(range.0, range.1)?;
+    // Not read-mostly; no preferred, last or accessing location: the "invalid device".
+    let word: c_int = match number {
+        1 => 0,
+        2..=4 => -2,
+        5..=8 => return Err(NOT_SUPPORTED),
+        _ => return Err(INVALID_VALUE),
+    };
+    if data_bytes == 0 || !data_bytes.is_multiple_of(4) {
+        return Err(INVALID_VALUE);
+    }
+    data.of::<c_int>().put_all(&vec![word; data_bytes / 4])
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemRangeGetAttribute(
     data: Out<u8>,
@@ -162,19 +177,23 @@ pub extern "C" fn cuMemRangeGetAttribute(
     address: DevicePointer,
     bytes: usize,
 ) -> Code {
-    answer("cuMemRangeGetAttribute", || {
-        hint(address, bytes)?;
-        // Not read-mostly; no preferred, last or accessing location: the "invalid device".
-        let word: c_int = match number {
-            1 => 0,
-            2..=4 => -2,
-            5..=8 => return Err(NOT_SUPPORTED),
-            _ => return Err(INVALID_VALUE),
-        };
-        if data_bytes == 0 || data_bytes % 4 != 0 {
-            return Err(INVALID_VALUE);
-        }
-        data.of::<c_int>().put_all(&vec![word; data_bytes / 4])
+    answer("cuMemRangeGetAttribute", || put_range_attribute(data, data_bytes, number, (address, bytes)))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemRangeGetAttributes(
+    data: In<usize>,
+    data_bytes: In<usize>,
+    numbers: In<c_uint>,
+    count: usize,
+    address: DevicePointer,
+    bytes: usize,
+) -> Code {
+    answer("cuMemRangeGetAttributes", || {
+        (0..count).try_for_each(|index| {
+            let target = Out::from_address(data.at(index)?);
+            put_range_attribute(target, data_bytes.at(index)?, numbers.at(index)?, (address, bytes))
+        })
     })
 }
 

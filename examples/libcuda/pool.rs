@@ -37,6 +37,7 @@ const PINNED: c_uint = 1;
 /// Memory that a graph owns: freed when no graph has it any more.
 pub struct GraphMemory {
     pub address: DevicePointer,
+    pub bytes: usize,
 }
 
 impl Drop for GraphMemory {
@@ -71,7 +72,7 @@ fn allocate(target: Out<DevicePointer>, bytes: usize, pool: &Pool, stream: Handl
     let is_captured = stream::resolve(stream)?.capture().is_some();
     let address = memory::allocate(context.handle, bytes, pool.handle, is_captured)?;
     if is_captured {
-        submit(stream, Operation::Allocate(Arc::new(GraphMemory { address })))?;
+        submit(stream, Operation::Allocate(Arc::new(GraphMemory { address, bytes })))?;
     }
     let used = pool.used()?;
     let mut high = lock(&pool.high);

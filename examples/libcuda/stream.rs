@@ -179,6 +179,12 @@ pub extern "C" fn cuStreamGetCtx_v2(handle: Handle, context: Out<Handle>, green:
 }
 
 #[unsafe(no_mangle)]
+pub extern "C" fn cuStreamGetGreenCtx(handle: Handle, green: Out<Handle>) -> Code {
+    // None is.
+    answer("cuStreamGetGreenCtx", || resolve(handle).and_then(|_| green.put(0)))
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn cuStreamCopyAttributes(target: Handle, source: Handle) -> Code {
     answer("cuStreamCopyAttributes", || {
         resolve(target)?;

@@ -3,7 +3,7 @@
 use crate::copy::{Copy, Fill, Place, Side};
 use crate::errors::{Answer, Code, INVALID_VALUE, answer};
 use crate::submit::{Operation, submit, submit_synchronous};
-use crate::types::{Copy2d, Copy3d, DevicePointer, FillNode, Handle, In};
+use crate::types::{Copy2d, Copy3d, DevicePointer, FillNode, Handle, In, Out};
 
 fn linear(target: (Place, u64), source: (Place, u64), bytes: usize) -> Operation {
     Operation::Copy(Copy::linear(Side::linear(target.0, target.1), Side::linear(source.0, source.1), bytes))
@@ -219,4 +219,56 @@ pub extern "C" fn cuMemsetD2D32Async(
     stream: Handle,
 ) -> Code {
     answer("cuMemsetD2D32Async", || submit(stream, fill(target, pitch, value, 4, [width, height])?))
+}
+
+/// Copies one by one; hints on where and in which order are taken and not needed.
+fn batch(
+    targets: In<DevicePointer>,
+    sources: In<DevicePointer>,
+    bytes: In<usize>,
+    count: usize,
+    stream: Handle,
+) -> Result<(), (usize, Code)> {
+    for index in 0..count {
+        let copy = || {
+            let (target, source) = ((Place::Unified, targets.at(index)?), (Place::Unified, sources.at(index)?));
+            submit(stream, linear(target, source, bytes.at(index)?))
+        };
+        copy().map_err(|code| (index, code))?;
+    }
+    Ok(())
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyBatchAsync(
+    targets: In<DevicePointer>,
+    sources: In<DevicePointer>,
+    bytes: In<usize>,
+    count: usize,
+    _attributes: In<u8>,
+    _attribute_indices: In<usize>,
+    _attribute_count: usize,
+    failed: Out<usize>,
+    stream: Handle,
+) -> Code {
+    answer("cuMemcpyBatchAsync", || {
+        batch(targets, sources, bytes, count, stream).map_err(|(index, code)| {
+            failed.put_if_wanted(index);
+            code
+        })
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyBatchAsync_v2(
+    targets: In<DevicePointer>,
+    sources: In<DevicePointer>,
+    bytes: In<usize>,
+    count: usize,
+    _attributes: In<u8>,
+    _attribute_indices: In<usize>,
+    _attribute_count: usize,
+    stream: Handle,
+) -> Code {
+    answer("cuMemcpyBatchAsync_v2", || batch(targets, sources, bytes, count, stream).map_err(|(_, code)| code))
 }

@@ -67,6 +67,7 @@ fn the_extended_launch_takes_attributes() {
     ok("cuLaunchKernelEx", &[at(&mut config), meet, at(&mut params), 0]);
     assert!(download::<u32>(data + 4, 32).iter().all(|&seen| seen == 32));
     attributes[20] = 2;
+    assert_eq!(at(&mut attributes), address);
     assert_eq!(code("cuLaunchKernelEx", &[at(&mut config), meet, at(&mut params), 0]), NOT_SUPPORTED);
 }
 
@@ -281,7 +282,9 @@ fn a_fault_kills_its_context_and_no_other() {
 
 #[test]
 fn faults_have_the_code_of_their_kind() {
-    for (kernel, parameters, expected) in [("trapped", vec![], 719), ("step", vec![4096, 1], 700), ("step", vec![], 716)] {
+    for (kernel, parameters, expected) in
+        [("trapped", vec![], 719), ("step", vec![4096, 1], 700), ("step", vec![], 716)]
+    {
         let session = Session::new(KERNELS);
         let parameters = if expected == 716 { vec![upload(&[0u32; 2]) + 2, 1] } else { parameters };
         assert_eq!(launch(session.function(kernel), 1, 1, 0, &parameters), 0);
