@@ -2,7 +2,8 @@
 //!
 //! What `cuLinkComplete` gives as the "cubin" is the PTX text of all inputs, one module: `cuModuleLoadData` takes it. Of
 //! the second and later inputs the directives that a module has once are left out, so their lines keep their numbers
-//! relative to the first line of their input.
+//! relative to the first line of their input. NVIDIA's device runtime library is machine code; a program that links it gets
+//! our own PTX of it instead.
 
 use std::ffi::{c_char, c_uint};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,8 @@ use crate::types::{Handle, In, Name, Out};
 const INPUT_CUBIN: c_uint = 0;
 const INPUT_PTX: c_uint = 1;
 const INPUT_FATBINARY: c_uint = 2;
+const INPUT_LIBRARY: c_uint = 4;
+const DEVICE_RUNTIME: &str = include_str!("device_runtime.ptx");
 
 pub struct Linker {
     options: JitOptions,
@@ -33,6 +36,10 @@ fn linker(handle: Handle) -> Answer<Arc<Mutex<Linker>>> {
 fn add(handle: Handle, kind: c_uint, name: String, bytes: &[u8]) -> Answer {
     let linker = linker(handle)?;
     let mut linker = lock(&linker);
+    if kind == INPUT_LIBRARY && name.contains("cudadevrt") {
+        linker.inputs.push((name, DEVICE_RUNTIME.into()));
+        return Ok(());
+    }
     if !matches!(kind, INPUT_CUBIN | INPUT_PTX | INPUT_FATBINARY) {
         crate::options::log(|| format!("the linker takes PTX; '{name}' is of kind {kind}"));
         return Err(NOT_SUPPORTED);
