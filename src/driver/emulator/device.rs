@@ -94,6 +94,24 @@ impl Emulator {
         self.write_memory().allocate(bytes)
     }
 
+    /// Lets kernels and copies reach host memory, at the device address `at` or at a new one, until [`Self::free`].
+    ///
+    /// # Safety
+    /// The bytes must stay valid until then, and `at` must not be an address that kernels use for shared, local or
+    /// parameter memory (0x7F00_0000_0000 to 0x7F50_0000_0000).
+    ///
+    /// # Errors
+    /// The range overlaps another allocation.
+    pub unsafe fn map_host(&self, at: Option<u64>, pointer: *mut u8, bytes: u64) -> Result<u64> {
+        // SAFETY: the caller's promise.
+        unsafe { self.write_memory().map_host(at, pointer, bytes) }
+    }
+
+    /// Start and size of the allocation that holds `address`.
+    pub fn allocation(&self, address: u64) -> Option<(u64, u64)> {
+        self.read_memory().find(address).map(|allocation| (allocation.start, allocation.bytes))
+    }
+
     /// # Errors
     /// No allocation starts at `address`.
     pub fn free(&self, address: u64) -> Result<()> {
