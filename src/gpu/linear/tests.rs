@@ -237,7 +237,7 @@ fn operands_may_start_at_any_element() {
     let [input_view, weight_view, grad_view] =
         [&input, &weight, &grad_output].map(|buffer| buffer.view().slice(1..buffer.view().len()));
     let mut output = Buffer::poisoned(&device, y.len() + 1);
-    let mut output_view = output.view_mut();
+    let output_view = output.view_mut();
     let arguments = Forward {
         input: input_view,
         weight: weight_view,
@@ -252,7 +252,7 @@ fn operands_may_start_at_any_element() {
     assert_close("output", &output.download()[1..], &y, 1e-5, 1e-7);
 
     let (mut dx, mut dw) = (Buffer::poisoned(&device, x.len() + 1), Buffer::poisoned(&device, w.len() + 1));
-    let (mut dx_view, mut dw_view) = (dx.view_mut(), dw.view_mut());
+    let (dx_view, dw_view) = (dx.view_mut(), dw.view_mut());
     let arguments = Backward {
         input: input_view,
         weight: weight_view,
