@@ -7,13 +7,15 @@ use super::block::SharedMemory;
 use super::observe::{AccessEvent, Observe, Target};
 use super::run::Worker;
 use super::warp::LocalMemory;
-use super::{Outcome, Stopped};
+use super::{Outcome, Stopped, shared_load};
 use crate::driver::emulator::decode::program::{
-    Address, AddressSpace, CopyAsync, DataRegister, Extend, Load, MatrixMove, MbarrierKind, MbarrierOp, NONE, Store,
+    Address, AddressSpace, CopyAsync, DataRegister, Extend, Load, MbarrierKind, MbarrierOp, NONE, Store,
 };
 use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::driver::emulator::error::{Access, FaultKind};
-use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, predicate, store_lanes, store_predicate};
+use crate::driver::emulator::lanes::{
+    LANE_BIT, LANES, Plane, Word, columns_of, predicate, store_lanes, store_predicate,
+};
 
 /// Lanes whose addresses lie in one host region: lane `l` is at `pointer + (addresses[l] - origin)`.
 #[derive(Clone, Copy)]
@@ -53,14 +55,25 @@ pub fn lane_addresses(planes: &[Plane], address: &Address) -> [u64; LANES] {
     result
 }
 
-/// Lanes for which `address - start <= last`, where `last` is the greatest distance that still fits.
+/// Those of `lanes` for which `address - start <= last`, where `last` is the greatest distance that still fits.
 #[inline(always)]
-fn lanes_within(addresses: &[u64; LANES], start: u64, last: u64) -> u32 {
+fn lanes_within(addresses: &[u64; LANES], lanes: u32, start: u64, last: u64) -> u32 {
+    // Nearly always all 32 do. Then one sign tells: neither the distance nor what is left behind it is negative.
+    if lanes == u32::MAX {
+        let mut signs = 0;
+        for address in addresses {
+            let distance = address.wrapping_sub(start);
+            signs |= distance | last.wrapping_sub(distance);
+        }
+        if signs >> 63 == 0 {
+            return lanes;
+        }
+    }
     let mut inside = 0;
     for lane in 0..LANES {
         inside |= if addresses[lane].wrapping_sub(start) <= last { LANE_BIT[lane] } else { 0 };
     }
-    inside
+    inside & lanes
 }
 
 impl<O: Observe> Worker<'_, O> {
@@ -114,7 +127,8 @@ impl<O: Observe> Worker<'_, O> {
                 {
                     return Err(Stopped::new(self.launch.memory.out_of_bounds(access, address, bytes), first));
                 }
-                let inside = lanes_within(addresses, allocation.start, allocation.bytes - u64::from(bytes)) & lanes;
+                let last = allocation.bytes - u64::from(bytes);
+                let inside = lanes_within(addresses, lanes, allocation.start, last);
                 Ok(Region {
                     pointer: allocation.pointer(),
                     origin: allocation.start,
@@ -127,7 +141,7 @@ impl<O: Observe> Worker<'_, O> {
                 let last = size.checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         Ok(Region {
                             pointer: shared.bytes().as_mut_ptr(),
                             origin: window,
@@ -143,7 +157,7 @@ impl<O: Observe> Worker<'_, O> {
                 let last = stride.checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         for lane in lanes_of(inside) {
                             addresses[lane] += lane as u64 * stride;
                         }
@@ -162,7 +176,7 @@ impl<O: Observe> Worker<'_, O> {
                 let last = (params.len() as u64).checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last && access == Access::Read => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         Ok(Region {
                             pointer: params.as_ptr().cast_mut(),
                             origin: window,
@@ -179,9 +193,12 @@ impl<O: Observe> Worker<'_, O> {
     /// Refuses addresses that are not multiples of the access's size.
     #[inline(always)]
     pub fn check_alignment(&self, addresses: &[u64; LANES], lanes: u32, bytes: u32, access: Access) -> Outcome<()> {
-        let mut low_bits = 0;
-        for lane in 0..LANES {
-            low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+        let mut low_bits = addresses.iter().fold(0, |bits, address| bits | address);
+        if lanes != u32::MAX {
+            low_bits = 0;
+            for lane in 0..LANES {
+                low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+            }
         }
         if low_bits & u64::from(bytes - 1) == 0 {
             return Ok(());
@@ -237,6 +254,9 @@ impl<O: Observe> Worker<'_, O> {
         active: u32,
     ) -> Outcome<()> {
         let total = u32::from(load.bytes) * u32::from(load.count);
+        if !O::IS_ON && active == u32::MAX && shared_load::try_load(planes, shared.bytes(), load) {
+            return Ok(());
+        }
         let mut addresses = lane_addresses(planes, &load.address);
         self.check_alignment(&addresses, active, total, Access::Read)?;
         let mut remaining = active;
@@ -279,6 +299,7 @@ impl<O: Observe> Worker<'_, O> {
     }
 
     #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
     pub fn copy_async(
         &mut self,
         planes: &mut [Plane],
@@ -329,69 +350,6 @@ impl<O: Observe> Worker<'_, O> {
                 unsafe { std::ptr::copy_nonoverlapping((&raw const values[lane]).cast(), target, copy.bytes as usize) };
             }
             remaining &= !region.lanes;
-        }
-        Ok(())
-    }
-
-    /// ldmatrix and stmatrix: lane `8 m + r` names row `r` of matrix `m`; lane `4 r + c` holds columns 2c and 2c+1 of row r.
-    #[allow(clippy::too_many_arguments)]
-    pub fn matrix_move(
-        &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        op: &MatrixMove,
-        mask: u32,
-    ) -> Outcome<()> {
-        let count = usize::from(op.count);
-        let rows = 8 * count;
-        let row_lanes = if rows == LANES { u32::MAX } else { (1 << rows) - 1 };
-        let access = if op.is_store { Access::Write } else { Access::Read };
-        let mut addresses = lane_addresses(planes, &op.address);
-        self.check_alignment(&addresses, row_lanes, 16, access)?;
-        let mut data = [[0u16; 8]; LANES];
-        let place = |row: usize, column: usize| if op.is_transposed { (column, row) } else { (row, column) };
-        if op.is_store {
-            for matrix in 0..count {
-                let words = u32::view(planes, op.registers[matrix]);
-                for (lane, word) in words.iter().enumerate() {
-                    for half in 0..2 {
-                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
-                        data[8 * matrix + row][column] = (word >> (16 * half)) as u16;
-                    }
-                }
-            }
-        }
-        let mut remaining = row_lanes;
-        while remaining != 0 {
-            let region = self.resolve(op.address.space, &mut addresses, remaining, 16, access, shared, local)?;
-            self.observe(&region, access, &addresses, 16, false, block, warp);
-            for lane in lanes_of(region.lanes) {
-                let pointer = region.pointer.wrapping_add((addresses[lane] - region.origin) as usize);
-                // SAFETY: `resolve` checked these 16 bytes.
-                unsafe {
-                    if op.is_store {
-                        pointer.cast::<[u16; 8]>().write_unaligned(data[lane]);
-                    } else {
-                        data[lane] = pointer.cast::<[u16; 8]>().read_unaligned();
-                    }
-                }
-            }
-            remaining &= !region.lanes;
-        }
-        if !op.is_store {
-            for matrix in 0..count {
-                let words: [u32; LANES] = std::array::from_fn(|lane| {
-                    let half = |half: usize| {
-                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
-                        u32::from(data[8 * matrix + row][column])
-                    };
-                    half(0) | half(1) << 16
-                });
-                store_lanes(planes, op.registers[matrix], &words, mask);
-            }
         }
         Ok(())
     }
@@ -514,14 +472,12 @@ unsafe fn load_region(planes: &mut [Plane], load: &Load, region: &Region, addres
         && lanes == u32::MAX
         && load.registers[..4].iter().all(|r| r.planes == 1 && r.slot != NONE)
     {
-        let mut values = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
+        let mut rows = [[0u32; 4]; LANES];
+        for (lane, row) in rows.iter_mut().enumerate() {
             // SAFETY: the caller's.
-            let words = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
-            for (column, word) in values.iter_mut().zip(words) {
-                column[lane] = word;
-            }
+            *row = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
         }
+        let values = columns_of(&rows);
         for (register, column) in load.registers.iter().zip(&values) {
             *u32::view_mut(planes, register.slot) = *column;
         }
