@@ -146,12 +146,13 @@ impl Block {
         let mut waiting = Vec::new();
         for warp in &self.warps {
             for group in &warp.groups {
-                waiting.push(match group.state {
-                    State::Barrier { id, .. } => format!("at barrier {id}"),
-                    _ => "for other lanes of its warp".into(),
-                });
-                self.last_warp = warp.index;
-                self.last_pc = group.pc;
+                // The place of a group at a barrier is behind it.
+                let (what, pc) = match group.state {
+                    State::Barrier { id, .. } => (format!("at barrier {id}"), group.pc - 1),
+                    _ => ("for other lanes of its warp".into(), group.pc),
+                };
+                waiting.push(what);
+                (self.last_warp, self.last_pc) = (warp.index, pc);
             }
         }
         waiting.sort();

@@ -163,7 +163,8 @@ impl Registers {
     pub fn issued(&mut self, report: &mut Report, launch: &Launch<'_>, event: &IssueEvent<'_>) {
         (self.base, self.local_end) = (event.base, event.local.end);
         let Some(flow) = launch.program.flows.get(event.pc as usize) else { return };
-        if flow.count == 0 && flow.rule == Rule::Compute {
+        let is_call = matches!(launch.program.code[event.pc as usize].op, Op::Call(_));
+        if flow.count == 0 && flow.rule == Rule::Compute && !is_call {
             return;
         }
         let mut states = self.warps.remove(&(event.block, event.warp)).unwrap_or_default();
@@ -347,7 +348,7 @@ impl Registers {
                     } else if event.access != Access::Read {
                         // A constant takes one plane here, however wide it is stored.
                         let bytes = if slot == NONE { size } else { bytes };
-                        let state = if slot == NONE { DEFINED } else { states.plane(self.base + slot)[lane] };
+                        let state = self.read(states, event.pc, slot)[lane];
                         states.local(lane, start, bytes).fill(state);
                     }
                 }
