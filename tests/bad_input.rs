@@ -442,7 +442,7 @@ fn assert_failed_while_running(outcome: &Outcome, parts: &[&str]) {
 
 /// Weights of the checkpoint of a step, read back.
 fn assert_loads(run: &Path, step: usize) {
-    Gpt::load(&checkpoint(run, step)).unwrap_or_else(|error| panic!("{error}"));
+    Gpt::load(&common::cpu(), &checkpoint(run, step)).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

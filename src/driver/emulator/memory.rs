@@ -24,8 +24,8 @@ pub struct Allocation {
     pub bytes: u64,
     /// First byte; aligned to [`ALIGNMENT`] inside `buffer`.
     pointer: *mut u8,
-    /// Owns the memory; only ever reached through `pointer`.
-    _buffer: Vec<u8>,
+    /// Owns the memory; only ever reached through `pointer`. Empty for host memory of somebody else.
+    buffer: Vec<u8>,
     /// Which bytes anybody wrote, where that is tracked.
     initialised: Option<Initialised>,
 }
@@ -135,7 +135,36 @@ impl DeviceMemory {
         self.next += (bytes.max(1) + ALIGNMENT).next_multiple_of(ALIGNMENT);
         self.used += bytes;
         let initialised = self.tracks_initialisation.then(|| Initialised::new(start, bytes));
-        self.allocations.push(Allocation { start, bytes, pointer, _buffer: buffer, initialised });
+        self.allocations.push(Allocation { start, bytes, pointer, buffer, initialised });
+        Ok(start)
+    }
+
+    /// Lets the device reach host memory, at the device address `at` or at a new one; [`Self::free`] ends that. It takes
+    /// nothing of the device's capacity, and counts as written by the host.
+    ///
+    /// # Safety
+    /// The bytes must stay valid until then, and `at` must not be an address of a generic window (shared, local, param).
+    ///
+    /// # Errors
+    /// The range overlaps another allocation.
+    pub unsafe fn map_host(&mut self, at: Option<u64>, pointer: *mut u8, bytes: u64) -> Result<u64> {
+        let start = match at {
+            Some(start) => start,
+            None => {
+                // The same offset within a page-like unit as on the host, so that alignment is what the host gave.
+                let start = self.next + pointer as u64 % ALIGNMENT;
+                self.next = (start + bytes + ALIGNMENT).next_multiple_of(ALIGNMENT);
+                start
+            }
+        };
+        let index = self.allocations.partition_point(|allocation| allocation.start < start);
+        let before = index.checked_sub(1).map(|index| &self.allocations[index]);
+        if before.is_some_and(|before| start - before.start < before.bytes)
+            || self.allocations.get(index).is_some_and(|after| after.start - start < bytes)
+        {
+            return Err(EmulatorError::Memory(format!("{bytes} bytes at {start:#x} overlap an allocation")));
+        }
+        self.allocations.insert(index, Allocation { start, bytes, pointer, buffer: Vec::new(), initialised: None });
         Ok(start)
     }
 
@@ -147,7 +176,9 @@ impl DeviceMemory {
         match self.allocations.binary_search_by_key(&address, |allocation| allocation.start) {
             Ok(index) => {
                 let allocation = self.allocations.remove(index);
-                self.used -= allocation.bytes;
+                if !allocation.buffer.is_empty() {
+                    self.used -= allocation.bytes;
+                }
                 if self.freed.len() == FREED_REMEMBERED {
                     self.freed.remove(0);
                 }

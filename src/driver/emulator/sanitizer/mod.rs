@@ -56,6 +56,38 @@ pub struct Finding {
     pub detail: String,
 }
 
+impl std::fmt::Display for FindingKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::SharedRace => "race in shared memory",
+            Self::GlobalRace => "race in global memory",
+            Self::UninitialisedShared => "read of uninitialised shared memory",
+            Self::UninitialisedGlobal => "read of uninitialised global memory",
+            Self::UninitialisedLocal => "use of uninitialised local memory",
+            Self::UninitialisedRegister => "use of an uninitialised register",
+            Self::UnwaitedCopy => "access to an asynchronous copy that was not waited for",
+            Self::InactiveLane => "use of an inactive lane",
+            Self::BarrierDivergence => "barrier divergence",
+            Self::OutOfBounds => "access out of bounds",
+            Self::Misaligned => "misaligned access",
+            Self::UseAfterFree => "use after free",
+            Self::Fault => "fault",
+        })
+    }
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, kernel, line, source, block, thread, address, detail } = self;
+        let [block, thread] = [block, thread].map(|[x, y, z]| format!("({x},{y},{z})"));
+        write!(f, "{kind} in {kernel}, PTX line {line}")?;
+        if let Some((file, line)) = source {
+            write!(f, " ({file}:{line})")?;
+        }
+        write!(f, ", block {block}, thread {thread}, address {address:#x}: {detail}")
+    }
+}
+
 /// File and line of the source of an instruction.
 fn source_of(program: &Program, source: Option<(u32, u32)>) -> Option<(String, u32)> {
     let (file, line) = source?;
