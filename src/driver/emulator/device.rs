@@ -285,6 +285,7 @@ impl Emulator {
         let launch = Launch {
             program: &module.program,
             file: &module.file,
+            level: self.level,
             kernel,
             memory: &memory,
             params,

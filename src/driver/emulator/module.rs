@@ -154,8 +154,9 @@ fn build(
             }
             _ => {
                 let address = memory.allocate(variable.bytes)?;
-                // Variables without an initialiser start as zeros.
-                memory.fill(address, &[0], variable.bytes as usize)?;
+                // Variables without an initialiser start as zeros, as allocations are. Writing zeros would make the host
+                // find real memory for whatever size the text names.
+                memory.mark(address, variable.bytes as usize);
                 module.owned.push(address);
                 module.globals.push((variable.name.into(), address, variable.bytes));
                 Placement::Device(address)

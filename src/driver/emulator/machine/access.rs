@@ -7,11 +7,11 @@ use super::block::SharedMemory;
 use super::observe::{AccessEvent, Observe, Order, Target};
 use super::run::Worker;
 use super::warp::LocalMemory;
-use super::{Outcome, Stopped};
+use super::{Outcome, Stopped, shared_load};
 use crate::driver::emulator::decode::program::{Address, AddressSpace, DataRegister, Extend, Load, NONE, Store};
 use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::driver::emulator::error::{Access, FaultKind};
-use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, store_lanes};
+use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, columns_of, store_lanes};
 
 /// The memories that only the running warp's block reaches.
 pub struct Nearby<'m> {
@@ -91,14 +91,25 @@ pub fn lane_addresses(planes: &[Plane], address: &Address) -> [u64; LANES] {
     result
 }
 
-/// Lanes for which `address - start <= last`, where `last` is the greatest distance that still fits.
+/// Those of `lanes` for which `address - start <= last`, where `last` is the greatest distance that still fits.
 #[inline(always)]
-fn lanes_within(addresses: &[u64; LANES], start: u64, last: u64) -> u32 {
+fn lanes_within(addresses: &[u64; LANES], lanes: u32, start: u64, last: u64) -> u32 {
+    // Nearly always all 32 do. Then one sign tells: neither the distance nor what is left behind it is negative.
+    if lanes == u32::MAX {
+        let mut signs = 0;
+        for address in addresses {
+            let distance = address.wrapping_sub(start);
+            signs |= distance | last.wrapping_sub(distance);
+        }
+        if signs >> 63 == 0 {
+            return lanes;
+        }
+    }
     let mut inside = 0;
     for lane in 0..LANES {
         inside |= if addresses[lane].wrapping_sub(start) <= last { LANE_BIT[lane] } else { 0 };
     }
-    inside
+    inside & lanes
 }
 
 impl<O: Observe> Worker<'_, O> {
@@ -149,7 +160,8 @@ impl<O: Observe> Worker<'_, O> {
                 {
                     return Err(Stopped::new(self.launch.memory.out_of_bounds(access, address, bytes), first));
                 }
-                let inside = lanes_within(addresses, allocation.start, allocation.bytes - u64::from(bytes)) & lanes;
+                let last = allocation.bytes - u64::from(bytes);
+                let inside = lanes_within(addresses, lanes, allocation.start, last);
                 Ok(Region {
                     pointer: allocation.pointer(),
                     origin: allocation.start,
@@ -163,7 +175,7 @@ impl<O: Observe> Worker<'_, O> {
                 let last = size.checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         Ok(Region {
                             pointer: nearby.shared.bytes().as_mut_ptr(),
                             origin: window,
@@ -180,7 +192,7 @@ impl<O: Observe> Worker<'_, O> {
                 let last = stride.checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         for lane in lanes_of(inside) {
                             addresses[lane] += lane as u64 * stride;
                         }
@@ -200,7 +212,7 @@ impl<O: Observe> Worker<'_, O> {
                 let last = (params.len() as u64).checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last && access == Access::Read => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         Ok(Region {
                             pointer: params.as_ptr().cast_mut(),
                             origin: window,
@@ -218,9 +230,12 @@ impl<O: Observe> Worker<'_, O> {
     /// Refuses addresses that are not multiples of the access's size.
     #[inline(always)]
     pub fn check_alignment(&self, addresses: &[u64; LANES], lanes: u32, bytes: u32, access: Access) -> Outcome<()> {
-        let mut low_bits = 0;
-        for lane in 0..LANES {
-            low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+        let mut low_bits = addresses.iter().fold(0, |bits, address| bits | address);
+        if lanes != u32::MAX {
+            low_bits = 0;
+            for lane in 0..LANES {
+                low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+            }
         }
         if low_bits & u64::from(bytes - 1) == 0 {
             return Ok(());
@@ -274,6 +289,7 @@ impl<O: Observe> Worker<'_, O> {
     }
 
     /// Calls `f` with the host memory of each lane, after all checks: `request.bytes` bytes, writable unless it reads.
+    #[inline(always)]
     pub fn each_lane(
         &mut self,
         nearby: &mut Nearby<'_>,
@@ -292,6 +308,9 @@ impl<O: Observe> Worker<'_, O> {
     #[inline(always)]
     pub fn load(&mut self, planes: &mut [Plane], nearby: &mut Nearby<'_>, load: &Load, active: u32) -> Outcome<()> {
         let total = u32::from(load.bytes) * u32::from(load.count);
+        if !O::IS_ON && active == u32::MAX && shared_load::try_load(planes, nearby.shared.bytes(), load) {
+            return Ok(());
+        }
         let mut addresses = lane_addresses(planes, &load.address);
         self.check_alignment(&addresses, active, total, Access::Read)?;
         let request = Request::new(load.address.space, total, Access::Read).volatile_if(load.is_volatile);
@@ -356,14 +375,12 @@ unsafe fn load_region(planes: &mut [Plane], load: &Load, region: &Region, addres
         && lanes == u32::MAX
         && load.registers[..4].iter().all(|r| r.planes == 1 && r.slot != NONE)
     {
-        let mut values = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
+        let mut rows = [[0u32; 4]; LANES];
+        for (lane, row) in rows.iter_mut().enumerate() {
             // SAFETY: the caller's.
-            let words = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
-            for (column, word) in values.iter_mut().zip(words) {
-                column[lane] = word;
-            }
+            *row = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
         }
+        let values = columns_of(&rows);
         for (register, column) in load.registers.iter().zip(&values) {
             *u32::view_mut(planes, register.slot) = *column;
         }

@@ -1,59 +1,24 @@
-//! Moves that are more than one register each way: cp.async, ldmatrix and stmatrix.
+//! ldmatrix and stmatrix: 8x8 matrices of halves between memory and a register each.
+//!
+//! Lane `8 m + r` names the 16 bytes of row `r` of matrix `m`; lane `4 r + c` of its register holds columns 2c and 2c + 1 of
+//! row r. So the plane of a register is the matrix as it lies, row after row.
 
 use super::Outcome;
 use super::access::{Nearby, Request, lane_addresses};
-use super::observe::{Observe, Order};
+use super::observe::Observe;
 use super::run::Worker;
-use crate::driver::emulator::decode::program::{CopyAsync, MatrixMove, NONE};
+use crate::driver::emulator::decode::program::MatrixMove;
 use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::{LANES, Plane, Word, predicate, store_lanes};
+use crate::driver::emulator::lanes::{LANES, Plane, Word, store_lanes, transpose_halves};
+
+/// Rows of a matrix.
+const ROWS: usize = 8;
+const ROW_BYTES: u32 = 16;
+
+type Row = [u32; 4];
 
 impl<O: Observe> Worker<'_, O> {
-    /// cp.async: done when issued; that a program must not count on it is the sanitizer's business.
-    pub fn copy_async(
-        &mut self,
-        planes: &mut [Plane],
-        nearby: &mut Nearby<'_>,
-        copy: &CopyAsync,
-        active: u32,
-    ) -> Outcome<()> {
-        let mut from = lane_addresses(planes, &copy.source);
-        let mut to = lane_addresses(planes, &copy.destination);
-        let ignored = copy.ignore.map_or(0, |(slot, negated)| predicate(planes, slot, negated));
-        self.check_alignment(&to, active, copy.bytes, Access::Write)?;
-        let mut values = [0u128; LANES];
-        // Lanes that read nothing do not touch their source.
-        let read_bytes: [u32; LANES] = std::array::from_fn(|lane| {
-            let wanted = if copy.source_bytes == NONE {
-                copy.bytes
-            } else {
-                u32::view(planes, copy.source_bytes)[lane].min(copy.bytes)
-            };
-            if ignored >> lane & 1 != 0 { 0 } else { wanted }
-        });
-        let lanes_that = |test: &dyn Fn(u32) -> bool| {
-            (0..LANES).fold(0, |mask, lane| mask | u32::from(test(read_bytes[lane])) << lane) & active
-        };
-        let mut remaining = lanes_that(&|bytes| bytes != 0);
-        self.check_alignment(&from, remaining, copy.bytes, Access::Read)?;
-        while remaining != 0 {
-            let length = read_bytes[remaining.trailing_zeros() as usize];
-            let same = lanes_that(&|bytes| bytes == length);
-            let request = Request::new(copy.source.space, length, Access::Read);
-            self.each_lane(nearby, request, &mut from, same, |lane, source| {
-                // SAFETY: `length` bytes were checked, at most the 16 of the value.
-                unsafe { std::ptr::copy_nonoverlapping(source, (&raw mut values[lane]).cast(), length as usize) };
-            })?;
-            remaining &= !same;
-        }
-        let request = Request::new(copy.destination.space, copy.bytes, Access::Write).with_order(Order::Asynchronous);
-        self.each_lane(nearby, request, &mut to, active, |lane, target| {
-            // SAFETY: `bytes` bytes were checked, at most the 16 of the value.
-            unsafe { std::ptr::copy_nonoverlapping((&raw const values[lane]).cast(), target, copy.bytes as usize) };
-        })
-    }
-
-    /// ldmatrix and stmatrix: lane `8 m + r` names row `r` of matrix `m`; lane `4 r + c` holds columns 2c and 2c+1 of row r.
+    #[inline(always)]
     pub fn matrix_move(
         &mut self,
         planes: &mut [Plane],
@@ -62,46 +27,34 @@ impl<O: Observe> Worker<'_, O> {
         mask: u32,
     ) -> Outcome<()> {
         let count = usize::from(op.count);
-        let rows = 8 * count;
-        let row_lanes = if rows == LANES { u32::MAX } else { (1 << rows) - 1 };
+        let row_lanes = u32::MAX >> (LANES - ROWS * count);
         let access = if op.is_store { Access::Write } else { Access::Read };
         let mut addresses = lane_addresses(planes, &op.address);
-        self.check_alignment(&addresses, row_lanes, 16, access)?;
-        let mut data = [[0u16; 8]; LANES];
-        let place = |row: usize, column: usize| if op.is_transposed { (column, row) } else { (row, column) };
+        self.check_alignment(&addresses, row_lanes, ROW_BYTES, access)?;
+        let orient = |words: &[u32; LANES]| if op.is_transposed { transpose_halves(words) } else { *words };
+        let mut rows = [[0; 4]; LANES];
         if op.is_store {
-            for matrix in 0..count {
-                let words = u32::view(planes, op.registers[matrix]);
-                for (lane, word) in words.iter().enumerate() {
-                    for half in 0..2 {
-                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
-                        data[8 * matrix + row][column] = (word >> (16 * half)) as u16;
-                    }
-                }
+            for (rows, &register) in rows.chunks_exact_mut(ROWS).zip(&op.registers[..count]) {
+                let matrix: [Row; ROWS] = bytemuck::cast(orient(u32::view(planes, register)));
+                rows.copy_from_slice(&matrix);
             }
         }
-        let request = Request::new(op.address.space, 16, access);
+        let request = Request::new(op.address.space, ROW_BYTES, access);
         self.each_lane(nearby, request, &mut addresses, row_lanes, |lane, pointer| {
-            let row = pointer.cast::<[u16; 8]>();
+            let pointer = pointer.cast::<Row>();
             // SAFETY: these 16 bytes were checked.
             unsafe {
                 if op.is_store {
-                    row.write_unaligned(data[lane]);
+                    pointer.write_unaligned(rows[lane]);
                 } else {
-                    data[lane] = row.read_unaligned();
+                    rows[lane] = pointer.read_unaligned();
                 }
             }
         })?;
         if !op.is_store {
-            for matrix in 0..count {
-                let words: [u32; LANES] = std::array::from_fn(|lane| {
-                    let half = |half: usize| {
-                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
-                        u32::from(data[8 * matrix + row][column])
-                    };
-                    half(0) | half(1) << 16
-                });
-                store_lanes(planes, op.registers[matrix], &words, mask);
+            let matrices: &[[u32; LANES]; LANES / ROWS] = bytemuck::cast_ref(&rows);
+            for (matrix, &register) in matrices.iter().zip(&op.registers[..count]) {
+                store_lanes(planes, register, &orient(matrix), mask);
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::driver::emulator::ast::Special;
 use crate::driver::emulator::decode::program::{AddressSpace, BarrierOp, NONE, Op};
 use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::driver::emulator::error::FaultKind;
-use crate::driver::emulator::lanes::{LANES, Plane, Word, predicate, store_lanes, store_predicate};
+use crate::driver::emulator::lanes::{LANES, Level, Plane, Word, predicate, store_lanes, store_predicate};
 
 /// Why a group stopped running.
 pub enum Stop {
@@ -62,6 +62,37 @@ impl<'l, O: Observe> Worker<'l, O> {
 
     /// Runs group `index` of the warp until it must stop. Uses up `slice`, in instructions.
     pub fn run(
+        &mut self,
+        warp: &mut Warp,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        index: usize,
+        slice: &mut i64,
+    ) -> Outcome<Stop> {
+        match self.launch.level {
+            Level::Portable => self.run_instructions(warp, shared, block, index, slice),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Level::detect` has seen that the machine has these features.
+            Level::Avx2 => unsafe { self.run_with_avx2(warp, shared, block, index, slice) },
+        }
+    }
+
+    // Addresses are checked by loops over lanes, so the instruction set matters here as it does to arithmetic.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,bmi2,lzcnt,popcnt,f16c")]
+    fn run_with_avx2(
+        &mut self,
+        warp: &mut Warp,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        index: usize,
+        slice: &mut i64,
+    ) -> Outcome<Stop> {
+        self.run_instructions(warp, shared, block, index, slice)
+    }
+
+    #[inline(always)]
+    fn run_instructions(
         &mut self,
         warp: &mut Warp,
         shared: &mut SharedMemory,

@@ -14,7 +14,7 @@
 use super::fragment::Element;
 use super::row_product::Product;
 use crate::driver::emulator::execute::half_float::{bf16_to_f32, f16_to_f32, f32_to_f16};
-use crate::driver::emulator::lanes::{LANES, LaneLoop, Plane, Word, store_lanes};
+use crate::driver::emulator::lanes::{LANES, LaneLoop, Plane, Word, store_lanes, transpose_words};
 
 /// Rows, or columns, that a register spreads over: lane / 4.
 const GROUPS: usize = 8;
@@ -178,12 +178,13 @@ impl<const PER: usize, M: Arithmetic<PER>> LaneProduct<PER, M> {
 /// 8 columns by 4 words to 4 words by 8 columns, even ones first.
 #[inline(always)]
 fn transpose(words: &[u32; LANES]) -> [[u32; GROUPS]; WORDS] {
-    const COLUMNS: [usize; GROUPS] = [0, 2, 4, 6, 1, 3, 5, 7];
+    let columns: [[u32; WORDS]; GROUPS] = bytemuck::cast(*words);
+    let even = transpose_words([columns[0], columns[2], columns[4], columns[6]]);
+    let odd = transpose_words([columns[1], columns[3], columns[5], columns[7]]);
     let mut result = [[0; GROUPS]; WORDS];
     for t in 0..WORDS {
-        for (place, column) in COLUMNS.into_iter().enumerate() {
-            result[t][place] = words[WORDS * column + t];
-        }
+        result[t][..WORDS].copy_from_slice(&even[t]);
+        result[t][WORDS..].copy_from_slice(&odd[t]);
     }
     result
 }

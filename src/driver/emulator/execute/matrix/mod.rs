@@ -4,7 +4,7 @@
 //! (`lane_product`); wmma and f64 gather the fragments into ordinary row-major matrices, multiply those, and scatter the
 //! result (`row_product`). Products are exact; sums are taken in f32 (i32, f64) in order of k, fused. The fragment layouts
 //! of mma.sync are the manual's; those of wmma are private to an implementation (a program only ever loads, uses and stores
-//! them), so they are chosen to be plain: element `lane * n + e` in row-major order is element `e` of the lane.
+//! them), so they are chosen to be plain: element `lane * n + e` in the order of k is element `e` of the lane.
 
 mod fragment;
 mod lane_product;
@@ -19,7 +19,7 @@ use crate::driver::emulator::decode::Decoder;
 use crate::driver::emulator::decode::modifiers::Modifiers;
 use crate::driver::emulator::decode::program::Op;
 use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{Alu, LANES, Word, store_lanes, whole};
+use crate::driver::emulator::lanes::{Alu, Word, store_lanes, transpose_halves, whole};
 
 /// `m16n8k16` to its three sizes.
 fn parse_shape(name: &str) -> Option<(usize, usize, usize)> {
@@ -39,12 +39,7 @@ impl<'e> Decoder<'e> {
                 let [d, a] = self.operands(i)?;
                 let (d, a) = (self.destination(d, Type::B32)?, self.source(a, Type::B32)?);
                 let alu = whole(self.level, move |planes, mask| {
-                    let words = *u32::view(planes, a);
-                    let half = |row: usize, column: usize| words[row * 4 + column / 2] >> (16 * (column % 2)) & 0xFFFF;
-                    let result: [u32; LANES] = std::array::from_fn(|lane| {
-                        let (row, column) = (lane / 4, 2 * (lane % 4));
-                        half(column, row) | half(column + 1, row) << 16
-                    });
+                    let result = transpose_halves(u32::view(planes, a));
                     store_lanes(planes, d, &result, mask);
                 });
                 self.whole_warp(alu)
