@@ -227,7 +227,7 @@ impl Emulator {
         self.check(module, index, config, params)?;
         let (report, observers, fault) = self.run(module, index, config, params, vec![Sanitizer::new(config.grid)])?;
         let mut findings: Vec<Finding> = observers.into_iter().flat_map(Sanitizer::findings).collect();
-        findings.extend(fault.as_ref().map(Finding::from_fault));
+        findings.extend(fault.as_ref().map(|fault| Finding::from_fault(fault, &module.program)));
         Ok((report, findings))
     }
 

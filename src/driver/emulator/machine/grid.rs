@@ -117,9 +117,6 @@ impl Progresses<'_, '_> {
                     let index = self.coordinates(linear);
                     match block.start(launch, index) {
                         Ok(()) => {
-                            if O::IS_ON {
-                                worker.observer.block_started(launch, index);
-                            }
                             resident.push_front((linear, block));
                         }
                         Err(stopped) => self.fault(&block, linear, stopped),
@@ -142,7 +139,7 @@ impl Progresses<'_, '_> {
             match result {
                 Ok(Progress::Done) => {
                     if O::IS_ON {
-                        worker.observer.block_ended(launch, block.index);
+                        worker.observer.block_ended(block.index);
                     }
                     if !block.output.is_empty()
                         && let Ok(mut outputs) = self.outputs.lock()

@@ -4,11 +4,9 @@
 //! row r. So the plane of a register is the matrix as it lies, row after row.
 
 use super::Outcome;
-use super::access::{lane_addresses, lanes_of};
-use super::block::SharedMemory;
+use super::access::{Nearby, Request, lane_addresses};
 use super::observe::Observe;
 use super::run::Worker;
-use super::warp::LocalMemory;
 use crate::driver::emulator::decode::program::MatrixMove;
 use crate::driver::emulator::error::Access;
 use crate::driver::emulator::lanes::{LANES, Plane, Word, store_lanes, transpose_halves};
@@ -20,15 +18,11 @@ const ROW_BYTES: u32 = 16;
 type Row = [u32; 4];
 
 impl<O: Observe> Worker<'_, O> {
-    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
     pub fn matrix_move(
         &mut self,
         planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
+        nearby: &mut Nearby<'_>,
         op: &MatrixMove,
         mask: u32,
     ) -> Outcome<()> {
@@ -45,23 +39,18 @@ impl<O: Observe> Worker<'_, O> {
                 rows.copy_from_slice(&matrix);
             }
         }
-        let mut remaining = row_lanes;
-        while remaining != 0 {
-            let region = self.resolve(op.address.space, &mut addresses, remaining, ROW_BYTES, access, shared, local)?;
-            self.observe(&region, access, &addresses, ROW_BYTES, false, block, warp);
-            for lane in lanes_of(region.lanes) {
-                let pointer = region.pointer.wrapping_add((addresses[lane] - region.origin) as usize).cast::<Row>();
-                // SAFETY: `resolve` checked these 16 bytes.
-                unsafe {
-                    if op.is_store {
-                        pointer.write_unaligned(rows[lane]);
-                    } else {
-                        rows[lane] = pointer.read_unaligned();
-                    }
+        let request = Request::new(op.address.space, ROW_BYTES, access);
+        self.each_lane(nearby, request, &mut addresses, row_lanes, |lane, pointer| {
+            let pointer = pointer.cast::<Row>();
+            // SAFETY: these 16 bytes were checked.
+            unsafe {
+                if op.is_store {
+                    pointer.write_unaligned(rows[lane]);
+                } else {
+                    rows[lane] = pointer.read_unaligned();
                 }
             }
-            remaining &= !region.lanes;
-        }
+        })?;
         if !op.is_store {
             let matrices: &[[u32; LANES]; LANES / ROWS] = bytemuck::cast_ref(&rows);
             for (matrix, &register) in matrices.iter().zip(&op.registers[..count]) {

@@ -1,16 +1,19 @@
 //! The machine: runs the blocks of a launch.
 //!
 //! `grid` hands blocks to threads; `block` gives the warps of a block their turns and keeps its barriers; `warp` keeps the
-//! groups of lanes that diverged; `run` is the loop over instructions; `access`, `shared_load`, `atomic` and `matrix_move` reach memory; `call` makes
+//! groups of lanes that diverged; `run` is the loop over instructions; `access`, `shared_load`, `atomic`, `copy_async`,
+//! `matrix_move` and `mbarrier` reach memory; `call` makes
 //! and ends frames. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
 
 pub mod access;
 pub mod atomic;
 pub mod block;
 pub mod call;
+pub mod copy_async;
 pub mod grid;
 pub mod host_call;
 pub mod matrix_move;
+pub mod mbarrier;
 pub mod observe;
 pub mod run;
 pub mod shared_load;

@@ -91,6 +91,14 @@ pub enum Role {
     Accumulator,
 }
 
+impl Role {
+    /// Row and column of element `n` in the order of wmma: along k, so that elements that share a byte are neighbours in
+    /// memory whenever they may be loaded.
+    pub fn wmma_place(self, (rows, columns): (usize, usize), n: usize) -> (usize, usize) {
+        if self == Self::B { (n % rows, n / rows) } else { (n / columns, n % columns) }
+    }
+}
+
 impl Fragment {
     /// The manual's layout for mma.sync: `group` = lane / 4 and `t` = lane % 4 pick rows (or columns) and positions in k.
     pub fn of_mma(role: Role, element: Element, rows: usize, columns: usize, registers: Vec<u32>) -> Self {
@@ -115,17 +123,20 @@ impl Fragment {
         Self { registers, element, places }
     }
 
-    /// The plain layout of wmma.
-    pub fn of_wmma(element: Element, size: usize, registers: Vec<u32>) -> Self {
+    /// The plain layout of wmma: element `n` of the matrix, counted along k, is element `n % per_lane` of lane `n / per_lane`.
+    pub fn of_wmma(role: Role, element: Element, size: (usize, usize), registers: Vec<u32>) -> Self {
         let per = element.per_register();
-        let per_lane = size / LANES;
+        let per_lane = size.0 * size.1 / LANES;
         let mut registers = registers;
         // Registers beyond the matrix (hardware keeps some elements twice) are not used.
         registers.truncate(per_lane.div_ceil(per));
         let mut places = Vec::new();
         for register in 0..registers.len() {
             for lane in 0..LANES {
-                places.extend((0..per).map(|e| (lane * per_lane + register * per + e) as u16));
+                places.extend((0..per).map(|e| {
+                    let (row, column) = role.wmma_place(size, lane * per_lane + register * per + e);
+                    (row * size.1 + column) as u16
+                }));
             }
         }
         Self { registers, element, places }

@@ -4,7 +4,7 @@
 //! (`lane_product`); wmma and f64 gather the fragments into ordinary row-major matrices, multiply those, and scatter the
 //! result (`row_product`). Products are exact; sums are taken in f32 (i32, f64) in order of k, fused. The fragment layouts
 //! of mma.sync are the manual's; those of wmma are private to an implementation (a program only ever loads, uses and stores
-//! them), so they are chosen to be plain: element `lane * n + e` in row-major order is element `e` of the lane.
+//! them), so they are chosen to be plain: element `lane * n + e` in the order of k is element `e` of the lane.
 
 mod fragment;
 mod lane_product;

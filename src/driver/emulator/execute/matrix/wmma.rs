@@ -51,21 +51,21 @@ impl<'e> Decoder<'e> {
                 _ => return self.fail("expected the types of D, A, B and C on wmma.mma"),
             };
             let depth = depth_of(a_type);
-            let mut fragment = |operand: &Operand<'e>, element, size: usize| -> Result<Fragment> {
+            let mut fragment = |operand: &Operand<'e>, role, element, size: (usize, usize)| -> Result<Fragment> {
                 let registers = self.fragment_registers(operand, element, false)?;
-                if registers.len() * element.per_register() * LANES < size {
+                if registers.len() * element.per_register() * LANES < size.0 * size.1 {
                     return self.fail("too few registers for a fragment of wmma");
                 }
-                Ok(Fragment::of_wmma(element, size, registers))
+                Ok(Fragment::of_wmma(role, element, size, registers))
             };
             let product = Product {
                 m: rows,
                 n: columns,
                 k: depth,
-                d: fragment(d, d_type, rows * columns)?,
-                a: fragment(a, a_type, rows * depth)?,
-                b: fragment(b, b_type, depth * columns)?,
-                c: fragment(c, c_type, rows * columns)?,
+                d: fragment(d, Role::Accumulator, d_type, (rows, columns))?,
+                a: fragment(a, Role::A, a_type, (rows, depth))?,
+                b: fragment(b, Role::B, b_type, (depth, columns))?,
+                c: fragment(c, Role::Accumulator, c_type, (rows, columns))?,
                 saturates,
                 uses_and,
             };
@@ -101,15 +101,16 @@ impl<'e> Decoder<'e> {
             _ => return self.fail("expected an address in brackets"),
         };
         let registers = self.fragment_registers(data, element, !is_store)?;
-        self.move_fragment(element, size, by_row, stride, address, &registers, is_store)
+        self.move_fragment(role, element, size, by_row, stride, address, &registers, is_store)
     }
 
     /// wmma.load and wmma.store: one ordinary access per element of a lane.
     #[allow(clippy::too_many_arguments)]
     fn move_fragment(
         &mut self,
+        role: Role,
         element: Element,
-        (rows, columns): (usize, usize),
+        size: (usize, usize),
         by_row: bool,
         stride: u32,
         address: Address,
@@ -126,7 +127,7 @@ impl<'e> Decoder<'e> {
             Element::S8 | Element::U8 | Element::S4 | Element::U4 => 1,
             _ => 4,
         };
-        let per_lane = rows * columns / LANES;
+        let per_lane = size.0 * size.1 / LANES;
         if registers.len() < per_lane.div_ceil(per) {
             return self.fail("too few registers for a fragment of wmma");
         }
@@ -159,8 +160,7 @@ impl<'e> Decoder<'e> {
                         u32::view(planes, address.base).map(u64::from)
                     };
                     let result: [u64; LANES] = std::array::from_fn(|lane| {
-                        let linear = lane * per_lane + index * per + e;
-                        let (row, column) = (linear / columns, linear % columns);
+                        let (row, column) = role.wmma_place(size, lane * per_lane + index * per + e);
                         let (outer, inner) = if by_row { (row, column) } else { (column, row) };
                         let distance = (outer as u64 * (u64::from(stride[lane]) / stride_unit))
                             .wrapping_add(inner as u64 / step as u64);
