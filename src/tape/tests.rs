@@ -395,7 +395,7 @@ fn the_first_tensor_that_is_not_finite_is_named() {
 
 #[test]
 fn a_row_that_sees_no_key_is_not_taken_for_a_fault() {
-    let parameters = Parameters::new(Vec::new(), 0).unwrap();
+    let parameters = Parameters::new(&device(), Vec::new(), 0).unwrap();
     let mut tape = Tape::new(device(), &parameters, Mode::Training);
     let qkv = tape.input_with_gradient("qkv", &[2, 3, 3 * 8]);
     let lengths = tape.input_ids("lengths", &[2]);
