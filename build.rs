@@ -141,15 +141,24 @@ fn compile(nvcc: &Path, source: &Path, target: &Path) -> Result<String, String> 
     Ok(normalise(&text, root))
 }
 
-/// Lowers `.version`, and makes file names relative to the project (or the toolkit), so that every machine that
-/// compiles the same sources writes the same text.
+/// Lowers `.version`, makes file names relative to the project (or the toolkit), and leaves out the names of inlined
+/// functions, which hold a hash of the file's path, so that every machine that compiles the same sources writes the same
+/// text. Lines and columns stay.
 fn normalise(text: &str, root: &Path) -> String {
     let root = format!("{}/", root.display());
     let mut lines = Vec::new();
+    let mut is_in_names = false;
     for line in text.lines() {
-        if line.starts_with(".version ") {
+        is_in_names |= line.trim_start().starts_with(".section\t.debug_str");
+        if is_in_names {
+            is_in_names = line.trim() != "}";
+        } else if let Some((place, _)) = line.split_once(", function_name ") {
+            lines.push(place.to_owned());
+        } else if line.starts_with(".version ") {
             lines.push(format!(".version {PTX_VERSION}"));
-        } else if let Some((start, path)) = line.strip_prefix(".file").and_then(|rest| rest.split_once('"')) {
+        } else if let Some((start, path)) =
+            line.trim_start().strip_prefix(".file").and_then(|rest| rest.split_once('"'))
+        {
             let path = path.trim_end_matches('"').replace(&root, "");
             let path = match path.rsplit_once("/include/") {
                 Some((_, name)) => name.to_owned(),
@@ -158,7 +167,7 @@ fn normalise(text: &str, root: &Path) -> String {
             // Without size and date of the file, which nvcc may append.
             let path = path.split('"').next().unwrap_or_default();
             lines.push(format!(".file{start}\"{path}\""));
-        } else if !line.starts_with("//") {
+        } else if !line.trim_start().starts_with("//") {
             lines.push(line.trim_end().to_owned());
         }
     }
