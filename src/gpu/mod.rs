@@ -6,6 +6,8 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+#[cfg(test)]
+mod counting;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
@@ -14,14 +16,13 @@ pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 #[cfg(test)]
 pub mod testing;
 
-use crate::driver::{
-    DeviceFacts, Driver, Error, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream,
-};
+use crate::driver::{DeviceFacts, Driver, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream};
 use crate::ops::philox::{keep_threshold, stream};
 use crate::ops::{Dropout, View, ViewMut, Write};
 use std::collections::HashMap;
