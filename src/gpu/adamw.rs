@@ -1,8 +1,8 @@
 //! Launches `kernels/adamw.cu`. What is the same for all parameters is computed here, in f64, as the CPU does.
 
-use super::rows::packed;
+use super::rows::{Launch, packed};
 use super::{Arguments, Gpu, Source, source};
-use crate::driver::{LaunchConfig, Result};
+use crate::driver::Result;
 use crate::ops::adamw::{Hyper, Update};
 
 static SOURCE: Source = source!("adamw");
@@ -13,7 +13,7 @@ pub fn update(gpu: &Gpu, hyper: &Hyper, arguments: Update<'_>) -> Result<()> {
     gpu.launch(&SOURCE, kernel, config, list)
 }
 
-fn launch(hyper: &Hyper, arguments: &Update<'_>) -> (&'static str, LaunchConfig, Arguments) {
+fn launch(hyper: &Hyper, arguments: &Update<'_>) -> Launch {
     let Update { parameter, gradient, first_moment, second_moment } = arguments;
     let [beta1, beta2, rate, decay] =
         [hyper.beta1, hyper.beta2, hyper.learning_rate, hyper.weight_decay].map(f64::from);

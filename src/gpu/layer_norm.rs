@@ -1,6 +1,6 @@
 //! Launches `kernels/layer_norm.cu`: which team takes a row, how many rows a team sums, and the workspace of the sums.
 
-use super::rows::{Rows, Team, access_width};
+use super::rows::{Launch, Rows, Team, access_width};
 use super::{Arguments, Gpu, Source, source};
 use crate::driver::{LaunchConfig, Result};
 use crate::ops::layer_norm::{Backward, Forward, Shape};
@@ -48,7 +48,7 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     gpu.launch(&SOURCE, kernel, config, list)
 }
 
-fn forward_launch(gpu: &Gpu, shape: &Shape, arguments: &Forward<'_>) -> (&'static str, LaunchConfig, Arguments) {
+fn forward_launch(gpu: &Gpu, shape: &Shape, arguments: &Forward<'_>) -> Launch {
     let Shape { rows, channels, epsilon } = *shape;
     let Forward { input, residual, weight, bias, output, statistics } = arguments;
     let (residual, sum) = (residual.as_ref().map(|(values, _)| values), residual.as_ref().map(|(_, sum)| sum));
@@ -151,12 +151,7 @@ impl BackwardPlan {
         (2 * self.parts * channels * size_of::<f32>()) as u64
     }
 
-    fn launch(
-        &self,
-        shape: &Shape,
-        arguments: &Backward<'_>,
-        partials: u64,
-    ) -> (&'static str, LaunchConfig, Arguments) {
+    fn launch(&self, shape: &Shape, arguments: &Backward<'_>, partials: u64) -> Launch {
         let Backward { input, weight, mean, reciprocal_deviation, grad_output, grad_input, .. } = arguments;
         let list = Arguments::new()
             .view(input)

@@ -1,8 +1,8 @@
 //! Launches `kernels/softmax_cross_entropy.cu`: which team takes a row, by the size of the vocabulary.
 
-use super::rows::{Rows, Team};
+use super::rows::{Launch, Rows, Team};
 use super::{Arguments, Gpu, Source, source};
-use crate::driver::{LaunchConfig, Result};
+use crate::driver::Result;
 use crate::ops::softmax_cross_entropy::{Forward, ForwardBackward, Shape};
 
 static SOURCE: Source = source!("softmax_cross_entropy");
@@ -44,11 +44,7 @@ pub fn forward_backward(gpu: &Gpu, shape: &Shape, arguments: ForwardBackward<'_>
     gpu.launch(&SOURCE, kernel, config, list)
 }
 
-fn forward_backward_launch(
-    gpu: &Gpu,
-    shape: &Shape,
-    arguments: &ForwardBackward<'_>,
-) -> (&'static str, LaunchConfig, Arguments) {
+fn forward_backward_launch(gpu: &Gpu, shape: &Shape, arguments: &ForwardBackward<'_>) -> Launch {
     let ForwardBackward { logits, targets, losses, grad_loss } = arguments;
     // The row, shifted by up to three values for alignment.
     let row = rows(shape, size_of::<f32>() * ((shape.vocabulary + 6) / PACK * PACK));
