@@ -105,7 +105,7 @@ struct ForwardEpilogue {
     }
 };
 
-// The same for a gradient: where `z` is there, it becomes that of the pre-activation.
+// The same for a gradient: with an activation it becomes the gradient of the pre-activation `z`.
 struct GradientEpilogue {
     const float* z;
     float* target;
@@ -161,7 +161,9 @@ __device__ __forceinline__ void forward(const float* input, const float* weight,
 #pragma unroll 1
         for (unsigned which = 0; which < (has_pairs ? 1 : 2); ++which) {
             const unsigned at = column + which * 32;
-            if (at < outputs) epilogue.store(row, at, quads(which), quads(1), outputs - at);
+            if (at >= outputs) break;
+            const float4 up = has_pairs ? quads(1) : float4();
+            epilogue.store(row, at, quads(which), up, outputs - at);
         }
     });
 }
@@ -177,11 +179,12 @@ __device__ __forceinline__ void gradient(const float* left_memory, unsigned left
     const unsigned columns = epilogue.columns;
     const unsigned first_row = blockIdx.x * Extent, first_column = blockIdx.y * Extent;
     const unsigned start = blockIdx.z * depth_per_part, end = min(depth, start + depth_per_part);
-    epilogue.target += (unsigned long long)blockIdx.z * rows * columns;
     Left left(left_memory, left_stride, Span{first_row, rows, 0}, start);
     DepthFirst<Extent, Tile::THREADS> right(right_memory, columns, Span{first_column, columns, 0}, start);
     Tile product;
     product.multiply(shared, left, right, start, end);
+    // Here rather than before the product, where it would take two registers from it.
+    epilogue.target += (unsigned long long)blockIdx.z * rows * columns;
     product.each_row(shared, first_row, rows, [&](unsigned row, auto quads) {
 #pragma unroll 1
         for (unsigned which = 0; which < 2; ++which) {
@@ -198,7 +201,8 @@ __device__ __forceinline__ float warp_dot(const float* left, const float* right,
     if (has_quads) {
 #pragma unroll 4
         for (unsigned k = lane * 4; k < depth; k += 4 * WARP) {
-            const float4 a = *reinterpret_cast<const float4*>(left + k), b = *reinterpret_cast<const float4*>(right + k);
+            const float4 a = *reinterpret_cast<const float4*>(left + k);
+            const float4 b = *reinterpret_cast<const float4*>(right + k);
             sum = fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
         }
     } else {
@@ -325,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(256)
 //
 // input: (rows, depth) f32; weight: (z_columns, depth) f32, where z_columns is outputs, or twice that for SwiGLU, gates
 // first; bias: (z_columns) f32 or null; residual: (rows, outputs) f32 or null; pre_activation: (rows, z_columns) f32, or
-// null unless SwiGLU; output: (rows, outputs) f32. All row-major; any alignment, 16 bytes for the fast paths.
+// null (not for SwiGLU); output: (rows, outputs) f32. All row-major; any alignment, 16 bytes for the fast paths.
 // Launch: (ceil(rows / EXTENT), ceil(z_columns / EXTENT)) blocks, for SwiGLU (..., ceil(outputs / (EXTENT / 2))), of
 // 256 threads for EXTENT 128, of 64 for EXTENT 64.
 // Shared memory: 256 * EXTENT bytes, static.
