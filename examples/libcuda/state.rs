@@ -99,6 +99,8 @@ pub struct Driver {
     pub current_pool: AtomicUsize,
     /// Everything allocated through the interface, by device address.
     pub blocks: Mutex<BTreeMap<u64, Block>>,
+    /// How many of them are registered memory, which alone has another address on the host.
+    pub registered: AtomicUsize,
     printed: Mutex<Vec<u8>>,
 }
 
@@ -156,6 +158,7 @@ pub fn initialise() -> Answer {
         default_pool,
         current_pool: AtomicUsize::new(default_pool),
         blocks: Mutex::default(),
+        registered: AtomicUsize::new(0),
         printed: Mutex::default(),
     };
     // Another thread may have been first: then its driver stands.

@@ -84,6 +84,8 @@ fn a_capture_refuses_what_would_break_it() {
     let data = upload(&[0u32; 8]);
     let (stream, other) = (get("cuStreamCreate", &[0]), get("cuStreamCreate", &[0]));
     let event = get("cuEventCreate", &[2]);
+    let outside = get("cuEventCreate", &[2]);
+    ok("cuEventRecord", &[outside, 0]);
     let begin = || ok("cuStreamBeginCapture_v2", &[stream, THREAD_LOCAL]);
     let end = |stream| code("cuStreamEndCapture", &[stream, at(&mut 0usize)]);
     assert_eq!(end(stream), 401);
@@ -100,7 +102,7 @@ fn a_capture_refuses_what_would_break_it() {
         ("cuCtxSynchronize", vec![], 900),
         ("cuMemcpyDtoD_v2", vec![data, data + 4, 4], 906),
         ("cuMemAlloc_v2", vec![at(&mut 0usize), 4], 900),
-        ("cuStreamWaitEvent", vec![stream, event, 0], 905),
+        ("cuStreamWaitEvent", vec![stream, outside, 0], 905),
     ] {
         begin();
         assert_eq!(code(name, &arguments), expected, "{name}");
@@ -145,6 +147,54 @@ fn graphs_are_built_node_by_node_and_updated() {
     ok("cuGraphAddDependencies", &[graph, at(&mut after), at(&mut first), 1]);
     assert_eq!(code("cuGraphInstantiateWithFlags", &[at(&mut 0usize), graph, 0]), 1);
     assert_eq!(amount, 50);
+}
+
+#[test]
+fn one_structure_describes_nodes_of_all_kinds() {
+    let session = Session::new(KERNELS);
+    let (data, copy) = (upload(&[0u32; 4]), upload(&[0u32; 4]));
+    let graph = get("cuGraphCreate", &[0]);
+    let pack = |low: usize, high: usize| low | high << 32;
+    // CUgraphNodeParams: 32 words, of which the first two are the kind; then the union.
+    let node = |kind: usize, union: &[usize]| {
+        let mut words = [0usize; 32];
+        words[0] = kind;
+        words[2..2 + union.len()].copy_from_slice(union);
+        words
+    };
+    let (mut address, mut amount) = (data, 5usize);
+    let mut params = [at(&mut address), at(&mut amount)];
+    let step = session.function("step");
+    let nodes = [
+        node(2, &[data, 0, pack(2, 4), 4, 1, 0]),
+        node(0, &[step, pack(1, 1), pack(1, 4), pack(1, 1), 0, at(&mut params), 0, 0, 0]),
+        // Flags, context; then CUDA_MEMCPY3D.
+        node(1, &[0, 0, 0, 0, 0, 0, 2, 0, data, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, copy, 0, 0, 0, 0, 16, 1, 1]),
+    ];
+    let mut last = 0usize;
+    for mut words in nodes {
+        let before = last;
+        let count = usize::from(before != 0);
+        last = get("cuGraphAddNode_v2", &[graph, at(&mut { before }), 0, count, at(&mut words)]);
+    }
+    let mut kind = 9u32;
+    ok("cuGraphNodeGetType", &[last, at(&mut kind)]);
+    assert_eq!((node_count(graph), kind), (3, 1));
+    let exec = get("cuGraphInstantiateWithFlags", &[graph, 0]);
+    ok("cuGraphLaunch", &[exec, 0]);
+    assert_eq!(download::<u32>(copy, 4), [7; 4]);
+    assert_eq!(code("cuGraphAddNode_v2", &[at(&mut last), graph, 0, 0, 0, at(&mut node(13, &[]))]), 801);
+    assert_eq!(amount, 5);
+}
+
+#[test]
+fn an_event_that_was_never_recorded_holds_nothing_back() {
+    let session = Session::new(KERNELS);
+    let _function = session.function("step");
+    let (stream, event) = (get("cuStreamCreate", &[1]), get("cuEventCreate", &[2]));
+    ok("cuStreamBeginCapture_v2", &[stream, THREAD_LOCAL]);
+    ok("cuStreamWaitEvent", &[stream, event, 0]);
+    assert_eq!(node_count(end_capture(stream)), 0);
 }
 
 #[test]
