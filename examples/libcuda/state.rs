@@ -22,6 +22,7 @@ use crate::options::Options;
 use crate::pool::Pool;
 use crate::stream::Stream;
 use crate::types::Handle;
+use crate::user_object::UserObject;
 
 /// Objects of one kind by handle.
 pub struct Table<T> {
@@ -94,6 +95,7 @@ pub struct Driver {
     pub graphs: Table<Graph>,
     pub nodes: Table<NodePlace>,
     pub graph_execs: Table<GraphExec>,
+    pub user_objects: Table<UserObject>,
     pub pools: Table<Pool>,
     pub default_pool: Handle,
     pub current_pool: AtomicUsize,
@@ -154,6 +156,7 @@ pub fn initialise() -> Answer {
         graphs: Table::default(),
         nodes: Table::default(),
         graph_execs: Table::default(),
+        user_objects: Table::default(),
         pools,
         default_pool,
         current_pool: AtomicUsize::new(default_pool),

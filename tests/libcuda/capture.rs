@@ -218,3 +218,26 @@ fn memory_allocated_in_a_capture_belongs_to_the_graph() {
     ok("cuGraphExecDestroy", &[exec]);
     assert_eq!(code("cuMemFree_v2", &[scratch]), 1);
 }
+
+#[test]
+fn graphs_keep_objects_of_the_program_until_nobody_needs_them() {
+    extern "C" fn destroy(data: *mut std::ffi::c_void) {
+        // SAFETY: the test passes the address of its counter.
+        unsafe { *data.cast::<u32>() += 1 };
+    }
+    let _session = Session::new(KERNELS);
+    let mut destroyed = 0u32;
+    let counter = at(&mut destroyed);
+    // SAFETY: the counter is alive and changed by the driver only.
+    let count = || unsafe { std::ptr::read_volatile(counter as *const u32) };
+    let graph = get("cuGraphCreate", &[0]);
+    let object = get("cuUserObjectCreate", &[counter, destroy as *const () as usize, 2, 1]);
+    ok("cuGraphRetainUserObject", &[graph, object, 1, 1]);
+    ok("cuUserObjectRelease", &[object, 1]);
+    assert_eq!((code("cuUserObjectRelease", &[object, 1]), count()), (1, 0));
+    let exec = get("cuGraphInstantiateWithFlags", &[graph, 0]);
+    ok("cuGraphDestroy", &[graph]);
+    assert_eq!(count(), 0);
+    ok("cuGraphExecDestroy", &[exec]);
+    assert_eq!(count(), 1);
+}

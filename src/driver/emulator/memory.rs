@@ -333,7 +333,8 @@ mod tests {
         memory.read(a, &mut back).unwrap();
         assert_eq!((back[9], back[10], back[19], back[20]), (1, 7, 7, 1));
         // SAFETY: as above.
-        let overlaps = |at: u64, memory: &mut DeviceMemory| unsafe { memory.map_host(Some(at), host.as_mut_ptr(), 8) };
+        let mut overlaps =
+            |at: u64, memory: &mut DeviceMemory| unsafe { memory.map_host(Some(at), host.as_mut_ptr(), 8) };
         assert!(overlaps(low - 4, &mut memory).is_err() && overlaps(low + 96, &mut memory).is_err());
         memory.free(low).unwrap();
         assert!(memory.read(low, &mut back).is_err());
