@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod data;
 pub mod driver;
+pub mod gpu;
 pub mod model;
 pub mod ops;
 pub mod profile;

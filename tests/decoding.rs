@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// The golden model: odd sizes, and a block of a few tokens, so that sliding past it is cheap to test.
 fn load() -> (Gpt, Parameters) {
-    Gpt::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gpt2_odd")).unwrap()
+    Gpt::load(&best_device(), &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gpt2_odd")).unwrap()
 }
 
 fn device(threads: usize, level: Level) -> Arc<Device> {
@@ -40,9 +40,9 @@ fn full_pass(device: &Arc<Device>, model: &Gpt, parameters: &mut Parameters, tok
     tape.keep(logits);
     let mut program = tape.finish().unwrap();
     let values: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-    program.write_ids(ids, &values);
+    program.write_ids(ids, &values).unwrap();
     program.run(parameters, &RunOptions::default()).unwrap();
-    program.read(logits)[(tokens.len() - 1) * model.config().vocabulary..].to_vec()
+    program.read(logits).unwrap()[(tokens.len() - 1) * model.config().vocabulary..].to_vec()
 }
 
 /// Relative in norm.
@@ -203,20 +203,20 @@ fn sequences_that_leave_join_or_are_copied_do_not_disturb_the_others() {
         places.push((text, 0));
     }
     check(&mut generator, &mut parameters, &mut places);
-    generator.remove(&mut parameters, 0);
+    generator.remove(&mut parameters, 0).unwrap();
     places.swap_remove(0);
     check(&mut generator, &mut parameters, &mut places);
     generator.add(&mut parameters, &texts[3][..2]).unwrap();
     places.push((3, 0));
     check(&mut generator, &mut parameters, &mut places);
-    generator.remove(&mut parameters, 2);
+    generator.remove(&mut parameters, 2).unwrap();
     places.swap_remove(2);
-    generator.add_copy(&mut parameters, 1);
+    generator.add_copy(&mut parameters, 1).unwrap();
     places.push(places[1]);
     assert_eq!(generator.logits(1), generator.logits(2));
     check(&mut generator, &mut parameters, &mut places);
     while !generator.is_empty() {
-        generator.remove(&mut parameters, 0);
+        generator.remove(&mut parameters, 0).unwrap();
     }
     assert_eq!(generator.capacity(), 3);
 }

@@ -161,7 +161,7 @@ struct Loaded {
 fn load(arguments: &GenerateArguments) -> anyhow::Result<Loaded> {
     let folder = model_folder(&arguments.model)?;
     let chosen = device::open(&config::Device { kind: arguments.device, ..config::Device::default() })?;
-    let (model, parameters) = Gpt::load(&folder)?;
+    let (model, parameters) = Gpt::load(&chosen.device, &folder)?;
     Ok(Loaded { folder, model, parameters, device: chosen.device, description: chosen.description })
 }
 
@@ -465,7 +465,9 @@ fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
         [text] => encode_prompt(&tokenizer(arguments, &folder)?, config, text)?,
         _ => bail!("--benchmark takes one --prompt"),
     };
-    let Device::Cpu(cpu) = &*device;
+    let Device::Cpu(cpu) = &*device else {
+        bail!("--benchmark compares with the bandwidth of this machine's memory; use --device cpu")
+    };
     let bandwidth_before = read_bytes_per_second(cpu);
     let batch = arguments.batch.unwrap_or(1);
     let sampling = sampling(arguments);
@@ -473,7 +475,9 @@ fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
     let before = Instant::now();
     generator.add(&mut parameters, &prompt)?;
     let prompt_time = before.elapsed();
-    (1..batch).for_each(|_| generator.add_copy(&mut parameters, 0));
+    for _ in 1..batch {
+        generator.add_copy(&mut parameters, 0)?;
+    }
 
     let mut step_seconds = Vec::with_capacity(arguments.max_tokens);
     let mut cached_tokens = 0;

@@ -3,9 +3,10 @@
 use clap::Parser;
 use engine::data;
 use engine::train::config::{Config, Source};
+use engine::train::estimate::{Estimate, estimate_run};
 use engine::train::memory::{human_bytes, peak_resident_bytes};
 use engine::train::progress::{Figures, Progress, clock};
-use engine::train::trainer::{Error, Estimate, estimate_run};
+use engine::train::trainer::Error;
 use engine::train::{Observer, Outcome, StepReport, Trainer, checkpoint, device, presets, run_folder, signals};
 use serde_json::json;
 use std::io::Write;
@@ -124,7 +125,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if arguments.dry_run {
         let estimate = estimate_run(&config, &chosen.device).map_err(refused)?;
         show_estimate(arguments, &chosen.description, &estimate);
-        estimate.memory.check().map_err(failed)?;
+        estimate.memory.check(&chosen.device).map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
     }
     let name = arguments.preset.as_deref().or(stem(arguments.config.as_deref())).unwrap_or(presets::PRESETS[0].name);
@@ -134,7 +135,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         run_folder::check_free(&folder).map_err(|error| refused(error.into()))?;
     }
     signals::install().map_err(failed)?;
+    let lock = || run_folder::lock(&folder).map_err(failed);
+    // Before anything in the folder is touched; that of a new run is made when all else is known to be right.
+    let resumed = arguments.resume.then(lock).transpose()?;
     let mut trainer = Trainer::new(config, &folder, chosen.device, arguments.resume).map_err(refused)?;
+    let _lock = resumed.map_or_else(lock, Ok)?;
     let total = trainer.config().train.steps;
     let mut observer = Terminal {
         progress: Progress::new(total, trainer.step(), trainer.config().train.log_every),

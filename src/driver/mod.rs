@@ -1,3 +1,175 @@
-//! What a GPU driver does: allocate, copy, load PTX, launch. The emulator here executes PTX on the CPU.
+//! What a GPU driver does: memory, modules, launches, streams, events, graphs.
+//!
+//! The engine's second seam. [`Driver`] has the semantics of the CUDA driver API, cut down to what a compute engine
+//! needs. [`Cuda`] implements it with `libcuda`, [`Emulated`] by executing PTX on the CPU. A stream is an order of work, as in CUDA: what is
+//! queued on one stream runs in order, and only [`Driver::synchronize`] and [`Driver::read`] wait for it.
 
+pub mod cuda;
+mod emulated;
 pub mod emulator;
+mod facts;
+mod launch;
+
+pub use cuda::Cuda;
+pub use emulated::Emulated;
+pub use facts::DeviceFacts;
+pub use launch::{LaunchConfig, Params};
+
+/// What a driver refuses or a device reports.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// There is no such driver or device on this machine, or it cannot be used: which is missing.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The device has not that much memory left.
+    #[error("the device cannot allocate {bytes} bytes: {free} of {total} are free")]
+    OutOfMemory { bytes: u64, free: u64, total: u64 },
+    /// A call that the driver refused, or a fault of an earlier launch that it reports now.
+    #[error("{call}: {message}")]
+    Failed {
+        /// What was asked for.
+        call: String,
+        /// What the driver said.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn failed(call: impl Into<String>, message: impl ToString) -> Self {
+        Self::Failed { call: call.into(), message: message.to_string() }
+    }
+}
+
+/// A result with a driver's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+macro_rules! handle {
+    ($(#[$documentation:meta] $name:ident),*) => {
+        $(
+            #[$documentation]
+            #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+            pub struct $name(pub(crate) u64);
+        )*
+    };
+}
+
+handle!(
+    /// A loaded PTX module.
+    Module,
+    /// A kernel of a loaded module.
+    Function,
+    /// An order of work.
+    Stream,
+    /// A moment on a stream.
+    Event,
+    /// Work that was captured, ready to be launched again and again.
+    Graph
+);
+
+impl Stream {
+    /// The stream that always exists.
+    pub const DEFAULT: Self = Self(0);
+}
+
+/// What the driver knows of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FunctionFacts {
+    /// 32-bit registers per thread.
+    pub registers: u32,
+    /// Static shared memory per block, in bytes.
+    pub shared_bytes: u32,
+    /// Local memory per thread, in bytes: register spills, arrays that are indexed, stack.
+    pub local_bytes: u32,
+    /// Threads per block that it was compiled for, at most.
+    pub max_threads: u32,
+}
+
+/// A GPU, as a driver presents it.
+///
+/// Addresses are of device memory. Launches, copies and fills on a stream may still be running when a call returns;
+/// a fault of theirs is then reported by a later call, and the device is lost from then on.
+///
+/// # Errors
+/// Each method fails where the driver refuses the call, and where an earlier launch failed.
+pub trait Driver: Send + Sync {
+    /// The device's name and limits.
+    fn facts(&self) -> &DeviceFacts;
+
+    /// Whether kernels are executed by this process's emulator: device memory is then this machine's memory.
+    fn is_emulated(&self) -> bool {
+        false
+    }
+
+    /// Free and total bytes of device memory.
+    fn memory_info(&self) -> Result<(u64, u64)>;
+
+    /// Allocates uninitialised memory, aligned to 256 bytes. `bytes` is not 0.
+    fn allocate(&self, bytes: u64) -> Result<u64>;
+
+    /// Frees what [`allocate`](Self::allocate) gave, once all work queued so far is done.
+    fn free(&self, address: u64) -> Result<()>;
+
+    /// Copies to the device, in the order of the stream; `source` may be reused when the call returns.
+    fn write(&self, stream: Stream, address: u64, source: &[u8]) -> Result<()>;
+
+    /// Waits for the stream, then copies from the device.
+    fn read(&self, stream: Stream, address: u64, target: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device.
+    fn copy(&self, stream: Stream, target: u64, source: u64, bytes: u64) -> Result<()>;
+
+    /// Writes `count` copies of a 32-bit word. `address` is a multiple of 4.
+    fn fill(&self, stream: Stream, address: u64, word: u32, count: u64) -> Result<()>;
+
+    /// Loads PTX text; `name` is what messages call it.
+    fn load(&self, name: &str, ptx: &str) -> Result<Module>;
+
+    /// Unloads a module; its functions are invalid from then on.
+    fn unload(&self, module: Module) -> Result<()>;
+
+    /// The kernel of this name.
+    fn function(&self, module: Module, name: &str) -> Result<Function>;
+
+    /// What the kernel needs.
+    fn function_facts(&self, function: Function) -> Result<FunctionFacts>;
+
+    /// Launches a kernel. More than 48 KiB of dynamic shared memory is opted in to where that is needed.
+    fn launch(&self, stream: Stream, function: Function, config: LaunchConfig, params: &Params) -> Result<()>;
+
+    /// A new stream, independent of all others.
+    fn create_stream(&self) -> Result<Stream>;
+
+    /// Destroys a stream once its work is done.
+    fn destroy_stream(&self, stream: Stream) -> Result<()>;
+
+    /// Waits until the stream's work is done.
+    fn synchronize(&self, stream: Stream) -> Result<()>;
+
+    /// A new event, not yet recorded.
+    fn create_event(&self) -> Result<Event>;
+
+    /// Destroys an event.
+    fn destroy_event(&self, event: Event) -> Result<()>;
+
+    /// Marks the moment when all work queued on the stream so far is done.
+    fn record(&self, event: Event, stream: Stream) -> Result<()>;
+
+    /// Lets the stream's further work wait for the event.
+    fn wait(&self, stream: Stream, event: Event) -> Result<()>;
+
+    /// Seconds between two events on the device, waiting for the second.
+    fn elapsed_seconds(&self, start: Event, end: Event) -> Result<f64>;
+
+    /// From now on, work queued on this stream (not the default one) is captured rather than run. Reading from the
+    /// device and waiting are refused meanwhile.
+    fn begin_capture(&self, stream: Stream) -> Result<()>;
+
+    /// Ends the capture: what was queued, as a graph.
+    fn end_capture(&self, stream: Stream) -> Result<Graph>;
+
+    /// Queues all the work of a graph.
+    fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()>;
+
+    /// Destroys a graph.
+    fn destroy_graph(&self, graph: Graph) -> Result<()>;
+}

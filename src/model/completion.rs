@@ -167,7 +167,7 @@ pub fn complete(
             let is_same = |other: &Active<'_>| other.tokens.is_empty() && prompts[other.sequence] == *prompt;
             let prompt_time = match active.iter().position(is_same) {
                 Some(other) => {
-                    generator.add_copy(parameters, other);
+                    generator.add_copy(parameters, other)?;
                     active[other].prompt_time
                 }
                 None => {
@@ -199,7 +199,7 @@ pub fn complete(
             let flow = match (flow, finish) {
                 (ControlFlow::Continue(()), Some(finish)) => {
                     // The last sequence takes this place, and its turn to choose comes next.
-                    generator.remove(parameters, place);
+                    generator.remove(parameters, place)?;
                     let completion = active.swap_remove(place).complete(finish);
                     totals.generated_tokens += completion.tokens.len();
                     on_event(Event::Finished(&completion))

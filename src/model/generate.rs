@@ -73,8 +73,8 @@ impl<'m> Generator<'m> {
     pub fn with_capacity(device: Arc<Device>, model: &'m Gpt, capacity: usize) -> Result<Self, OutOfMemory> {
         Ok(Self {
             model,
+            caches: model.caches(&device, capacity, model.config().block)?,
             device,
-            caches: model.caches(capacity, model.config().block)?,
             capacity,
             steps: (0..capacity).map(|_| None).collect(),
             reader: None,
@@ -130,7 +130,7 @@ impl<'m> Generator<'m> {
         let start = first_token_read(prompt.len(), self.model.config().block);
         self.read(parameters, self.len(), &prompt[start..])?;
         if let Some((_, reader)) = &self.reader {
-            self.logits.extend_from_slice(reader.program.read(reader.logits));
+            self.logits.extend_from_slice(&reader.program.read(reader.logits)?);
         }
         self.sequences.push(Sequence { tokens: prompt.to_vec(), cached: prompt.len() - start });
         Ok(())
@@ -140,29 +140,37 @@ impl<'m> Generator<'m> {
     ///
     /// # Panics
     /// There is no room.
-    pub fn add_copy(&mut self, parameters: &mut Parameters, sequence: usize) {
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn add_copy(&mut self, parameters: &mut Parameters, sequence: usize) -> Result<(), Error> {
         assert!(self.len() < self.capacity, "no room for more than {} sequences", self.capacity);
         let Sequence { tokens, cached } = &self.sequences[sequence];
         let copy = Sequence { tokens: tokens.clone(), cached: *cached };
         for cache in &self.caches {
-            cache.copy_sequence(parameters, sequence, self.sequences.len(), copy.cached);
+            cache.copy_sequence(parameters, sequence, self.sequences.len(), copy.cached)?;
         }
         let vocabulary = self.model.config().vocabulary;
         self.logits.extend_from_within(sequence * vocabulary..(sequence + 1) * vocabulary);
         self.sequences.push(copy);
+        Ok(())
     }
 
     /// Removes a sequence; the last one takes its number.
-    pub fn remove(&mut self, parameters: &mut Parameters, sequence: usize) {
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn remove(&mut self, parameters: &mut Parameters, sequence: usize) -> Result<(), Error> {
         let (vocabulary, last) = (self.model.config().vocabulary, self.len() - 1);
         if sequence < last {
             for cache in &self.caches {
-                cache.copy_sequence(parameters, last, sequence, self.sequences[last].cached);
+                cache.copy_sequence(parameters, last, sequence, self.sequences[last].cached)?;
             }
             self.logits.copy_within(last * vocabulary.., sequence * vocabulary);
         }
         self.sequences.swap_remove(sequence);
         self.logits.truncate(last * vocabulary);
+        Ok(())
     }
 
     /// Appends one token to each sequence and computes the logits that follow. A sequence that fills the block goes
@@ -196,9 +204,9 @@ impl<'m> Generator<'m> {
             empty => empty.insert(record(&self.device, self.model, parameters, &self.caches, batch, 1)?),
         };
         let ids: Vec<i32> = tokens.iter().map(|&token| as_id(token)).collect();
-        step.program.write_ids(step.ids, &ids);
+        step.program.write_ids(step.ids, &ids)?;
         step.program.run(parameters, &self.options)?;
-        self.logits.copy_from_slice(step.program.read(step.logits));
+        self.logits.copy_from_slice(&step.program.read(step.logits)?);
         for (sequence, &token) in self.sequences.iter_mut().zip(tokens) {
             sequence.tokens.push(token);
             sequence.cached += 1;
@@ -214,7 +222,7 @@ impl<'m> Generator<'m> {
         };
         let (_, reader) = self.reader.insert((tokens.len(), reader));
         let ids: Vec<i32> = tokens.iter().map(|&token| as_id(token)).collect();
-        reader.program.write_ids(reader.ids, &ids);
+        reader.program.write_ids(reader.ids, &ids)?;
         self.options.cache_row = row;
         self.options.positions.clear();
         self.options.positions.push(0);

@@ -4,6 +4,7 @@
 
 use super::block::{Affine, Block, BlockOptions};
 use super::huggingface::{self, Gpt2Config, ParameterSpec};
+use crate::ops::Device;
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
 use crate::tape::{
@@ -33,12 +34,12 @@ pub struct LossOptions {
 }
 
 impl Gpt {
-    /// A model with fresh parameters.
+    /// A model with fresh parameters on `device`.
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(config: Gpt2Config, seed: u64) -> Result<(Self, Parameters), ParameterError> {
-        let parameters = Parameters::new(specifications(&config), seed)?;
+    pub fn new(device: &Arc<Device>, config: Gpt2Config, seed: u64) -> Result<(Self, Parameters), ParameterError> {
+        let parameters = Parameters::new(device, specifications(&config), seed)?;
         Ok((Self::bind(config, &parameters), parameters))
     }
 
@@ -65,16 +66,16 @@ impl Gpt {
         }
     }
 
-    /// A model with the parameters of a Hugging Face folder, which a checkpoint is too.
+    /// A model on `device` with the parameters of a Hugging Face folder, which a checkpoint is too.
     ///
     /// # Errors
     /// A folder that is not a GPT-2, is damaged or incomplete; not enough memory.
-    pub fn load(folder: &Path) -> Result<(Self, Parameters), LoadError> {
+    pub fn load(device: &Arc<Device>, folder: &Path) -> Result<(Self, Parameters), LoadError> {
         let config = Gpt2Config::load(folder)?;
         let mut list = specifications(&config);
         // Every value is about to be replaced; drawing random ones first takes seconds for a large model.
         list.iter_mut().for_each(|specification| specification.initial = Initial::Constant(0.0));
-        let mut parameters = Parameters::new(list, 0)?;
+        let mut parameters = Parameters::new(device, list, 0)?;
         let model = Self::bind(config, &parameters);
         model.load_parameters(folder, &mut parameters)?;
         Ok((model, parameters))
@@ -86,9 +87,11 @@ impl Gpt {
     /// A folder that is damaged, incomplete, or of other sizes; the parameters are then unchanged.
     pub fn load_parameters(&self, folder: &Path, parameters: &mut Parameters) -> Result<(), huggingface::Error> {
         let ids: Vec<ParameterId> = parameters.ids().collect();
-        huggingface::load_parameters(folder, &self.specs, |index, values| {
-            parameters.values_mut(ids[index]).copy_from_slice(values);
-        })
+        huggingface::load_parameters(
+            folder,
+            &self.specs,
+            |index, values| Ok(parameters.set_values(ids[index], values)?),
+        )
     }
 
     /// Writes `config.json` and `model.safetensors` as `transformers` reads them.
@@ -97,7 +100,7 @@ impl Gpt {
     /// A file cannot be written.
     pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), huggingface::Error> {
         let ids: Vec<ParameterId> = parameters.ids().collect();
-        huggingface::save_parameters(folder, &self.config, &self.specs, |index| parameters.values(ids[index]))
+        huggingface::save_parameters(folder, &self.config, &self.specs, |index| Ok(parameters.values(ids[index])?))
     }
 
     /// The model's sizes.
@@ -197,8 +200,13 @@ impl Gpt {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn caches(&self, sequences: usize, capacity: usize) -> Result<Vec<Arc<Cache>>, OutOfMemory> {
-        (0..self.config.layers).map(|_| Cache::new(sequences, capacity, self.config.channels)).collect()
+    pub fn caches(
+        &self,
+        device: &Arc<Device>,
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<Vec<Arc<Cache>>, OutOfMemory> {
+        (0..self.config.layers).map(|_| Cache::new(device, sequences, capacity, self.config.channels)).collect()
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 
 use super::{Device, Error, View, ViewMut, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "adamw";
 
@@ -46,6 +46,7 @@ pub fn update(device: &Device, hyper: &Hyper, arguments: Update<'_>) -> Result<(
     }
     match device {
         Device::Cpu(cpu) => cpu::adamw::update(cpu, hyper, arguments),
+        Device::Gpu(gpu) => gpu::adamw::update(gpu, hyper, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Element-wise sum, and accumulation of one gradient into another.
 
 use super::{Device, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "add";
 
@@ -21,6 +21,7 @@ pub fn forward(device: &Device, arguments: Forward<'_>) -> Result<(), Error> {
     check_len(NAME, "output", arguments.output.len(), arguments.left.len())?;
     match device {
         Device::Cpu(cpu) => cpu::add::forward(cpu, arguments),
+        Device::Gpu(gpu) => gpu::add::forward(gpu, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }
@@ -33,6 +34,7 @@ pub fn accumulate(device: &Device, source: View<'_, f32>, target: ViewMut<'_, f3
     check_len(NAME, "target", target.len(), source.len())?;
     match device {
         Device::Cpu(cpu) => cpu::add::accumulate(cpu, source, target, write),
+        Device::Gpu(gpu) => gpu::add::accumulate(gpu, source, target, write).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

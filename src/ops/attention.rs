@@ -4,12 +4,14 @@
 //! (online softmax, Milakov and Gimelshein 2018), and only the log-sum-exp of each row kept for the backward pass.
 //! Queries, keys and values are read in place from packed projections, so nothing is permuted or copied.
 
+#[cfg(test)]
+pub(crate) mod cases;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
 use super::{Device, Dropout, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "attention";
 
@@ -173,6 +175,7 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
     }
     match device {
         Device::Cpu(cpu) => cpu::attention::forward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::attention::forward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }
@@ -210,6 +213,7 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     }
     match device {
         Device::Cpu(cpu) => cpu::attention::backward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::attention::backward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

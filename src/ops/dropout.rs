@@ -2,7 +2,7 @@
 //! the gradient, without the residual.
 
 use super::{Device, Dropout, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "dropout";
 
@@ -39,6 +39,7 @@ pub fn forward(device: &Device, dropout: &Dropout, arguments: Forward<'_>) -> Re
     }
     match device {
         Device::Cpu(cpu) => cpu::dropout::forward(cpu, dropout, arguments),
+        Device::Gpu(gpu) => gpu::dropout::forward(gpu, dropout, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }
@@ -52,6 +53,7 @@ pub fn backward(device: &Device, dropout: &Dropout, arguments: Backward<'_>) -> 
     check_len(NAME, "grad_input", arguments.grad_input.0.len(), arguments.grad_output.len())?;
     match device {
         Device::Cpu(cpu) => cpu::dropout::backward(cpu, dropout, arguments),
+        Device::Gpu(gpu) => gpu::dropout::backward(gpu, dropout, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

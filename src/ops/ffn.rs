@@ -6,7 +6,7 @@
 
 use super::linear::Activation;
 use super::{Device, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "ffn";
 
@@ -105,6 +105,7 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
     }
     match device {
         Device::Cpu(cpu) => cpu::ffn::forward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::ffn::forward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }
@@ -140,6 +141,7 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     }
     match device {
         Device::Cpu(cpu) => cpu::ffn::backward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::ffn::backward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

@@ -1,16 +1,22 @@
 //! Global gradient norm: the Euclidean norm of all gradients together, which clipping compares with its limit
 //! (Pascanu et al. 2013). Clipping itself is a factor that the optimizer applies as it reads the gradients.
 
-use super::{Device, View};
-use crate::cpu;
+use super::{Device, Error, View};
+use crate::{cpu, gpu};
+
+const NAME: &str = "grad_norm";
 
 /// Norm of all `gradients` as if they were one vector. Infinite or NaN where any element is.
 ///
 /// Sums are taken over fixed pieces in f64 in order, so the result does not depend on the number of threads, and
 /// squares do not overflow.
-pub fn forward(device: &Device, gradients: &[View<'_, f32>]) -> f64 {
+///
+/// # Errors
+/// The device failed.
+pub fn forward(device: &Device, gradients: &[View<'_, f32>]) -> Result<f64, Error> {
     match device {
-        Device::Cpu(cpu) => cpu::grad_norm::forward(cpu, gradients),
+        Device::Cpu(cpu) => Ok(cpu::grad_norm::forward(cpu, gradients)),
+        Device::Gpu(gpu) => gpu::grad_norm::forward(gpu, gradients).map_err(Error::of_device(NAME)),
     }
 }
 
@@ -37,7 +43,7 @@ mod tests {
 
     fn norms(gradients: &[Vec<f32>]) -> Vec<(String, f64)> {
         let views: Vec<View<'_, f32>> = gradients.iter().map(|gradient| gradient.into()).collect();
-        cpu_devices().into_iter().map(|(name, device)| (name, forward(&device, &views))).collect()
+        cpu_devices().into_iter().map(|(name, device)| (name, forward(&device, &views).unwrap())).collect()
     }
 
     #[test]

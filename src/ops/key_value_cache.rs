@@ -2,7 +2,7 @@
 //! earlier tokens, so that decoding a token costs one row of attention instead of all of them. Inference only.
 
 use super::{Device, Error, View, ViewMut, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "key_value_cache";
 
@@ -45,6 +45,7 @@ pub fn append(device: &Device, shape: &Shape, arguments: Append<'_>) -> Result<(
     }
     match device {
         Device::Cpu(cpu) => cpu::key_value_cache::append(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::key_value_cache::append(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Ba, Kiros, Hinton 2016. Variance is the biased one, as PyTorch's.
 
 use super::{Device, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "layer_norm";
 
@@ -78,6 +78,7 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
     }
     match device {
         Device::Cpu(cpu) => cpu::layer_norm::forward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::layer_norm::forward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }
@@ -104,6 +105,7 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     }
     match device {
         Device::Cpu(cpu) => cpu::layer_norm::backward(cpu, shape, arguments),
+        Device::Gpu(gpu) => gpu::layer_norm::backward(gpu, shape, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use super::softmax_cross_entropy::{self, check_targets};
 use super::{Device, Error, View, ViewMut, Write, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "linear_cross_entropy";
 
@@ -69,9 +69,12 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
             check_len(NAME, "grad_weight", grad.len(), vocabulary * channels)?;
         }
     }
-    check_targets(NAME, &shape.loss, &arguments.targets)?;
+    check_targets(NAME, device, &shape.loss, &arguments.targets)?;
     match device {
         Device::Cpu(cpu) => cpu::linear_cross_entropy::forward(cpu, shape, arguments),
+        Device::Gpu(gpu) => {
+            gpu::linear_cross_entropy::forward(gpu, shape, arguments).map_err(Error::of_device(NAME))?
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! `g ← factor · g + decay · p`, `m ← μ m + g`, `p ← p - lr · m`.
 
 use super::{Device, Error, View, ViewMut, check_len};
-use crate::cpu;
+use crate::{cpu, gpu};
 
 const NAME: &str = "sgd";
 
@@ -39,6 +39,7 @@ pub fn update(device: &Device, hyper: &Hyper, arguments: Update<'_>) -> Result<(
     }
     match device {
         Device::Cpu(cpu) => cpu::sgd::update(cpu, hyper, arguments),
+        Device::Gpu(gpu) => gpu::sgd::update(gpu, hyper, arguments).map_err(Error::of_device(NAME))?,
     }
     Ok(())
 }

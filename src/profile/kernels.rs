@@ -28,6 +28,8 @@ pub enum Error {
     #[error(transparent)]
     Case(#[from] cases::Error),
     #[error(transparent)]
+    Device(#[from] crate::driver::Error),
+    #[error(transparent)]
     PyTorch(#[from] pytorch::Error),
 }
 
@@ -36,7 +38,11 @@ pub enum Error {
 /// # Errors
 /// The case fails, or the partner does.
 pub fn measure(case: &Case, device: &Arc<Device>, partner: Option<&mut Partner>) -> Result<Times, Error> {
-    let mut call = case.prepare(device)?;
+    let mut run = case.prepare(device)?;
+    let mut call = || -> Result<(), Error> {
+        run()?;
+        Ok(device.synchronize()?)
+    };
     let mut partner = match (partner, &case.pytorch) {
         (Some(partner), Some(words)) => {
             partner.expect(&format!("prepare {words}"), "ready")?;

@@ -1,6 +1,7 @@
 //! What the machine is, and what it can do at best.
 
-use crate::cpu::{Cpu, peak};
+use crate::ops::Device;
+use crate::{cpu, driver, gpu};
 
 /// The name of the processor, as the system tells it.
 pub fn processor_name() -> String {
@@ -31,14 +32,26 @@ pub struct Peaks {
 
 impl Peaks {
     /// Measures multiply-adds alone. Takes no memory, so that a process's peak memory stays its own.
-    pub fn measure_flops(&mut self, cpu: &Cpu) {
-        self.flops_per_second = self.flops_per_second.max(peak::fma_flops(cpu));
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn measure_flops(&mut self, device: &Device) -> driver::Result<()> {
+        self.flops_per_second = self.flops_per_second.max(device.measure_flops()?);
+        Ok(())
     }
 
     /// Measures everything.
-    pub fn measure(&mut self, cpu: &Cpu) {
-        self.measure_flops(cpu);
-        self.read_bytes_per_second = self.read_bytes_per_second.max(peak::read_bytes_per_second(cpu));
-        self.copy_bytes_per_second = self.copy_bytes_per_second.max(peak::copy_bytes_per_second(cpu));
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn measure(&mut self, device: &Device) -> driver::Result<()> {
+        self.measure_flops(device)?;
+        let (read, copied) = match device {
+            Device::Cpu(cpu) => (cpu::peak::read_bytes_per_second(cpu), cpu::peak::copy_bytes_per_second(cpu)),
+            Device::Gpu(gpu) => (gpu::peak::read_bytes_per_second(gpu)?, gpu::peak::copy_bytes_per_second(gpu)?),
+        };
+        self.read_bytes_per_second = self.read_bytes_per_second.max(read);
+        self.copy_bytes_per_second = self.copy_bytes_per_second.max(copied);
+        Ok(())
     }
 }

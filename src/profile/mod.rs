@@ -7,9 +7,14 @@
 //! Nothing here prints, except through what it returns; nothing in the engine depends on this part.
 
 pub mod cases;
+pub mod gpus;
 pub mod kernels;
+pub mod launch;
 pub mod machine;
+pub mod npy;
 pub mod pytorch;
+pub mod roofline;
+pub mod roofline_plot;
 pub mod table;
 pub mod timing;
 pub mod training;

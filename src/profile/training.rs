@@ -94,8 +94,8 @@ impl TrainingStep {
     /// # Errors
     /// Not enough memory.
     pub fn new(shape: &Shape, options: LossOptions, device: &Arc<Device>) -> Result<Self, Error> {
-        let (model, parameters) = Gpt::new(shape.model(), SEED)?;
-        let optimizer = Optimizer::new(&config::Optimizer::default(), &parameters)?;
+        let (model, parameters) = Gpt::new(device, shape.model(), SEED)?;
+        let optimizer = Optimizer::new(device, &config::Optimizer::default(), &parameters)?;
         let (tape, inputs, targets, loss) = record(shape, options, device, &model, &parameters)?;
         let program = tape.finish()?;
         let tokens = |sequence| {
@@ -120,11 +120,11 @@ impl TrainingStep {
     /// # Errors
     /// A loss or gradient that is not finite.
     pub fn run(&mut self) -> Result<f64, Error> {
-        self.program.write_ids(self.inputs.0, &self.inputs.1);
-        self.program.write_ids(self.targets.0, &self.targets.1);
+        self.program.write_ids(self.inputs.0, &self.inputs.1)?;
+        self.program.write_ids(self.targets.0, &self.targets.1)?;
         let options = RunOptions { seed: SEED, step: self.steps, ..RunOptions::default() };
         self.program.run(&mut self.parameters, &options)?;
-        let loss = self.program.mean_loss(self.loss).unwrap_or(f64::NAN);
+        let loss = self.program.mean_loss(self.loss)?.unwrap_or(f64::NAN);
         let update = self.optimizer.update(&self.device, &mut self.parameters, LEARNING_RATE, CLIP)?;
         self.steps += 1;
         if loss.is_finite() && update.is_finite { Ok(loss) } else { Err(Error::NotFinite(loss)) }

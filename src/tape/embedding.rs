@@ -72,10 +72,12 @@ impl Operation for Embedding {
         }
         // Sequences of a batch that is being decoded stand at different positions: one call for each.
         let Shape { time, channels, .. } = self.shape;
-        let (ids, output) = (run.input_ids(0).host(), run.output(0).host());
-        for (b, output) in output.chunks_mut(time * channels).enumerate() {
-            let shape = Shape { batch: 1, first_position: positions[b], ..self.shape };
-            call(&shape, ids[b * time..(b + 1) * time].into(), output.into())?;
+        let (ids, mut rest) = (run.input_ids(0), run.output(0));
+        for (b, &first_position) in positions.iter().enumerate().take(self.shape.batch) {
+            let shape = Shape { batch: 1, first_position, ..self.shape };
+            let output;
+            (output, rest) = rest.split_at(time * channels);
+            call(&shape, ids.slice(b * time..(b + 1) * time), output)?;
         }
         Ok(())
     }

@@ -108,8 +108,8 @@ impl Ffn {
 
 /// Cuts scratch memory in two, the first part of `length` elements on a cache line's boundary.
 fn split<'a>(scratch: ViewMut<'a, f32>, first: usize, second: usize) -> (ViewMut<'a, f32>, ViewMut<'a, f32>) {
-    let (left, right) = scratch.host().split_at_mut(first.next_multiple_of(16));
-    ((&mut left[..first]).into(), (&mut right[..second]).into())
+    let (left, right) = scratch.split_at(first.next_multiple_of(16));
+    (left.slice(0..first), right.slice(0..second))
 }
 
 impl Operation for Ffn {

@@ -3,9 +3,9 @@
 use super::memory::{Memory, OutOfMemory};
 use super::run::Run;
 use super::{AttentionOptions, Error, Needs, Operation, Parameters, Tape, Value};
-use crate::ops;
 use crate::ops::attention::{Forward, Inputs, Mask, Shape};
 use crate::ops::key_value_cache::{self, Append};
+use crate::ops::{self, Device, Write};
 use std::sync::Arc;
 
 /// Keys and values of earlier tokens, of one layer, for a batch of sequences: `(sequences, capacity, 2·HK·D)`.
@@ -13,6 +13,7 @@ use std::sync::Arc;
 /// Programs that share a cache (one that reads prompts, one that decodes token by token) must run one at a time;
 /// a run holds the parameters exclusively, and that is what keeps them apart.
 pub struct Cache {
+    device: Arc<Device>,
     memory: Memory,
     sequences: usize,
     capacity: usize,
@@ -24,21 +25,35 @@ impl Cache {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(sequences: usize, capacity: usize, key_columns: usize) -> Result<Arc<Self>, OutOfMemory> {
+    pub fn new(
+        device: &Arc<Device>,
+        sequences: usize,
+        capacity: usize,
+        key_columns: usize,
+    ) -> Result<Arc<Self>, OutOfMemory> {
         let columns = 2 * key_columns;
-        let memory = Memory::allocate("the key/value cache", sequences * capacity * columns * 4)?;
-        Ok(Arc::new(Self { memory, sequences, capacity, columns }))
+        let memory = Memory::allocate(device, "the key/value cache", sequences * capacity * columns * 4)?;
+        Ok(Arc::new(Self { device: Arc::clone(device), memory, sequences, capacity, columns }))
     }
 
     /// Copies the first `tokens` tokens of sequence `from` to sequence `to`. Takes the parameters, unused, for the
     /// reason above: no program that works on this cache can run meanwhile.
     ///
+    /// # Errors
+    /// The device failed.
+    ///
     /// # Panics
     /// There are no such sequences, or fewer tokens.
-    pub fn copy_sequence(&self, _parameters: &mut Parameters, from: usize, to: usize, tokens: usize) {
+    pub fn copy_sequence(
+        &self,
+        _parameters: &mut Parameters,
+        from: usize,
+        to: usize,
+        tokens: usize,
+    ) -> Result<(), ops::Error> {
         assert!(from < self.sequences && to < self.sequences && tokens <= self.capacity, "inside the cache");
         if from == to {
-            return;
+            return Ok(());
         }
         let bytes = |sequence: usize| {
             let start = sequence * self.capacity * self.columns * 4;
@@ -47,7 +62,7 @@ impl Cache {
         // SAFETY: nothing runs, and the rows of two sequences do not overlap.
         let (source, target) =
             unsafe { (self.memory.view::<f32>(bytes(from)), self.memory.view_mut::<f32>(bytes(to))) };
-        target.host().copy_from_slice(source.host());
+        ops::add::accumulate(&self.device, source, target, Write::Set)
     }
 }
 
@@ -89,6 +104,11 @@ impl Operation for CachedAttention {
         "attention_cached"
     }
 
+    /// The lengths of the sequences, which the kernel reads.
+    fn forward_scratch(&self, _has_output: &[bool]) -> usize {
+        self.shape.batch
+    }
+
     fn backward_needs(&self) -> Option<Needs> {
         None
     }
@@ -120,6 +140,8 @@ impl Operation for CachedAttention {
 
         let key_time = positions.iter().max().map_or(0, |&position| position + time);
         let lengths: Vec<i32> = positions.iter().map(|&position| (position + time) as i32).collect();
+        let mut key_lengths = run.scratch_ids(batch);
+        run.device.upload(&lengths, key_lengths.reborrow()).map_err(ops::Error::of_device("attention_cached"))?;
         let shape = Shape { key_time, mask: if time > 1 { Mask::Causal } else { Mask::Full }, ..self.shape };
         let arguments = Forward {
             inputs: Inputs::Separate {
@@ -129,7 +151,7 @@ impl Operation for CachedAttention {
                 key_value: unsafe { self.cache.memory.view(bytes) },
                 capacity,
             },
-            key_lengths: Some((&lengths).into()),
+            key_lengths: Some(key_lengths.into()),
             bias: None,
             dropout: None,
             output: run.output(0),

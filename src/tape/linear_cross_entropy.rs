@@ -67,7 +67,7 @@ impl Operation for LinearCrossEntropy {
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let gradients = Gradients {
-            grad_loss: run.grad_loss(&run.input_ids(1), IGNORED),
+            grad_loss: run.grad_loss(1),
             grad_input: run.grad_input(0),
             grad_weight: run.grad_parameter(0),
         };

@@ -25,7 +25,7 @@
 //!     decays: true,
 //!     trainable: true,
 //! };
-//! let mut parameters = Parameters::new(vec![weight("first", [8, 4]), weight("second", [3, 8])], 42)?;
+//! let mut parameters = Parameters::new(&device, vec![weight("first", [8, 4]), weight("second", [3, 8])], 42)?;
 //! let (first, second) = (parameters.find("first").unwrap(), parameters.find("second").unwrap());
 //!
 //! let mut tape = Tape::new(device, &parameters, Mode::Training);
@@ -38,21 +38,21 @@
 //!
 //! let data: Vec<f32> = (0..20).map(|i| (i as f32 * 0.7).sin()).collect();
 //! let mut loss_at = |parameters: &mut Parameters| -> Result<f64, engine::tape::Error> {
-//!     program.write(input, &data);
-//!     program.write_ids(targets, &[0, 1, 2, 1, 0]);
+//!     program.write(input, &data)?;
+//!     program.write_ids(targets, &[0, 1, 2, 1, 0])?;
 //!     program.run(parameters, &RunOptions::default())?;
-//!     Ok(program.mean_loss(loss).unwrap())
+//!     Ok(program.mean_loss(loss)?.unwrap())
 //! };
 //! loss_at(&mut parameters)?;
-//! let gradient = parameters.gradient(first).unwrap().to_vec();
+//! let gradient = parameters.gradient(first)?.unwrap().to_vec();
 //! for index in [0, 7, 31] {
-//!     let before = parameters.values(first)[index];
+//!     let before = parameters.values(first)?[index];
 //!     let step = 1e-2f32;
-//!     parameters.values_mut(first)[index] = before + step;
+//!     parameters.modify(first, |values| values[index] = before + step)?;
 //!     let above = loss_at(&mut parameters)?;
-//!     parameters.values_mut(first)[index] = before - step;
+//!     parameters.modify(first, |values| values[index] = before - step)?;
 //!     let below = loss_at(&mut parameters)?;
-//!     parameters.values_mut(first)[index] = before;
+//!     parameters.modify(first, |values| values[index] = before)?;
 //!     let difference = (above - below) / (2.0 * f64::from(step));
 //!     assert!((difference - f64::from(gradient[index])).abs() < 1e-4);
 //! }
@@ -116,6 +116,8 @@ pub enum Error {
     Operation(#[from] crate::ops::Error),
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    #[error(transparent)]
+    Device(#[from] crate::driver::Error),
 }
 
 /// A tensor of the recorded computation.

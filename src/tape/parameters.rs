@@ -4,11 +4,14 @@
 //! instead of a hundred short ones. The padding between tensors is zero and stays zero.
 
 use super::memory::{ALIGNMENT, Memory, OutOfMemory};
+use crate::driver;
 use crate::ops::philox::{philox, stream, uniform};
-use crate::ops::{View, ViewMut};
+use crate::ops::{Device, View, ViewMut};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Names one parameter of a [`Parameters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +80,8 @@ pub enum Error {
     TooLarge { name: String, shape: Vec<usize> },
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    #[error(transparent)]
+    Device(#[from] driver::Error),
 }
 
 /// Elements of all parameters together, at most: a bound under which no size in bytes overflows.
@@ -85,18 +90,20 @@ const LARGEST: usize = 1 << 44;
 const PAD: usize = ALIGNMENT / size_of::<f32>();
 
 impl Parameters {
-    /// Allocates and fills parameters. Each tensor's initial values depend on `seed` and its name's place in the list
+    /// Allocates and fills parameters on `device`. Each tensor's initial values depend on `seed` and its name's place in the list
     /// alone, so they are the same on every machine.
     ///
     /// # Errors
     /// Two parameters of one name, or not enough memory.
-    pub fn new(specifications: Vec<Specification>, seed: u64) -> Result<Self, Error> {
+    pub fn new(device: &Arc<Device>, specifications: Vec<Specification>, seed: u64) -> Result<Self, Error> {
         let mut parameters = Self::unallocated(specifications)?;
-        parameters.values = Memory::allocate("the parameters", parameters.bytes.0)?;
-        parameters.gradients = Memory::allocate("the gradients", parameters.bytes.1)?;
+        parameters.values = Memory::allocate(device, "the parameters", parameters.bytes.0)?;
+        parameters.gradients = Memory::allocate(device, "the gradients", parameters.bytes.1)?;
         for index in 0..parameters.list.len() {
             let initial = parameters.list[index].specification.initial;
-            fill(parameters.values_mut(ParameterId(index)), initial, seed, index);
+            if initial != Initial::Constant(0.0) {
+                parameters.modify(ParameterId(index), |values| fill(values, initial, seed, index))?;
+            }
         }
         Ok(parameters)
     }
@@ -187,32 +194,52 @@ impl Parameters {
         self.bytes
     }
 
-    /// The parameter's values.
-    pub fn values(&self, id: ParameterId) -> &[f32] {
+    /// The parameter's values, once all work on the device before is done.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn values(&self, id: ParameterId) -> Result<Cow<'_, [f32]>, driver::Error> {
         // SAFETY: writing values takes `&mut self`, or happens inside `Program::run`, which holds `&mut Parameters`.
-        unsafe { self.values.view(bytes(&self.list[id.0].values)) }.host()
+        unsafe { self.values.read(bytes(&self.list[id.0].values)) }
     }
 
-    /// The parameter's values, to change.
-    pub fn values_mut(&mut self, id: ParameterId) -> &mut [f32] {
-        // SAFETY: exclusive through `&mut self`.
-        unsafe { self.values.view_mut(bytes(&self.list[id.0].values)) }.host()
+    /// Replaces the parameter's values.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// There are more or fewer values than it has elements.
+    pub fn set_values(&mut self, id: ParameterId, values: &[f32]) -> Result<(), driver::Error> {
+        let range = &self.list[id.0].values;
+        assert_eq!(values.len(), range.len(), "elements of {}", self.list[id.0].specification.name);
+        self.values.write(bytes(range), values)
     }
 
-    /// The parameter's gradient; `None` where it is frozen.
-    pub fn gradient(&self, id: ParameterId) -> Option<&[f32]> {
-        let range = self.list[id.0].gradients.as_ref()?;
+    /// Lets `change` change the parameter's values.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn modify(&mut self, id: ParameterId, change: impl FnOnce(&mut [f32])) -> Result<(), driver::Error> {
+        self.values.modify(bytes(&self.list[id.0].values), change)
+    }
+
+    /// The parameter's gradient, once all work on the device before is done; `None` where it is frozen.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn gradient(&self, id: ParameterId) -> Result<Option<Cow<'_, [f32]>>, driver::Error> {
+        let Some(range) = &self.list[id.0].gradients else { return Ok(None) };
         // SAFETY: as for `values`.
-        Some(unsafe { self.gradients.view(bytes(range)) }.host())
+        unsafe { self.gradients.read(bytes(range)) }.map(Some)
     }
 
     /// Fills all gradients with NaN, so that one that is read before it is written shows.
     #[cfg(test)]
     pub(super) fn poison_gradients(&mut self) {
-        for parameter in &self.list {
-            let Some(range) = &parameter.gradients else { continue };
-            // SAFETY: exclusive through `&mut self`.
-            unsafe { self.gradients.view_mut::<f32>(bytes(range)) }.host().fill(f32::NAN);
+        for range in self.list.iter().filter_map(|parameter| parameter.gradients.as_ref()) {
+            let poison = vec![f32::NAN; range.len()];
+            self.gradients.write(bytes(range), &poison).expect("the device works");
         }
     }
 
@@ -285,6 +312,11 @@ fn fill(values: &mut [f32], initial: Initial, seed: u64, index: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Cpu;
+
+    fn device() -> Arc<Device> {
+        Arc::new(Device::Cpu(Cpu::new().unwrap()))
+    }
 
     fn specification(name: &str, length: usize, decays: bool, trainable: bool) -> Specification {
         Specification { name: name.into(), shape: vec![length], initial: Initial::Normal(0.5), decays, trainable }
@@ -298,30 +330,30 @@ mod tests {
             specification("c", 17, true, true),
             specification("d", 9, true, false),
         ];
-        let parameters = Parameters::new(list, 1).unwrap();
+        let parameters = Parameters::new(&device(), list, 1).unwrap();
         assert_eq!(parameters.runs().len(), 2);
         assert_eq!(parameters.runs()[0].values, 0..48);
         assert_eq!(parameters.runs()[1].values, 48..64);
-        assert!(parameters.gradient(parameters.find("d").unwrap()).is_none());
-        assert_eq!(parameters.gradient(parameters.find("c").unwrap()).unwrap().len(), 17);
+        assert!(parameters.gradient(parameters.find("d").unwrap()).unwrap().is_none());
+        assert_eq!(parameters.gradient(parameters.find("c").unwrap()).unwrap().unwrap().len(), 17);
         assert_eq!(parameters.count(), 34);
     }
 
     #[test]
     fn normal_values_have_the_deviation_asked_for_and_depend_on_the_seed() {
-        let make = |seed| Parameters::new(vec![specification("a", 100_001, true, true)], seed).unwrap();
+        let make = |seed| Parameters::new(&device(), vec![specification("a", 100_001, true, true)], seed).unwrap();
         let (one, two) = (make(1), make(2));
-        let values = one.values(ParameterId(0));
+        let values = one.values(ParameterId(0)).unwrap();
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64;
         assert!(mean.abs() < 0.01 && (variance - 0.25).abs() < 0.01, "mean {mean}, variance {variance}");
-        assert_ne!(values, two.values(ParameterId(0)));
-        assert_eq!(values, make(1).values(ParameterId(0)));
+        assert_ne!(values, two.values(ParameterId(0)).unwrap());
+        assert_eq!(values, make(1).values(ParameterId(0)).unwrap());
     }
 
     #[test]
     fn two_parameters_of_one_name_are_refused() {
         let list = vec![specification("a", 5, true, true), specification("a", 3, false, true)];
-        assert!(Parameters::new(list, 1).is_err_and(|error| error.to_string().contains("a")));
+        assert!(Parameters::new(&device(), list, 1).is_err_and(|error| error.to_string().contains("a")));
     }
 }

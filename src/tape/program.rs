@@ -4,7 +4,8 @@ use super::memory::Memory;
 use super::plan::{Direction, Plan, Step};
 use super::run::Run;
 use super::{Error, Kind, Loss, Node, Parameters, Tape, Value, ValueInfo};
-use crate::ops::Device;
+use crate::ops::{Device, IGNORED};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,6 +69,8 @@ pub struct Program {
     losses: Vec<Loss>,
     pub(super) steps: Vec<Step>,
     values: HashMap<Value, Range<usize>>,
+    /// How many ids of each input of ids are not [`IGNORED`], counted as they were written.
+    counted: HashMap<Value, u64>,
     gradients: HashMap<Value, Range<usize>>,
     pub(super) state: State,
     memory: MemoryUse,
@@ -75,7 +78,7 @@ pub struct Program {
 
 impl Program {
     pub(super) fn new(tape: Tape<'_>, plan: Plan) -> Result<Self, Error> {
-        let arena = Memory::allocate("the activations", plan.arena_bytes)?;
+        let arena = Memory::allocate(&tape.device, "the activations", plan.arena_bytes)?;
         Ok(Self {
             device: tape.device,
             nodes: tape.nodes,
@@ -83,6 +86,7 @@ impl Program {
             losses: tape.losses,
             steps: plan.steps,
             values: plan.values,
+            counted: HashMap::new(),
             gradients: plan.gradients,
             state: State { arena },
             memory: plan.memory,
@@ -96,65 +100,85 @@ impl Program {
 
     /// Writes a float input. Inputs do not survive a run: write each before every run.
     ///
+    /// # Errors
+    /// The device failed.
+    ///
     /// # Panics
     /// The value is not a float input of this program, or the length is not its own.
-    pub fn write(&mut self, value: Value, data: &[f32]) {
-        self.input_mut(value, Kind::Float, data.len()).copy_from_slice(data);
+    pub fn write(&mut self, value: Value, data: &[f32]) -> Result<(), Error> {
+        self.write_input(value, Kind::Float, data)
     }
 
     /// Writes an input of ids.
     ///
+    /// # Errors
+    /// The device failed.
+    ///
     /// # Panics
     /// The value is not an input of ids of this program, or the length is not its own.
-    pub fn write_ids(&mut self, value: Value, data: &[i32]) {
-        self.input_mut(value, Kind::Id, data.len()).copy_from_slice(data);
+    pub fn write_ids(&mut self, value: Value, data: &[i32]) -> Result<(), Error> {
+        self.counted.insert(value, data.iter().filter(|&&id| id != IGNORED).count() as u64);
+        self.write_input(value, Kind::Id, data)
     }
 
-    fn input_mut<T: bytemuck::Pod>(&mut self, value: Value, kind: Kind, length: usize) -> &mut [T] {
+    fn write_input<T: bytemuck::Pod>(&mut self, value: Value, kind: Kind, data: &[T]) -> Result<(), Error> {
         let info = &self.infos[value.0];
         assert!(info.producer.is_none() && info.kind == kind, "{} is no input of {}", info.name, kind.name());
-        assert_eq!(info.length(), length, "elements of {}", info.name);
-        // SAFETY: exclusive through `&mut self`.
-        unsafe { self.state.arena.view_mut(self.values[&value].clone()) }.host()
+        assert_eq!(info.length(), data.len(), "elements of {}", info.name);
+        Ok(self.state.arena.write(self.values[&value].clone(), data)?)
     }
 
     /// A kept value, after a run.
     ///
+    /// # Errors
+    /// The device failed.
+    ///
     /// # Panics
     /// The value was not kept.
-    pub fn read(&self, value: Value) -> &[f32] {
+    pub fn read(&self, value: Value) -> Result<Cow<'_, [f32]>, Error> {
         let info = &self.infos[value.0];
         assert!(info.kept && info.kind == Kind::Float, "{} was not kept", info.name);
-        // SAFETY: writing takes `&mut self`.
-        unsafe { self.state.arena.view(self.values[&value].clone()) }.host()
+        self.read_range(&self.values[&value])
     }
 
     /// The gradient of an input that was recorded with [`Tape::input_with_gradient`], after a run. `None` where no
     /// loss depends on it.
-    pub fn gradient(&self, value: Value) -> Option<&[f32]> {
-        let range = self.gradients.get(&value)?.clone();
-        // SAFETY: writing takes `&mut self`.
-        Some(unsafe { self.state.arena.view(range) }.host())
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn gradient(&self, value: Value) -> Result<Option<Cow<'_, [f32]>>, Error> {
+        self.gradients.get(&value).map(|range| self.read_range(range)).transpose()
     }
 
     /// Losses of all rows, after a run; 0 where the target was the ignored index.
-    pub fn row_losses(&self, loss: Loss) -> &[f32] {
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn row_losses(&self, loss: Loss) -> Result<Cow<'_, [f32]>, Error> {
+        self.read_range(&self.values[&loss.losses])
+    }
+
+    fn read_range(&self, range: &Range<usize>) -> Result<Cow<'_, [f32]>, Error> {
         // SAFETY: writing takes `&mut self`.
-        unsafe { self.state.arena.view(self.values[&loss.losses].clone()) }.host()
+        Ok(unsafe { self.state.arena.read(range.clone()) }?)
     }
 
     /// Sum of the losses, and how many rows were counted, after a run.
-    pub fn loss_sum(&self, loss: Loss) -> (f64, u64) {
-        // SAFETY: writing takes `&mut self`.
-        let targets = unsafe { self.state.arena.view::<i32>(self.values[&loss.targets].clone()) }.host();
-        let counted = targets.iter().filter(|&&target| target != crate::ops::IGNORED).count();
-        (self.row_losses(loss).iter().map(|&value| f64::from(value)).sum(), counted as u64)
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn loss_sum(&self, loss: Loss) -> Result<(f64, u64), Error> {
+        let sum = self.row_losses(loss)?.iter().map(|&value| f64::from(value)).sum();
+        Ok((sum, self.counted.get(&loss.targets).copied().unwrap_or(0)))
     }
 
     /// Mean loss over the counted rows, after a run; `None` where no row was counted.
-    pub fn mean_loss(&self, loss: Loss) -> Option<f64> {
-        let (sum, counted) = self.loss_sum(loss);
-        (counted > 0).then(|| sum / counted as f64)
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn mean_loss(&self, loss: Loss) -> Result<Option<f64>, Error> {
+        let (sum, counted) = self.loss_sum(loss)?;
+        Ok((counted > 0).then(|| sum / counted as f64))
     }
 
     /// The losses that were recorded.
@@ -181,6 +205,8 @@ impl Program {
             parameters,
             places: &step.places,
             parameter_ids: &node.parameters,
+            inputs: &node.inputs,
+            counted: &self.counted,
             options,
         };
         match step.direction {
@@ -195,7 +221,8 @@ impl Program {
     }
 
     /// Runs all steps on inputs that were just written again, and returns the first tensor that holds a NaN or an
-    /// infinity: a parameter, an activation, or a gradient.
+    /// infinity: a parameter, an activation, or a gradient. Statistics that an operation keeps for its own backward
+    /// pass are passed over: a row of attention that sees no key has a log-sum-exp of minus infinity and is right.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -205,7 +232,7 @@ impl Program {
         options: &RunOptions,
     ) -> Result<Option<NonFinite>, Error> {
         for id in parameters.ids() {
-            if let Some(found) = non_finite(&parameters.specification(id).name, parameters.values(id)) {
+            if let Some(found) = non_finite(&parameters.specification(id).name, &parameters.values(id)?) {
                 return Ok(Some(found));
             }
         }
@@ -215,15 +242,15 @@ impl Program {
             let name_of = |value: &Value| self.infos[value.0].name.as_str();
             if step.direction == Direction::Forward || node.needs.as_ref().is_some_and(|needs| needs.is_loss) {
                 for (range, value) in step.places.outputs.iter().zip(&node.outputs) {
-                    let Some(range) = range else { continue };
-                    if let Some(found) = self.non_finite_in(name_of(value), range) {
+                    let Some(range) = range.as_ref().filter(|_| !self.infos[value.0].auxiliary) else { continue };
+                    if let Some(found) = self.non_finite_in(name_of(value), range)? {
                         return Ok(Some(found));
                     }
                 }
             }
             for (grad, value) in step.places.grad_inputs.iter().zip(&node.inputs) {
                 let Some((range, _)) = grad else { continue };
-                if let Some(found) = self.non_finite_in(&format!("gradient of {}", name_of(value)), range) {
+                if let Some(found) = self.non_finite_in(&format!("gradient of {}", name_of(value)), range)? {
                     return Ok(Some(found));
                 }
             }
@@ -232,7 +259,7 @@ impl Program {
                     continue;
                 }
                 let name = format!("gradient of {}", parameters.specification(id).name);
-                if let Some(found) = parameters.gradient(id).and_then(|gradient| non_finite(&name, gradient)) {
+                if let Some(found) = parameters.gradient(id)?.and_then(|gradient| non_finite(&name, &gradient)) {
                     return Ok(Some(found));
                 }
             }
@@ -244,13 +271,13 @@ impl Program {
     /// shows. To be called before the inputs are written.
     #[cfg(test)]
     pub(super) fn poison(&mut self) {
-        // SAFETY: exclusive through `&mut self`.
-        unsafe { self.state.arena.view_mut::<u32>(0..self.state.arena.bytes()) }.host().fill(0x7FFF_FFFF);
+        let range = 0..self.state.arena.bytes();
+        let poison = vec![0x7FFF_FFFFu32; range.len() / 4];
+        self.state.arena.write(range, &poison).expect("the device works");
     }
 
-    fn non_finite_in(&self, name: &str, range: &Range<usize>) -> Option<NonFinite> {
-        // SAFETY: no step is running.
-        non_finite(name, unsafe { self.state.arena.view::<f32>(range.clone()) }.host())
+    fn non_finite_in(&self, name: &str, range: &Range<usize>) -> Result<Option<NonFinite>, Error> {
+        Ok(non_finite(name, &self.read_range(range)?))
     }
 }
 

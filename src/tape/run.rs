@@ -1,8 +1,9 @@
 //! What an operation sees while it runs: views of its inputs, outputs, parameters, gradients and scratch memory.
 
 use super::program::{RunOptions, State};
-use super::{Kind, ParameterId, Parameters};
+use super::{Kind, ParameterId, Parameters, Value};
 use crate::ops::{Device, Dropout, View, ViewMut, Write};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Where a step finds its memory: byte ranges of the arena, by place in the node's lists.
@@ -30,6 +31,8 @@ pub(super) struct Run<'r> {
     pub(super) parameters: &'r Parameters,
     pub(super) places: &'r Places,
     pub(super) parameter_ids: &'r [ParameterId],
+    pub(super) inputs: &'r [Value],
+    pub(super) counted: &'r HashMap<Value, u64>,
     pub(super) options: &'r RunOptions,
 }
 
@@ -108,7 +111,14 @@ impl<'r> Run<'r> {
 
     /// The first `length` floats of scratch memory (which is padded to whole cache lines).
     pub(super) fn scratch_of(&self, length: usize) -> ViewMut<'r, f32> {
-        (&mut self.scratch().host()[..length]).into()
+        self.scratch().slice(0..length)
+    }
+
+    /// Scratch memory as `length` ids.
+    pub(super) fn scratch_ids(&self, length: usize) -> ViewMut<'r, i32> {
+        let start = self.places.scratch.start;
+        // SAFETY: see the type.
+        unsafe { self.state.arena.view_mut(start..start + length * size_of::<i32>()) }
     }
 
     /// Whether the gradient of an input is to be written over the input itself.
@@ -121,15 +131,10 @@ impl<'r> Run<'r> {
         (probability > 0.0).then_some(Dropout { probability, seed: self.options.seed, step: self.options.step, site })
     }
 
-    /// Gradient of each counted row's loss.
-    pub(super) fn grad_loss(&self, targets: &View<'_, i32>, ignored: i32) -> f32 {
-        match self.options.counted_rows {
-            Some(rows) => (self.options.loss_factor / rows.max(1) as f64) as f32,
-            None => {
-                let counted = targets.host().iter().filter(|&&target| target != ignored).count();
-                (self.options.loss_factor / counted.max(1) as f64) as f32
-            }
-        }
+    /// Gradient of each counted row's loss, where the input at `place` is the targets.
+    pub(super) fn grad_loss(&self, place: usize) -> f32 {
+        let counted = || self.counted.get(&self.inputs[place]).copied().unwrap_or(0);
+        (self.options.loss_factor / self.options.counted_rows.unwrap_or_else(counted).max(1) as f64) as f32
     }
 }
 

@@ -65,17 +65,16 @@ impl Operation for SoftmaxCrossEntropy {
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let targets = run.input_ids(1);
-        let Some((grad_logits, write)) = run.grad_input(0) else { return self.forward(run) };
+        let Some((mut grad_logits, write)) = run.grad_input(0) else { return self.forward(run) };
         if write == Write::Add {
             let what = "these logits have a gradient from elsewhere already: give each loss logits of its own";
             return Err(ops::Error { operation: self.name(), what: what.to_owned() });
         }
-        let grad_logits = grad_logits.host();
         if !run.is_in_place(0) {
-            ops::add::accumulate(run.device, run.input(0), (&mut *grad_logits).into(), Write::Set)?;
+            ops::add::accumulate(run.device, run.input(0), grad_logits.reborrow(), Write::Set)?;
         }
-        let grad_loss = run.grad_loss(&targets, IGNORED);
-        let arguments = ForwardBackward { logits: grad_logits.into(), targets, losses: run.output(0), grad_loss };
+        let grad_loss = run.grad_loss(1);
+        let arguments = ForwardBackward { logits: grad_logits, targets, losses: run.output(0), grad_loss };
         ops::softmax_cross_entropy::forward_backward(run.device, &self.shape, arguments)
     }
 }

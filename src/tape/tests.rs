@@ -9,6 +9,7 @@ use crate::ops::IGNORED;
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
 use crate::ops::testing::{Random, assert_close, double};
+use std::borrow::Cow;
 
 fn device() -> Arc<Device> {
     device_with(2)
@@ -66,7 +67,7 @@ impl Network {
             list.push(specification(&format!("{layer}.weight_in"), &[HIDDEN, CHANNELS]));
             list.push(specification(&format!("{layer}.weight_out"), &[CHANNELS, HIDDEN]));
         }
-        let parameters = Parameters::new(list, 7).unwrap();
+        let parameters = Parameters::new(&device(), list, 7).unwrap();
         let ids: Vec<ParameterId> = parameters.ids().collect();
         let blocks = ids[1..].chunks(4).map(|four| four.try_into().unwrap()).collect();
         Self { parameters, tokens: ids[0], blocks }
@@ -101,7 +102,7 @@ impl Network {
     }
 
     fn gradients(&self) -> Vec<Option<Vec<f32>>> {
-        self.parameters.ids().map(|id| self.parameters.gradient(id).map(<[f32]>::to_vec)).collect()
+        self.parameters.ids().map(|id| self.parameters.gradient(id).unwrap().map(Cow::into_owned)).collect()
     }
 }
 
@@ -113,10 +114,10 @@ impl Recorded {
             parameters.poison_gradients();
         }
         let (ids, targets) = batch.split_at(batch.len() / 2);
-        self.program.write_ids(self.ids, ids);
-        self.program.write_ids(self.targets, targets);
+        self.program.write_ids(self.ids, ids).unwrap();
+        self.program.write_ids(self.targets, targets).unwrap();
         self.program.run(parameters, options).unwrap();
-        self.program.mean_loss(self.loss).unwrap()
+        self.program.mean_loss(self.loss).unwrap().unwrap()
     }
 }
 
@@ -177,8 +178,8 @@ fn what_is_measured_is_what_is_allocated_and_buffers_keep_their_addresses() {
     for _ in 0..3 {
         recorded.run(&mut network.parameters, &batch, &RunOptions::default());
         addresses.push((
-            recorded.program.row_losses(recorded.loss).as_ptr() as usize,
-            network.parameters.gradient(network.tokens).unwrap().as_ptr() as usize,
+            recorded.program.row_losses(recorded.loss).unwrap().as_ptr() as usize,
+            network.parameters.gradient(network.tokens).unwrap().unwrap().as_ptr() as usize,
         ));
     }
     assert!(addresses.windows(2).all(|pair| pair[0] == pair[1]));
@@ -273,7 +274,7 @@ fn a_loss_overwrites_its_logits_unless_they_are_kept() {
         decays: true,
         trainable: true,
     };
-    let mut parameters = Parameters::new(vec![specification], 1).unwrap();
+    let mut parameters = Parameters::new(&device(), vec![specification], 1).unwrap();
     let weight = parameters.find("weight").unwrap();
     let mut random = Random::fresh();
     let (data, mut targets_data) = (random.normal(50 * CHANNELS), vec![2; 50]);
@@ -289,12 +290,12 @@ fn a_loss_overwrites_its_logits_unless_they_are_kept() {
         let mut program = tape.finish().unwrap();
         program.poison();
         parameters.poison_gradients();
-        program.write(input, &data);
-        program.write_ids(targets, &targets_data);
+        program.write(input, &data).unwrap();
+        program.write_ids(targets, &targets_data).unwrap();
         program.run(&mut parameters, &RunOptions::default()).unwrap();
-        assert_eq!(program.row_losses(loss)[7], 0.0, "an ignored row has no loss");
-        let kept = keeps.then(|| program.read(logits).to_vec());
-        (program.memory().arena, parameters.gradient(weight).unwrap().to_vec(), kept)
+        assert_eq!(program.row_losses(loss).unwrap()[7], 0.0, "an ignored row has no loss");
+        let kept = keeps.then(|| program.read(logits).unwrap().to_vec());
+        (program.memory().arena, parameters.gradient(weight).unwrap().unwrap().to_vec(), kept)
     };
     let ((small, gradient, _), (large, same_gradient, kept)) = (run(false), run(true));
     assert!(small + 50 * VOCABULARY * 4 <= large, "in place: {small} of {large} bytes");
@@ -303,7 +304,7 @@ fn a_loss_overwrites_its_logits_unless_they_are_kept() {
         &crate::ops::linear::Shape { rows: 50, inputs: CHANNELS, outputs: VOCABULARY },
         Activation::Identity,
         &double(&data),
-        &double(parameters.values(weight)),
+        &double(&parameters.values(weight).unwrap()),
         None,
         None,
     );
@@ -316,7 +317,7 @@ fn an_operation_without_a_backward_pass_is_refused_by_name() {
     let mut tape = Tape::new(device(), &network.parameters, Mode::Training);
     let qkv = tape.input("qkv", &[1, 1, 3 * CHANNELS]);
     let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: 0.0 };
-    let cache = Cache::new(1, 4, CHANNELS).unwrap();
+    let cache = Cache::new(&device(), 1, 4, CHANNELS).unwrap();
     let error = tape.attention_cached(qkv, &options, &cache).unwrap_err().to_string();
     assert_eq!(error, "attention_cached has no backward pass, so it cannot be recorded for training");
     let error = tape.rows(qkv, 0, 1).unwrap_err().to_string();
@@ -373,19 +374,47 @@ fn the_first_tensor_that_is_not_finite_is_named() {
         let mut recorded = network.record(device(), TRAIN);
         recorded.program.poison();
         let (ids, targets) = batch.split_at(batch.len() / 2);
-        recorded.program.write_ids(recorded.ids, ids);
-        recorded.program.write_ids(recorded.targets, targets);
+        recorded.program.write_ids(recorded.ids, ids).unwrap();
+        recorded.program.write_ids(recorded.targets, targets).unwrap();
         recorded.program.find_non_finite(&mut network.parameters, &RunOptions::default()).unwrap()
     };
     assert_eq!(find(&|_| ()), None);
-    let found = find(&|network| network.parameters.values_mut(network.blocks[1][0])[3] = f32::NAN).unwrap();
+    let found =
+        find(&|network| network.parameters.modify(network.blocks[1][0], |values| values[3] = f32::NAN).unwrap())
+            .unwrap();
     assert_eq!((found.tensor.as_str(), found.index), ("1.qkv", 3), "a parameter");
     assert!(found.value.is_nan());
     // Finite itself, but its product overflows.
-    let found = find(&|network| network.parameters.values_mut(network.blocks[1][2]).fill(3e38)).unwrap();
+    let found =
+        find(&|network| network.parameters.modify(network.blocks[1][2], |values| values.fill(3e38)).unwrap()).unwrap();
     assert!(found.tensor.starts_with("1."), "{found:?}");
-    let found = find(&|network| network.parameters.values_mut(network.tokens).fill(1e30)).unwrap();
+    let found =
+        find(&|network| network.parameters.modify(network.tokens, |values| values.fill(1e30)).unwrap()).unwrap();
     assert!(found.tensor.starts_with("0."), "{found:?}");
+}
+
+#[test]
+fn a_row_that_sees_no_key_is_not_taken_for_a_fault() {
+    let parameters = Parameters::new(&device(), Vec::new(), 0).unwrap();
+    let mut tape = Tape::new(device(), &parameters, Mode::Training);
+    let qkv = tape.input_with_gradient("qkv", &[2, 3, 3 * 8]);
+    let lengths = tape.input_ids("lengths", &[2]);
+    let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Full, dropout: 0.0 };
+    let inputs = AttentionInputs { key_lengths: Some(lengths), bias: None };
+    let mixed = tape.attention(qkv, &options, inputs).unwrap();
+    let targets = tape.input_ids("targets", &[2, 3]);
+    tape.softmax_cross_entropy(mixed, targets, 0.0).unwrap();
+    let mut program = tape.finish().unwrap();
+    let mut parameters = parameters;
+    let mut find = |length: i32, value: f32| {
+        program.write(qkv, &vec![value; 2 * 3 * 3 * 8]);
+        program.write_ids(lengths, &[3, length]);
+        program.write_ids(targets, &[1; 6]);
+        program.find_non_finite(&mut parameters, &RunOptions::default()).unwrap()
+    };
+    assert_eq!(find(2, 0.5), None);
+    assert_eq!(find(0, 0.5), None, "its log-sum-exp is minus infinity");
+    assert!(find(0, f32::NAN).is_some());
 }
 
 #[test]
@@ -396,12 +425,12 @@ fn ids_outside_their_table_are_an_error_of_the_run() {
         let size = TRAIN.batch * TRAIN.time;
         let mut ids = vec![1; size];
         ids[5] = bad;
-        recorded.program.write_ids(recorded.ids, &ids);
-        recorded.program.write_ids(recorded.targets, &vec![1; size]);
+        recorded.program.write_ids(recorded.ids, &ids).unwrap();
+        recorded.program.write_ids(recorded.targets, &vec![1; size]).unwrap();
         let error = recorded.program.run(&mut network.parameters, &RunOptions::default()).unwrap_err().to_string();
         assert!(error.contains("embedding") && error.contains(&bad.to_string()), "{error}");
-        recorded.program.write_ids(recorded.ids, &vec![1; size]);
-        recorded.program.write_ids(recorded.targets, &ids);
+        recorded.program.write_ids(recorded.ids, &vec![1; size]).unwrap();
+        recorded.program.write_ids(recorded.targets, &ids).unwrap();
         let error = recorded.program.run(&mut network.parameters, &RunOptions::default()).unwrap_err().to_string();
         assert!(error.contains("linear_cross_entropy") && error.contains(&bad.to_string()), "{error}");
     }
@@ -420,11 +449,11 @@ fn gradients_of_inputs_are_there_where_a_loss_depends_on_them() {
     tape.softmax_cross_entropy(logits, targets, 0.0).unwrap();
     let mut program = tape.finish().unwrap();
     program.poison();
-    program.write(used, &Random::fresh().normal(4 * CHANNELS));
-    program.write_ids(targets, &[0, 1, 2, 3]);
+    program.write(used, &Random::fresh().normal(4 * CHANNELS)).unwrap();
+    program.write_ids(targets, &[0, 1, 2, 3]).unwrap();
     let mut parameters = network.parameters;
     program.run(&mut parameters, &RunOptions::default()).unwrap();
-    let gradient = program.gradient(used).unwrap();
+    let gradient = program.gradient(used).unwrap().unwrap();
     assert!(gradient.iter().all(|value| value.is_finite()) && gradient.iter().any(|&value| value != 0.0));
-    assert!(program.gradient(unused).is_none());
+    assert!(program.gradient(unused).unwrap().is_none());
 }

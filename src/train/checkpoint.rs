@@ -222,7 +222,7 @@ fn write_files(folder: &Path, contents: &Contents<'_>) -> Result<(), Error> {
     let ids: Vec<ParameterId> = parameters.ids().collect();
     let metadata = BTreeMap::from([("updates".to_owned(), optimizer.updates().to_string())]);
     huggingface::save_optimizer(folder, model.specs(), optimizer.states(), &metadata, |index, state| {
-        optimizer.state(parameters, ids[index], state)
+        Ok(optimizer.state(parameters, ids[index], state)?)
     })?;
     if let Some(tokenizer) = tokenizer {
         let path = folder.join(TOKENIZER_FILE);
@@ -271,7 +271,7 @@ pub fn read(
     model.load_parameters(folder, parameters)?;
     let ids: Vec<ParameterId> = parameters.ids().collect();
     huggingface::load_optimizer(folder, model.specs(), optimizer.states(), |index, state, values| {
-        optimizer.state_mut(parameters, ids[index], state).copy_from_slice(values);
+        Ok(optimizer.set_state(parameters, ids[index], state, values)?)
     })
     .map_err(|error| match error {
         huggingface::Error::Missing { folder, .. } | huggingface::Error::Extra { folder, .. } => {

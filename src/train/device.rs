@@ -2,6 +2,9 @@
 
 use super::config::{self, DeviceKind};
 use crate::cpu::{Cpu, Level};
+use crate::driver::emulator::Emulator;
+use crate::driver::{self, Cuda, DeviceFacts, Driver, Emulated};
+use crate::gpu::Gpu;
 use crate::ops::Device;
 use std::sync::Arc;
 
@@ -19,24 +22,50 @@ pub struct Error {
     why: String,
 }
 
-const NO_CUDA: &str = "this version computes on the CPU only";
-
-/// Opens what `settings` ask for. `auto` takes the CPU.
+/// Opens what `settings` ask for. `auto` takes a GPU where a usable one is found, else the CPU.
 ///
 /// # Errors
-/// A device that this machine or this version does not have.
+/// A device that this machine does not have.
 pub fn open(settings: &config::Device) -> Result<Chosen, Error> {
     let error = |why: String| Error { wanted: settings.kind.to_string(), why };
-    let reason = match settings.kind {
-        DeviceKind::Auto => format!(" (auto: {NO_CUDA})"),
-        DeviceKind::Cpu => String::new(),
-        DeviceKind::Cuda(_) | DeviceKind::Emulator => return Err(error(NO_CUDA.to_owned())),
-    };
-    let cpu = match settings.threads {
+    match settings.kind {
+        DeviceKind::Cpu => open_cpu(settings.threads, "").map_err(error),
+        DeviceKind::Emulator => {
+            let facts = DeviceFacts::default();
+            let description = format!("emulator, {}", facts.name);
+            let mut emulator = Emulator::new(facts);
+            if settings.threads > 0 {
+                emulator = emulator.with_threads(settings.threads);
+            }
+            chosen(Box::new(Emulated::from_emulator(emulator)), description).map_err(|e| error(e.to_string()))
+        }
+        DeviceKind::Cuda(number) => {
+            let (driver, description) = open_cuda(number.unwrap_or(0)).map_err(|e| error(e.to_string()))?;
+            chosen(driver, description).map_err(|e| error(e.to_string()))
+        }
+        DeviceKind::Auto => match open_cuda(0).and_then(|(driver, name)| chosen(driver, format!("{name} (auto)"))) {
+            Ok(chosen) => Ok(chosen),
+            Err(why) => open_cpu(settings.threads, &format!(" (auto: {why})")).map_err(error),
+        },
+    }
+}
+
+fn chosen(driver: Box<dyn Driver>, description: String) -> driver::Result<Chosen> {
+    Ok(Chosen { device: Arc::new(Device::Gpu(Gpu::new(driver)?)), description })
+}
+
+/// The driver of a GPU, and its name.
+fn open_cuda(number: usize) -> driver::Result<(Box<dyn Driver>, String)> {
+    let driver = Cuda::open(number)?;
+    let name = format!("cuda:{number}, {}", driver.facts().name);
+    Ok((Box::new(driver), name))
+}
+
+fn open_cpu(threads: usize, reason: &str) -> Result<Chosen, String> {
+    let cpu = match threads {
         0 => Cpu::new(),
         threads => Level::detect().and_then(|level| Cpu::with(threads, level)),
-    };
-    let cpu = cpu.map_err(error)?;
+    }?;
     let threads = cpu.pool().threads();
     let plural = if threads == 1 { "" } else { "s" };
     let description = format!("cpu, {threads} thread{plural}, {}{reason}", cpu.level().name());

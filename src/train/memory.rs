@@ -5,6 +5,7 @@
 
 use super::config;
 use super::optimizer::Optimizer;
+use crate::ops::Device;
 use crate::tape::{MemoryUse, Parameters};
 use std::fmt;
 use std::path::Path;
@@ -58,12 +59,12 @@ impl MemoryTable {
         self.rows.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
-    /// Fails where the table's total does not fit into what there is; see [`available_bytes`].
+    /// Fails where the table's total does not fit into what the device has left; see [`available_bytes`].
     ///
     /// # Errors
     /// It does not fit.
-    pub fn check(&self) -> Result<(), MemoryError> {
-        available_bytes().map_or(Ok(()), |available| self.check_against(available))
+    pub fn check(&self, device: &Device) -> Result<(), MemoryError> {
+        available_bytes_of(device).map_or(Ok(()), |available| self.check_against(available))
     }
 
     /// Fails where the table's total is more than `available_bytes`.
@@ -126,6 +127,18 @@ pub fn available_bytes() -> Option<u64> {
     system.into_iter().chain(limits).min()
 }
 
+/// Memory that a device can still give. `None` where nobody says.
+pub fn available_bytes_of(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu(_) => available_bytes(),
+        // An emulated device has this machine's memory in the end.
+        Device::Gpu(gpu) => {
+            let free = gpu.driver().memory_info().ok().map(|(free, _)| free);
+            if gpu.is_emulated() { free.into_iter().chain(available_bytes()).min() } else { free }
+        }
+    }
+}
+
 /// The most memory that this process has occupied so far (its peak resident size).
 pub fn peak_resident_bytes() -> Option<u64> {
     field_bytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
@@ -181,6 +194,7 @@ fn group_available(folder: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Cpu;
 
     fn table() -> MemoryTable {
         let mut table = MemoryTable::new();
@@ -215,7 +229,7 @@ mod tests {
         let mut table = table();
         table.add("logits", u64::MAX);
         assert!(table.check_against(1 << 40).is_err());
-        assert!(table.check().is_err());
+        assert!(table.check(&Device::Cpu(Cpu::new().unwrap())).is_err());
     }
 
     #[test]

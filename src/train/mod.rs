@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod estimate;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
@@ -10,6 +11,7 @@ pub mod outliers;
 pub mod plot;
 pub mod presets;
 pub mod progress;
+mod recorded;
 pub mod report;
 pub mod run_folder;
 pub mod schedule;

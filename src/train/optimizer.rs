@@ -3,9 +3,12 @@
 //! Its state lies like the gradients do, so an update walks the few long runs of [`Parameters::runs`].
 
 use super::config::{self, OptimizerName};
+use crate::driver;
 use crate::model::huggingface;
 use crate::ops::{self, Device, ViewMut};
 use crate::tape::{Memory, OutOfMemory, ParameterId, ParameterRun, Parameters};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Optimizer and its state.
 pub struct Optimizer {
@@ -32,12 +35,16 @@ impl Optimizer {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(settings: &config::Optimizer, parameters: &Parameters) -> Result<Self, OutOfMemory> {
+    pub fn new(
+        device: &Arc<Device>,
+        settings: &config::Optimizer,
+        parameters: &Parameters,
+    ) -> Result<Self, OutOfMemory> {
         let (first, second) = Self::state_bytes(settings, parameters.bytes().1);
         Ok(Self {
             settings: settings.clone(),
-            first: Memory::allocate("the optimizer's first moments", first)?,
-            second: Memory::allocate("the optimizer's second moments", second)?,
+            first: Memory::allocate(device, "the optimizer's first moments", first)?,
+            second: Memory::allocate(device, "the optimizer's second moments", second)?,
             updates: 0,
         })
     }
@@ -69,7 +76,7 @@ impl Optimizer {
         learning_rate: f64,
         clip: f64,
     ) -> Result<Update, ops::Error> {
-        let grad_norm = ops::grad_norm::forward(device, &[parameters.all_gradients()]);
+        let grad_norm = ops::grad_norm::forward(device, &[parameters.all_gradients()])?;
         if !grad_norm.is_finite() {
             return Ok(Update { grad_norm, is_finite: false });
         }
@@ -130,20 +137,36 @@ impl Optimizer {
     }
 
     /// What is kept for a parameter under the name `states()[state]`; empty where the parameter is frozen.
-    pub fn state(&self, parameters: &Parameters, id: ParameterId, state: usize) -> &[f32] {
-        let Some(range) = parameters.gradient_bytes(id) else { return &[] };
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn state(
+        &self,
+        parameters: &Parameters,
+        id: ParameterId,
+        state: usize,
+    ) -> Result<Cow<'_, [f32]>, driver::Error> {
+        let Some(range) = parameters.gradient_bytes(id) else { return Ok(Cow::Borrowed(&[])) };
         // SAFETY: changing the state takes `&mut self`.
-        unsafe { self.memory(state).view(range) }.host()
+        unsafe { self.memory(state).read(range) }
     }
 
-    /// What is kept for a parameter, to fill from a checkpoint.
-    pub fn state_mut(&mut self, parameters: &Parameters, id: ParameterId, state: usize) -> &mut [f32] {
-        let Some(range) = parameters.gradient_bytes(id) else { return &mut [] };
-        // SAFETY: exclusive through `&mut self`.
-        unsafe { self.memory(state).view_mut(range) }.host()
+    /// Replaces what is kept for a parameter by what a checkpoint held.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn set_state(
+        &mut self,
+        parameters: &Parameters,
+        id: ParameterId,
+        state: usize,
+        values: &[f32],
+    ) -> Result<(), driver::Error> {
+        let Some(range) = parameters.gradient_bytes(id) else { return Ok(()) };
+        [&mut self.first, &mut self.second][state].write(range, values)
     }
 
-    /// Goes on from so many updates, with the state filled in by [`state_mut`](Self::state_mut).
+    /// Goes on from so many updates, with the state filled in by [`set_state`](Self::set_state).
     pub fn resume_at(&mut self, updates: u64) {
         self.updates = updates;
     }

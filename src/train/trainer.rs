@@ -5,21 +5,23 @@
 
 use super::checkpoint::{self, Best, Checkpoints, Contents, TrainerState};
 use super::config::{Config, Order, Train};
+use super::estimate::{estimate, has_evaluation};
 use super::memory::MemoryTable;
 use super::metrics::{EvaluationRecord, JsonLines, METRICS_FILE, NOTES_FILE, Note, NoteKind, StepRecord};
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
+use super::recorded::{Recorded, model_config};
 use super::run_folder;
 use super::schedule::Schedule;
 use super::signals::{self, Signal};
 use super::source::{self, Source};
 use super::tensorboard::EventWriter;
 use crate::data::{self, Sampler};
+use crate::model::Gpt;
 use crate::model::generate::{Generator, Sampling};
 use crate::model::huggingface::Gpt2Config;
-use crate::model::{Gpt, LossOptions};
 use crate::ops::Device;
-use crate::tape::{self, Loss, Mode, Parameters, Program, RunOptions, Tape, Value};
+use crate::tape::{self, Mode, Parameters, RunOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -78,6 +80,8 @@ pub enum Error {
     #[error(transparent)]
     Operation(#[from] crate::ops::Error),
     #[error(transparent)]
+    Device(#[from] crate::driver::Error),
+    #[error(transparent)]
     Memory(#[from] super::memory::MemoryError),
     #[error(transparent)]
     Write(#[from] crate::util::atomic_file::WriteError),
@@ -124,106 +128,6 @@ pub struct Trainer {
     targets: Vec<i32>,
 }
 
-/// A program with its inputs and loss.
-struct Recorded {
-    program: Program,
-    ids: Value,
-    targets: Value,
-    loss: Loss,
-}
-
-/// What a run will need before anything of it exists: for `--dry-run`, and to refuse what does not fit.
-pub struct Estimate {
-    pub memory: MemoryTable,
-    pub parameters: usize,
-    pub flops_per_token: f64,
-    pub train_tokens: usize,
-    pub val_tokens: usize,
-    pub vocabulary: usize,
-}
-
-impl Recorded {
-    fn tape<'p>(
-        config: &Config,
-        device: &Arc<Device>,
-        model: &Gpt,
-        parameters: &'p Parameters,
-        mode: Mode,
-    ) -> Result<(Tape<'p>, Value, Value, Loss), Error> {
-        let shape = [config.train.batch, config.model.block];
-        let mut tape = Tape::new(Arc::clone(device), parameters, mode);
-        let (ids, targets) = (tape.input_ids("ids", &shape), tape.input_ids("targets", &shape));
-        let options =
-            LossOptions { recompute: config.train.recompute, chunk_rows: Some(config.train.chunk_rows.max(1)) };
-        let loss = model.record_loss(&mut tape, ids, targets, options)?;
-        Ok((tape, ids, targets, loss))
-    }
-
-    fn new(
-        config: &Config,
-        device: &Arc<Device>,
-        model: &Gpt,
-        parameters: &Parameters,
-        mode: Mode,
-    ) -> Result<Self, Error> {
-        let (tape, ids, targets, loss) = Self::tape(config, device, model, parameters, mode)?;
-        Ok(Self { program: tape.finish()?, ids, targets, loss })
-    }
-
-    /// Runs a batch; the sum of its losses and the number of its counted rows.
-    fn run(
-        &mut self,
-        parameters: &mut Parameters,
-        ids: &[i32],
-        targets: &[i32],
-        options: &RunOptions,
-    ) -> Result<(f64, u64), Error> {
-        self.program.write_ids(self.ids, ids);
-        self.program.write_ids(self.targets, targets);
-        self.program.run(parameters, options)?;
-        Ok(self.program.loss_sum(self.loss))
-    }
-
-    /// Runs a batch again and says which tensor is the first that is not finite.
-    fn find_non_finite(
-        &mut self,
-        parameters: &mut Parameters,
-        ids: &[i32],
-        targets: &[i32],
-        options: &RunOptions,
-    ) -> String {
-        self.program.write_ids(self.ids, ids);
-        self.program.write_ids(self.targets, targets);
-        match self.program.find_non_finite(parameters, options) {
-            Ok(Some(found)) => {
-                format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
-            }
-            _ => "no single tensor holds one: their sum overflows".to_owned(),
-        }
-    }
-}
-
-/// The model that a configuration describes.
-fn model_config(config: &Config, vocabulary: usize, end_of_text: Option<u32>) -> Gpt2Config {
-    let model = &config.model;
-    let dropout = model.dropout as f32;
-    Gpt2Config {
-        vocabulary,
-        block: model.block,
-        channels: model.channels,
-        layers: model.layers,
-        heads: model.heads,
-        ffn: model.ffn(),
-        tied: model.tied,
-        embedding_dropout: dropout,
-        attention_dropout: dropout,
-        residual_dropout: dropout,
-        bos: end_of_text,
-        eos: end_of_text,
-        ..Gpt2Config::gpt2()
-    }
-}
-
 impl Trainer {
     /// Sets a run up in `folder`: a fresh one, which makes the folder, or one that goes on from the newest checkpoint
     /// there with `resume` (from the start where the run was stopped before its first).
@@ -240,10 +144,11 @@ impl Trainer {
         let prompt = prompt(&config, &source, vocabulary)?;
         let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
         let memory = estimate(&config, &device, &source, vocabulary)?.memory;
-        memory.check()?;
+        memory.check(&device)?;
 
-        let (model, mut parameters) = Gpt::new(model_config(&config, vocabulary, end_of_text), config.train.seed)?;
-        let mut optimizer = Optimizer::new(&config.optimizer, &parameters)?;
+        let (model, mut parameters) =
+            Gpt::new(&device, model_config(&config, vocabulary, end_of_text), config.train.seed)?;
+        let mut optimizer = Optimizer::new(&device, &config.optimizer, &parameters)?;
         let z = config.train.outlier_z;
         let mut state = TrainerState {
             step: 0,
@@ -277,7 +182,6 @@ impl Trainer {
         let evaluation = has_evaluation(&config, &source)
             .then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
         let evaluation = evaluation.transpose()?;
-        let Device::Cpu(cpu) = &*device;
         let size = config.train.batch * block;
         if !resume {
             run_folder::create(folder)?;
@@ -290,7 +194,7 @@ impl Trainer {
             checkpoints.mark_best(best.step)?;
         }
         Ok(Self {
-            peak_flops: crate::cpu::peak::fma_flops(cpu),
+            peak_flops: device.measure_flops()?,
             schedule: Schedule::new(&config),
             metrics: JsonLines::resume(folder.join(METRICS_FILE), state.step)?,
             notes: JsonLines::resume(folder.join(NOTES_FILE), state.step)?,
@@ -569,7 +473,7 @@ impl Trainer {
 }
 
 /// Draws training batches.
-fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
+pub(super) fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
     let order = match config.data.order {
         Order::Shuffled => data::Order::Shuffled,
         Order::Random => data::Order::Random,
@@ -579,7 +483,7 @@ fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
 }
 
 /// Tokens that samples go on from. Where the text lacks the default, a newline, the first token of the text stands in.
-fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Result<Vec<u32>, Error> {
+pub(super) fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Result<Vec<u32>, Error> {
     let Some(tokenizer) = source.tokenizer.as_ref().filter(|_| config.train.sample_every > 0) else {
         return Ok(Vec::new());
     };
@@ -638,46 +542,4 @@ fn check_resumable(
         ));
     }
     Ok(())
-}
-
-/// What a run will need. Nothing of its size is allocated.
-///
-/// # Errors
-/// Data that cannot be used.
-pub fn estimate_run(config: &Config, device: &Arc<Device>) -> Result<Estimate, Error> {
-    let (source, vocabulary) = source::open(config)?;
-    sampler(config, &source)?;
-    prompt(config, &source, vocabulary)?;
-    estimate(config, device, &source, vocabulary)
-}
-
-/// Whether enough text was kept back for one window.
-fn has_evaluation(config: &Config, source: &Source) -> bool {
-    source.val.len() > config.model.block
-}
-
-fn estimate(config: &Config, device: &Arc<Device>, source: &Source, vocabulary: usize) -> Result<Estimate, Error> {
-    if config.model.kv_heads() != config.model.heads {
-        let (kv_heads, heads) = (config.model.kv_heads(), config.model.heads);
-        return Err(Error::Unsupported(format!(
-            "model.kv_heads is {kv_heads} and model.heads {heads}: a GPT-2 has as many of one as of the other, and its \
-             files cannot say otherwise; leave model.kv_heads out"
-        )));
-    }
-    let (model, parameters) = Gpt::unallocated(model_config(config, vocabulary, None))?;
-    let measure = |mode| -> Result<tape::MemoryUse, Error> {
-        Ok(Recorded::tape(config, device, &model, &parameters, mode)?.0.measure()?)
-    };
-    let training = measure(Mode::Training)?;
-    let evaluation = if has_evaluation(config, source) { measure(Mode::Inference)?.arena } else { 0 };
-    let mut memory = MemoryTable::of_step(&config.optimizer, &parameters, &training);
-    memory.add("evaluation", evaluation as u64).add("data", source.bytes(vocabulary));
-    Ok(Estimate {
-        memory,
-        parameters: parameters.count(),
-        flops_per_token: model.flops_per_token(config.model.block),
-        train_tokens: source.train.len(),
-        val_tokens: source.val.len(),
-        vocabulary,
-    })
 }

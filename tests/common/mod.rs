@@ -3,14 +3,22 @@
 // Each test program uses a part of this.
 #![allow(dead_code)]
 
+use engine::cpu::Cpu;
+use engine::ops::Device;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 pub const TRAIN: &str = env!("CARGO_BIN_EXE_engine-train");
+
+/// The CPU, for a test that loads a model itself.
+pub fn cpu() -> Arc<Device> {
+    Arc::new(Device::Cpu(Cpu::new().unwrap()))
+}
 
 /// A model that makes an update in about a millisecond: 2 layers, 16 channels, blocks of 16 characters.
 const TINY: [&str; 17] = [

@@ -197,3 +197,54 @@ fn wild_addresses_are_faults_with_line_block_and_thread() {
     emulator.free(data).unwrap();
     assert!(run(data).contains("freed"));
 }
+
+/// Pages of this process that are in memory, in bytes; 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+#[test]
+fn huge_variables_cost_no_memory_until_they_are_touched() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let text = format!(
+        "{HEAD}.global .b8 huge[15000000000];\n.visible .entry k() {{\n.reg .b64 %a;\n.reg .b32 %r;\n\
+         mov.u64 %a, huge;\nld.global.u32 %r, [%a+14999999996];\nst.global.u32 [%a+14999999996], %r;\nret;\n}}"
+    );
+    let before = resident_bytes();
+    let module = emulator.load("t.ptx", &text).unwrap();
+    emulator.launch(&module, "k", LaunchConfig::new([1, 1, 1], [32, 1, 1]), &[]).unwrap();
+    assert!(resident_bytes().saturating_sub(before) < 1 << 31);
+    assert!(emulator.load("t.ptx", &text).map(|_| ()).unwrap_err().to_string().contains("free"));
+    emulator.unload(module);
+}
+
+#[test]
+fn a_budget_is_kept_to_the_instruction() {
+    let emulator = Emulator::new(DeviceFacts::default()).with_threads(1);
+    let text = format!("{HEAD}.visible .entry k() {{\n.reg .b32 %r;\nadd.u32 %r, 1, 2;\nadd.u32 %r, 1, 2;\nret;\n}}");
+    let run = |budget: u64| {
+        let emulator = Emulator::new(DeviceFacts::default()).with_threads(1).with_budget(budget);
+        let module = emulator.load("t.ptx", &text).unwrap();
+        emulator.launch(&module, "k", LaunchConfig::new([4, 1, 1], [32, 1, 1]), &[])
+    };
+    let module = emulator.load("t.ptx", &text).unwrap();
+    let report = emulator.launch(&module, "k", LaunchConfig::new([4, 1, 1], [32, 1, 1]), &[]).unwrap();
+    run(report.warp_instructions).unwrap();
+    assert!(run(report.warp_instructions / 2).unwrap_err().to_string().contains("instructions"));
+}
+
+#[test]
+fn endless_recursion_of_a_whole_block_is_stopped_within_bounded_memory() {
+    let emulator = Emulator::new(DeviceFacts::default()).with_threads(1);
+    let text = format!(
+        "{HEAD}.func f(.param .b32 n) {{\n.reg .b32 %r<40>;\n.param .b32 m;\nld.param.u32 %r0, [n];\n\
+         add.u32 %r1, %r0, 1;\nst.param.u32 [m], %r1;\ncall f, (m);\nret;\n}}\n\
+         .visible .entry k() {{\n.param .b32 m;\nst.param.u32 [m], 0;\ncall f, (m);\nret;\n}}"
+    );
+    let module = emulator.load("t.ptx", &text).unwrap();
+    let before = resident_bytes();
+    let error = emulator.launch(&module, "k", LaunchConfig::new([8, 1, 1], [1024, 1, 1]), &[]).unwrap_err();
+    assert!(error.to_string().contains("stack overflow"), "{error}");
+    assert!(resident_bytes().saturating_sub(before) < 2 << 30);
+}

@@ -1,8 +1,16 @@
 //! The emulator on whole programs: PTX that nvcc made from the `.cu` files beside this one, and hand-written PTX.
 
+mod atomics;
+mod body;
+mod conversions;
+mod faults;
+mod floats;
 mod hostile;
 mod instructions;
+mod matrices;
 mod observers;
 mod programs;
+mod reference;
 mod speed;
 mod triton;
+mod warps;

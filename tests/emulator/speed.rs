@@ -1,4 +1,5 @@
-//! Matrix products: right, and fast enough to be of use. `cargo test --release --test emulator speed -- --nocapture` prints figures.
+//! Matrix products: right, fast enough to be of use, and the same on any number of host threads. The figures are printed,
+//! not asserted: `cargo test --release --test emulator speed -- --nocapture --test-threads 1`.
 
 use engine::driver::emulator::{DeviceFacts, Emulator, LaunchConfig, Params};
 
@@ -55,5 +56,46 @@ fn gemm_bf16_through_tensor_cores_is_right() {
     for (row, column) in [(0, 0), (17, 200), (255, 255), (100, 3)] {
         let exact: f64 = (0..k).map(|i| value(a[row * k + i]) * value(b[column * k + i])).sum();
         assert!((f64::from(c[row * n + column]) - exact).abs() < 1e-4, "{row} {column}");
+    }
+}
+
+/// Seconds of the fastest of a few launches, and C, on so many host threads.
+fn time_product(kernel: &str, threads: usize, operands: [&[u8]; 2], size: usize) -> (f64, Vec<u32>) {
+    let emulator = Emulator::new(DeviceFacts::default()).with_threads(threads);
+    let module = emulator.load("gemm.ptx", include_str!("gemm.ptx")).unwrap();
+    let [a, b] = operands.map(|operand| emulator.upload(operand).unwrap());
+    let c = emulator.upload(&vec![f32::NAN; size * size]).unwrap();
+    let n = size as i32;
+    let params = Params::new().u64(a).u64(b).u64(c).i32(n).i32(n).i32(n);
+    let (blocks, width) = ((size / 64) as u32, if kernel == "gemm_f32" { 256 } else { 128 });
+    let config = LaunchConfig::new([blocks, blocks, 1], [width, 1, 1]);
+    let seconds = (0..3).map(|_| {
+        let start = std::time::Instant::now();
+        emulator.launch(&module, kernel, config, params.as_bytes()).unwrap();
+        start.elapsed().as_secs_f64()
+    });
+    (seconds.fold(f64::INFINITY, f64::min), emulator.download(c, size * size).unwrap())
+}
+
+#[test]
+fn products_are_the_same_bits_on_any_number_of_threads() {
+    const SIZE: usize = 512;
+    let mut seed = 3;
+    let mut numbers = || -> Vec<f32> { (0..SIZE * SIZE).map(|_| random(&mut seed)).collect() };
+    let (a, b) = (numbers(), numbers());
+    let halves =
+        |values: &[f32]| -> Vec<u16> { values.iter().map(|&value| half::bf16::from_f32(value).to_bits()).collect() };
+    let (a_half, b_half) = (halves(&a), halves(&b));
+    for (kernel, operands) in [
+        ("gemm_f32", [bytemuck::cast_slice(&a), bytemuck::cast_slice(&b)]),
+        ("gemm_bf16", [bytemuck::cast_slice(&a_half), bytemuck::cast_slice(&b_half)]),
+    ] {
+        let (one_second, one) = time_product(kernel, 1, operands, SIZE);
+        for threads in [2, 3] {
+            let (seconds, other) = time_product(kernel, threads, operands, SIZE);
+            println!("{kernel}: {threads} threads are {:.2} times as fast as one", one_second / seconds);
+            assert!(one == other, "{kernel} on {threads} threads");
+        }
+        println!("{kernel}: {:.1} GFLOP/s on one thread", 2.0 * (SIZE as f64).powi(3) / one_second / 1e9);
     }
 }

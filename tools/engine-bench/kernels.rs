@@ -1,8 +1,7 @@
 //! `engine-bench kernels`: a table of single operations.
 
-use super::{Common, Failure, Reference, failed, machine, usage};
+use super::{Common, Failure, Reference, failed, machine, threads_for_pytorch, usage};
 use clap::Args;
-use engine::ops::Device;
 use engine::profile::cases::{self, Case};
 use engine::profile::kernels::{Times, measure};
 use engine::profile::machine::Peaks;
@@ -35,29 +34,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     let device = arguments.common.open_device()?;
-    let Device::Cpu(cpu) = &*device;
     let mut partner = match arguments.common.compare {
         Some(Reference::Pytorch) => {
-            let words = ["--serve".to_owned(), "--threads".to_owned(), cpu.pool().threads().to_string()];
+            let words = ["--serve".to_owned(), "--threads".to_owned(), threads_for_pytorch(&device)?.to_string()];
             Some(Partner::start(&KERNELS, &words).map_err(failed)?)
         }
         None => None,
     };
     let mut peaks = Peaks::default();
-    peaks.measure(cpu);
+    peaks.measure(&device).map_err(failed)?;
     let mut results: Vec<(Case, Times)> = Vec::with_capacity(cases.len());
     for case in cases {
         progress(&case.full_name());
         if results.last().is_some_and(|(last, _)| last.family != case.family) {
-            peaks.measure(cpu);
+            peaks.measure(&device).map_err(failed)?;
         }
         let times = measure(&case, &device, partner.as_mut()).map_err(failed)?;
         results.push((case, times));
     }
-    peaks.measure(cpu);
+    peaks.measure(&device).map_err(failed)?;
     progress("");
 
-    let (line, facts) = machine(cpu);
+    let (line, facts) = machine(&device);
     println!("{line}");
     println!(
         "peak     {:.1} GFLOP/s of multiply-adds, {:.1} GB/s read, {:.1} GB/s copied (read + written)\n",

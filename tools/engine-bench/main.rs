@@ -1,10 +1,11 @@
-//! `engine-bench`: measure training steps and single operations, alone or in turns with PyTorch.
+//! `engine-bench`: measure training steps and single operations, alone or in turns with PyTorch; run any PTX kernel.
 
 mod kernels;
+mod launch;
+mod roofline;
 mod train;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::cpu::Cpu;
 use engine::ops::Device;
 use engine::profile::machine::processor_name;
 use engine::train::config::{self, DeviceKind};
@@ -24,13 +25,15 @@ Examples:
   engine-bench kernels                                every operation, against the machine's peak
   engine-bench kernels --filter attention --compare pytorch
   ENGINE_SIMD=avx2 engine-bench kernels --threads 1   one thread, without AVX-512
+  engine-bench launch --help                          how to run a kernel of any PTX file, without a GPU
+  engine-bench roofline launch.json --profile A100    what it could reach on one
 
 Percentages are of the peak that this machine showed in the same run. With --compare pytorch both sides take turns
 in one run and medians are compared; ENGINE_PYTHON names the Python that has PyTorch (default python3).
 
 Exit codes: 0 done, 1 failed, 2 bad usage.";
 
-/// Measure training steps and single operations, alone or in turns with PyTorch.
+/// Measure training steps and single operations, alone or in turns with PyTorch; run, check and profile PTX kernels.
 #[derive(Parser)]
 #[command(name = "engine-bench", version, after_help = EXAMPLES)]
 struct Arguments {
@@ -44,6 +47,8 @@ enum Command {
     Train(train::Arguments),
     /// Time single operations: milliseconds, rate, percent of the machine's peak.
     Kernels(kernels::Arguments),
+    Launch(launch::Arguments),
+    Roofline(roofline::Arguments),
 }
 
 /// What to compute on, what to compare with, where the figures go.
@@ -103,17 +108,50 @@ impl Common {
 }
 
 /// What the figures are measured on, in a line and in JSON.
-fn machine(cpu: &Cpu) -> (String, Value) {
-    let (name, threads, simd) = (processor_name(), cpu.pool().threads(), cpu.level().name());
-    let plural = if threads == 1 { "" } else { "s" };
-    let line = format!("machine  {name}, {threads} thread{plural}, {simd}");
-    (line, json!({ "cpu": name, "threads": threads, "simd": simd }))
+fn machine(device: &Device) -> (String, Value) {
+    let name = processor_name();
+    match device {
+        Device::Cpu(cpu) => {
+            let (threads, simd) = (cpu.pool().threads(), cpu.level().name());
+            let plural = if threads == 1 { "" } else { "s" };
+            let line = format!("machine  {name}, {threads} thread{plural}, {simd}");
+            (line, json!({ "cpu": name, "threads": threads, "simd": simd }))
+        }
+        Device::Gpu(gpu) => {
+            let facts = gpu.facts();
+            let kind = if gpu.is_emulated() { ", executed by this machine's processor" } else { "" };
+            let line = format!("machine  {}, {} multiprocessors{kind}, {name}", facts.name, facts.multiprocessors);
+            let gpu = json!({ "name": facts.name, "architecture": facts.architecture, "emulated": gpu.is_emulated() });
+            (line, json!({ "cpu": name, "gpu": gpu }))
+        }
+    }
+}
+
+/// PyTorch computes on the CPU here, so it is only compared with the CPU.
+fn threads_for_pytorch(device: &Device) -> Result<usize, Failure> {
+    match device {
+        Device::Cpu(cpu) => Ok(cpu.pool().threads()),
+        Device::Gpu(_) => Err(usage("--compare pytorch times PyTorch on the CPU; use --device cpu")),
+    }
+}
+
+/// Prints to standard output; a reader that went away (`| head`) has seen enough, which is no failure.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Kernels(arguments) => kernels::run(&arguments),
+        Command::Launch(arguments) => launch::run(&arguments),
+        Command::Roofline(arguments) => roofline::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

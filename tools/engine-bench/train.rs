@@ -1,8 +1,7 @@
 //! `engine-bench train`: whole training steps of a GPT-2 shape.
 
-use super::{Common, Failure, Reference, failed, machine, usage};
+use super::{Common, Failure, Reference, failed, machine, threads_for_pytorch, usage};
 use clap::{Args, ValueEnum, value_parser};
-use engine::cpu::Cpu;
 use engine::model::LossOptions;
 use engine::ops::Device;
 use engine::profile::machine::Peaks;
@@ -10,7 +9,7 @@ use engine::profile::pytorch::{Partner, TRAIN_STEP};
 use engine::profile::timing::{median, minimum, pause, seconds};
 use engine::profile::training::{Shape, TrainingStep};
 use engine::train::config::Config;
-use engine::train::memory::{MemoryTable, available_bytes, human_bytes, peak_resident_bytes};
+use engine::train::memory::{MemoryTable, available_bytes_of, human_bytes, peak_resident_bytes};
 use serde_json::{Value, json};
 
 #[derive(Args)]
@@ -78,7 +77,7 @@ impl Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.dtype == Dtype::Bf16 {
-        return Err(usage("--dtype bf16: the CPU computes f32 only; use --dtype f32"));
+        return Err(usage("--dtype bf16: kernels and CPU compute f32 only; use --dtype f32"));
     }
     let (shape, options) = (arguments.shape(), arguments.loss_options());
     if !shape.channels.is_multiple_of(shape.heads) {
@@ -86,25 +85,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(usage(format!("--heads {heads} does not divide --channels {channels}; choose a divisor")));
     }
     let device = arguments.common.open_device()?;
-    let Device::Cpu(cpu) = &*device;
     let memory = TrainingStep::memory(&shape, options, &device).map_err(failed)?;
-    check_memory(&memory)?;
+    check_memory(&memory, &device)?;
 
     let mut peaks = Peaks::default();
-    peaks.measure_flops(cpu);
+    peaks.measure_flops(&device).map_err(failed)?;
     let mut step = TrainingStep::new(&shape, options, &device).map_err(failed)?;
     let mut losses = Vec::new();
     for _ in 0..arguments.warmup {
         losses.push(step.run().map_err(failed)?);
     }
     let mut partner = match arguments.common.compare {
-        Some(Reference::Pytorch) => Some(start_partner(arguments, cpu)?),
+        Some(Reference::Pytorch) => Some(start_partner(arguments, threads_for_pytorch(&device)?)?),
         None => None,
     };
     let times = take_turns(&mut step, partner.as_mut(), arguments.steps as usize, &mut losses)?;
     let pytorch_resident_bytes = partner.as_ref().and_then(Partner::peak_resident_bytes);
     drop(partner);
-    peaks.measure_flops(cpu);
+    peaks.measure_flops(&device).map_err(failed)?;
 
     let figures = Figures {
         times,
@@ -117,14 +115,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         resident_bytes: peak_resident_bytes(),
         pytorch_resident_bytes,
     };
-    let (line, facts) = machine(cpu);
+    let (line, facts) = machine(&device);
     println!("{line}");
     figures.print(arguments);
     arguments.common.write_json(&figures.json(arguments, facts))
 }
 
-fn check_memory(memory: &MemoryTable) -> Result<(), Failure> {
-    let (needed, available) = (memory.total_bytes(), available_bytes().unwrap_or(u64::MAX));
+fn check_memory(memory: &MemoryTable, device: &Device) -> Result<(), Failure> {
+    let (needed, available) = (memory.total_bytes(), available_bytes_of(device).unwrap_or(u64::MAX));
     if needed <= available {
         return Ok(());
     }
@@ -135,7 +133,7 @@ fn check_memory(memory: &MemoryTable) -> Result<(), Failure> {
     )))
 }
 
-fn start_partner(arguments: &Arguments, cpu: &Cpu) -> Result<Partner, Failure> {
+fn start_partner(arguments: &Arguments, threads: usize) -> Result<Partner, Failure> {
     let options = [
         ("--layers", arguments.layers),
         ("--heads", arguments.heads),
@@ -144,7 +142,7 @@ fn start_partner(arguments: &Arguments, cpu: &Cpu) -> Result<Partner, Failure> {
         ("--batch", arguments.batch),
         ("--time", arguments.time),
         ("--warmup", arguments.warmup),
-        ("--threads", cpu.pool().threads() as u32),
+        ("--threads", threads as u32),
     ];
     let mut words: Vec<String> = options.iter().flat_map(|(name, value)| [(*name).into(), value.to_string()]).collect();
     words.push("--serve".into());

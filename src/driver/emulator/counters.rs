@@ -12,7 +12,7 @@ use super::decode::program::{NONE, Program};
 use super::error::Access;
 use super::machine::Launch;
 use super::machine::access::lanes_of;
-use super::machine::observe::{AccessEvent, BarrierEvent, Observe, Target};
+use super::machine::observe::{AccessEvent, BarrierEvent, IssueEvent, Observe, Target};
 
 /// The counts of one launch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -167,10 +167,10 @@ impl Counting {
 impl Observe for Counting {
     const IS_ON: bool = true;
 
-    fn instruction(&mut self, pc: u32, active: u32, _group: u32) {
-        let (warps, threads) = &mut self.issued[pc as usize];
+    fn issued(&mut self, _launch: &Launch<'_>, event: &IssueEvent<'_>) {
+        let (warps, threads) = &mut self.issued[event.pc as usize];
         *warps += 1;
-        *threads += u64::from(active.count_ones());
+        *threads += u64::from(event.active.count_ones());
     }
 
     fn branch(&mut self, _pc: u32, diverged: bool) {

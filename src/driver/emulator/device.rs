@@ -11,107 +11,7 @@ use super::machine::{Launch, grid};
 use super::memory::DeviceMemory;
 use super::module::{self, Module};
 use super::sanitizer::{Finding, Sanitizer};
-
-/// What the emulated device can do. The defaults are an A100's (compute capability 8.0), with less memory.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeviceFacts {
-    pub name: String,
-    /// 10 times the compute capability: 80 for 8.0.
-    pub architecture: u32,
-    pub multiprocessors: u32,
-    pub memory_bytes: u64,
-    pub max_threads_per_block: u32,
-    pub max_block: [u32; 3],
-    pub max_grid: [u32; 3],
-    pub max_shared_bytes_per_block: u32,
-    pub max_threads_per_multiprocessor: u32,
-    pub max_blocks_per_multiprocessor: u32,
-    pub shared_bytes_per_multiprocessor: u32,
-}
-
-impl Default for DeviceFacts {
-    fn default() -> Self {
-        Self {
-            name: "PTX emulator (sm_80)".into(),
-            architecture: 80,
-            multiprocessors: 108,
-            memory_bytes: 16 << 30,
-            max_threads_per_block: 1024,
-            max_block: [1024, 1024, 64],
-            max_grid: [i32::MAX as u32, 65535, 65535],
-            // 164 KiB per multiprocessor, of which the system keeps 1 KiB per block.
-            max_shared_bytes_per_block: 163 << 10,
-            max_threads_per_multiprocessor: 2048,
-            max_blocks_per_multiprocessor: 32,
-            shared_bytes_per_multiprocessor: 164 << 10,
-        }
-    }
-}
-
-/// How a kernel is launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LaunchConfig {
-    pub grid: [u32; 3],
-    pub block: [u32; 3],
-    /// Dynamic shared memory.
-    pub shared_bytes: u32,
-    /// All blocks are resident at the same time and may wait for each other (cooperative groups' grid sync).
-    pub is_cooperative: bool,
-}
-
-impl LaunchConfig {
-    pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
-        Self { grid, block, shared_bytes: 0, is_cooperative: false }
-    }
-
-    /// Enough blocks of `block` threads for `count` threads, in one dimension.
-    pub fn linear(count: u32, block: u32) -> Self {
-        Self::new([count.div_ceil(block.max(1)).max(1), 1, 1], [block, 1, 1])
-    }
-
-    pub fn shared(self, bytes: u32) -> Self {
-        Self { shared_bytes: bytes, ..self }
-    }
-}
-
-/// Kernel arguments, packed as the parameters lie: each aligned to its size.
-#[derive(Debug, Clone, Default)]
-pub struct Params {
-    bytes: Vec<u8>,
-}
-
-macro_rules! push_param {
-    ($($name:ident: $type:ty),*) => {
-        $(
-            #[doc = concat!("Adds a `", stringify!($type), "`.")]
-            #[must_use]
-            pub fn $name(self, value: $type) -> Self {
-                self.bytes(&value.to_le_bytes(), size_of::<$type>())
-            }
-        )*
-    };
-}
-
-impl Params {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    push_param!(u8: u8, u16: u16, u32: u32, i32: i32, u64: u64, i64: i64, f32: f32, f64: f64);
-
-    /// Adds raw bytes with an alignment, for structures.
-    #[must_use]
-    pub fn bytes(mut self, value: &[u8], align: usize) -> Self {
-        let start = self.bytes.len().next_multiple_of(align.max(1));
-        self.bytes.resize(start, 0);
-        self.bytes.extend_from_slice(value);
-        self
-    }
-
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
+use crate::driver::{DeviceFacts, LaunchConfig};
 
 /// What a launch did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -327,7 +227,7 @@ impl Emulator {
         self.check(module, index, config, params)?;
         let (report, observers, fault) = self.run(module, index, config, params, vec![Sanitizer::new(config.grid)])?;
         let mut findings: Vec<Finding> = observers.into_iter().flat_map(Sanitizer::findings).collect();
-        findings.extend(fault.as_ref().map(Finding::from_fault));
+        findings.extend(fault.as_ref().map(|fault| Finding::from_fault(fault, &module.program)));
         Ok((report, findings))
     }
 
@@ -385,6 +285,7 @@ impl Emulator {
         let launch = Launch {
             program: &module.program,
             file: &module.file,
+            level: self.level,
             kernel,
             memory: &memory,
             params,

@@ -176,6 +176,59 @@ pub fn predicate(planes: &[Plane], slot: u32, is_negated: bool) -> u32 {
     planes[slot as usize].0[0] ^ if is_negated { u32::MAX } else { 0 }
 }
 
+/// The 8x8 matrix of halves that lies row after row in a plane, transposed.
+#[inline(always)]
+pub fn transpose_halves(words: &[u32; LANES]) -> [u32; LANES] {
+    let matrix: [[u16; 8]; 8] = bytemuck::cast(*words);
+    let mut result = [[0; 8]; 8];
+    for row in 0..8 {
+        for column in 0..8 {
+            result[column][row] = matrix[row][column];
+        }
+    }
+    bytemuck::cast(result)
+}
+
+/// Four rows of four words, transposed.
+#[inline(always)]
+pub fn transpose_words(rows: [[u32; 4]; 4]) -> [[u32; 4]; 4] {
+    // LLVM makes scalar moves of the plain loops. SSE2 is part of x86-64.
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            __m128i, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+        };
+        let [a, b, c, d]: [__m128i; 4] = bytemuck::cast(rows);
+        // SAFETY: every x86-64 has SSE2.
+        let columns = unsafe {
+            let (ab_low, ab_high) = (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
+            let (cd_low, cd_high) = (_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
+            [
+                _mm_unpacklo_epi64(ab_low, cd_low),
+                _mm_unpackhi_epi64(ab_low, cd_low),
+                _mm_unpacklo_epi64(ab_high, cd_high),
+                _mm_unpackhi_epi64(ab_high, cd_high),
+            ]
+        };
+        bytemuck::cast(columns)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
+}
+
+/// Four words for each lane, as four registers.
+#[inline(always)]
+pub fn columns_of(rows: &[[u32; 4]; LANES]) -> [[u32; LANES]; 4] {
+    let mut columns = [[0; LANES]; 4];
+    for first in (0..LANES).step_by(4) {
+        let block = transpose_words([rows[first], rows[first + 1], rows[first + 2], rows[first + 3]]);
+        for (column, words) in columns.iter_mut().zip(block) {
+            column[first..first + 4].copy_from_slice(&words);
+        }
+    }
+    columns
+}
+
 /// What an instruction does to the registers; `#[inline(always)]`, so that it is compiled for each [`Level`].
 pub trait LaneLoop: Send + Sync + 'static {
     fn run(&self, planes: &mut [Plane], mask: u32);

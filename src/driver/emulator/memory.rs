@@ -230,7 +230,8 @@ impl DeviceMemory {
         self.find(address)?.initialised.as_ref()
     }
 
-    fn mark(&self, address: u64, bytes: usize) {
+    /// Notes that the bytes were written, where that is tracked.
+    pub fn mark(&self, address: u64, bytes: usize) {
         if let Some(initialised) = self.initialised(address) {
             initialised.mark_range(address, bytes as u64);
         }

@@ -45,9 +45,10 @@ mod parser;
 mod sanitizer;
 mod soft_float;
 
+pub use super::{DeviceFacts, LaunchConfig, Params};
 pub use counters::Counters;
 pub use decode::program::{FormalParameter, FunctionInfo, HostFunction, Meta, Program};
-pub use device::{DeviceFacts, Emulator, LaunchConfig, LaunchReport, Params};
+pub use device::{Emulator, LaunchReport};
 pub use error::{Access, EmulatorError, Fault, FaultKind, Result};
 pub use module::Module;
 pub use sanitizer::{Finding, FindingKind};

@@ -154,8 +154,9 @@ fn build(
             }
             _ => {
                 let address = memory.allocate(variable.bytes)?;
-                // Variables without an initialiser start as zeros.
-                memory.fill(address, &[0], variable.bytes as usize)?;
+                // Variables without an initialiser start as zeros, as allocations are. Writing zeros would make the host
+                // find real memory for whatever size the text names.
+                memory.mark(address, variable.bytes as usize);
                 module.owned.push(address);
                 module.globals.push((variable.name.into(), address, variable.bytes));
                 Placement::Device(address)
@@ -217,10 +218,15 @@ fn build(
                 meta.opcode += opcode;
             }
         }
+        for flow in &mut result.flows {
+            flow.start += program.register_uses.len() as u32;
+        }
         result.info.entry_pc += pc;
         result.info.dynamic_shared_align = result.info.dynamic_shared_align.max(dynamic_align);
         program.code.append(&mut result.code);
         program.meta.append(&mut result.meta);
+        program.flows.append(&mut result.flows);
+        program.register_uses.append(&mut result.register_uses);
         program.opcodes.append(&mut result.opcodes);
         program.functions.push(result.info);
     }

@@ -33,6 +33,8 @@ pub enum Error {
     /// A file of tensors is damaged, or cannot be read or written.
     #[error(transparent)]
     Weights(#[from] weights::Error),
+    #[error(transparent)]
+    Device(#[from] crate::driver::Error),
     /// `config.json` asks for something that this engine does not do, or makes no sense.
     #[error("{}: {key} is {found}: {expected}", path.display())]
     Config {
@@ -149,7 +151,7 @@ fn is_buffer(name: &str) -> bool {
 pub fn load_parameters(
     folder: &Path,
     specs: &[ParameterSpec],
-    mut set: impl FnMut(usize, &[f32]),
+    mut set: impl FnMut(usize, &[f32]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let weights = WeightFolder::open(folder)?;
     let tensors = match_tensors(&weights, specs)?;
@@ -163,9 +165,9 @@ pub fn load_parameters(
             let (rows, columns) = (specs[index].shape[1], specs[index].shape[0]);
             turned.resize(values.len(), 0.0);
             weights::transpose(&values, rows, columns, &mut turned);
-            set(index, &turned);
+            set(index, &turned)?;
         } else {
-            set(index, &values);
+            set(index, &values)?;
         }
     }
     Ok(())
@@ -248,25 +250,27 @@ pub fn save_parameters<'a>(
     folder: &Path,
     config: &Gpt2Config,
     specs: &[ParameterSpec],
-    values: impl Fn(usize) -> &'a [f32],
+    values: impl Fn(usize) -> Result<Cow<'a, [f32]>, Error>,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(|source| weights::Error::Io {
         action: "make the folder",
         path: folder.to_owned(),
         source,
     })?;
-    let tensors: Vec<NewTensor> = specs
+    let tensors: Result<Vec<NewTensor>, Error> = specs
         .iter()
         .enumerate()
-        .map(|(index, spec)| NewTensor {
-            name: spec.huggingface_name.as_str().into(),
-            shape: spec.huggingface_shape(),
-            values: values(index),
-            transposed: spec.transposed,
+        .map(|(index, spec)| {
+            Ok(NewTensor {
+                name: spec.huggingface_name.as_str().into(),
+                shape: spec.huggingface_shape(),
+                values: values(index)?,
+                transposed: spec.transposed,
+            })
         })
         .collect();
     // `transformers` refuses files that do not say which framework's layout they have.
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    weights::write(&folder.join(weights::WEIGHTS_FILE), &tensors, &metadata)?;
+    weights::write(&folder.join(weights::WEIGHTS_FILE), &tensors?, &metadata)?;
     config.save(folder)
 }

@@ -4,6 +4,7 @@
 
 use super::{Error, ParameterSpec};
 use crate::model::weights::{self, NewTensor, WeightFile, one_line};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
@@ -23,7 +24,7 @@ pub fn save_optimizer<'a>(
     specs: &[ParameterSpec],
     states: &[&str],
     metadata: &BTreeMap<String, String>,
-    values: impl Fn(usize, usize) -> &'a [f32],
+    values: impl Fn(usize, usize) -> Result<Cow<'a, [f32]>, Error>,
 ) -> Result<(), Error> {
     let mut tensors = Vec::with_capacity(states.len() * specs.len());
     for (index, spec) in specs.iter().enumerate() {
@@ -32,7 +33,7 @@ pub fn save_optimizer<'a>(
             tensors.push(NewTensor {
                 name,
                 shape: spec.shape.clone(),
-                values: values(index, state),
+                values: values(index, state)?,
                 transposed: false,
             });
         }
@@ -50,7 +51,7 @@ pub fn load_optimizer(
     folder: &Path,
     specs: &[ParameterSpec],
     states: &[&str],
-    mut set: impl FnMut(usize, usize, &[f32]),
+    mut set: impl FnMut(usize, usize, &[f32]) -> Result<(), Error>,
 ) -> Result<BTreeMap<String, String>, Error> {
     let file = WeightFile::open(&folder.join(OPTIMIZER_FILE))?;
     let mut found = Vec::with_capacity(states.len() * specs.len());
@@ -76,7 +77,7 @@ pub fn load_optimizer(
         return Err(Error::Extra { folder, tensor: one_line(extra), shape, others: file.len() - known.len() - 1 });
     }
     for (index, state, view) in found {
-        set(index, state, &view.to_f32()?);
+        set(index, state, &view.to_f32()?)?;
     }
     Ok(file.metadata().clone())
 }

@@ -50,7 +50,7 @@ fn assert_is_useful(message: &str) {
 }
 
 fn tensor<'a>(name: &'a str, shape: &[usize], values: &'a [f32]) -> NewTensor<'a> {
-    NewTensor { name: name.into(), shape: shape.to_vec(), values, transposed: false }
+    NewTensor { name: name.into(), shape: shape.to_vec(), values: values.into(), transposed: false }
 }
 
 #[test]
@@ -98,7 +98,8 @@ fn transposes_of_odd_sizes_are_transposes() {
         for (i, &value) in values.iter().enumerate() {
             assert_eq!(turned[i % columns * rows + i / columns], value, "{rows} x {columns}, element {i}");
         }
-        let written = NewTensor { name: "t".into(), shape: vec![columns, rows], values: &values, transposed: true };
+        let written =
+            NewTensor { name: "t".into(), shape: vec![columns, rows], values: (&values).into(), transposed: true };
         write(&path, &[written], &BTreeMap::new()).unwrap();
         let file = WeightFile::open(&path).unwrap();
         assert_eq!(*file.get("t").unwrap().to_f32().unwrap(), *turned, "{rows} x {columns}");
@@ -221,7 +222,7 @@ fn no_mutation_of_a_file_panics() {
     let path = folder.path().join("fuzz.safetensors");
     let values = random.normal(40);
     let tensors = [tensor("a.weight", &[4, 5], &values[..20]), tensor("a.bias", &[], &values[..1]), {
-        NewTensor { name: "b".into(), shape: vec![5, 4], values: &values[20..], transposed: true }
+        NewTensor { name: "b".into(), shape: vec![5, 4], values: values[20..].into(), transposed: true }
     }];
     write(&path, &tensors, &BTreeMap::from([("format".into(), "pt".into())])).unwrap();
     let valid = std::fs::read(&path).unwrap();

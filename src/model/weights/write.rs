@@ -19,7 +19,7 @@ pub struct NewTensor<'a> {
     /// Shape in the file.
     pub shape: Vec<usize>,
     /// The values: row-major in `shape`, or in the transpose of it where `transposed`.
-    pub values: &'a [f32],
+    pub values: Cow<'a, [f32]>,
     /// The file holds the transpose of `values`; `shape` has two dimensions.
     pub transposed: bool,
 }
@@ -38,9 +38,9 @@ pub fn write(path: &Path, tensors: &[NewTensor], metadata: &BTreeMap<String, Str
         writer.write_all(header.as_bytes())?;
         for tensor in tensors {
             if tensor.transposed {
-                write_transposed(writer, tensor.values, tensor.shape[0], tensor.shape[1])?;
+                write_transposed(writer, &tensor.values, tensor.shape[0], tensor.shape[1])?;
             } else {
-                writer.write_all(bytemuck::cast_slice(tensor.values))?;
+                writer.write_all(bytemuck::cast_slice(&tensor.values))?;
             }
         }
         Ok(())
@@ -63,7 +63,7 @@ fn header_of(path: &Path, tensors: &[NewTensor], metadata: &BTreeMap<String, Str
             let (length, shape) = (values.len(), show_shape(shape));
             return Err(wrong(format!("{length} values do not fill shape {shape}; give the shape that they have")));
         }
-        let end = start + size_of_val(*values);
+        let end = start + size_of_val(&**values);
         let described = TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, end) };
         header.push_str(&format!(",{}:{}", json(serde_json::to_string(name)), json(serde_json::to_string(&described))));
         start = end;

@@ -1,135 +1,11 @@
 //! The reference against finite differences, then every CPU device against the reference.
 
+use super::cases::{Case, Data, Doubles, full, plain, shape};
 use super::reference;
 use super::*;
 use crate::ops::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
 
-/// What is tried at once.
-#[derive(Clone, Copy, Debug)]
-struct Case {
-    shape: Shape,
-    is_packed: bool,
-    key_lengths: Option<&'static [i32]>,
-    has_bias: bool,
-    dropout: Option<f32>,
-    write: Write,
-}
-
-fn shape(batch: usize, [query_time, key_time]: [usize; 2], [heads, key_value_heads]: [usize; 2], d: usize) -> Shape {
-    let scale = 1.0 / (d as f32).sqrt();
-    Shape { batch, query_time, key_time, heads, key_value_heads, head_size: d, scale, mask: Mask::Causal }
-}
-
-fn plain(shape: Shape) -> Case {
-    let is_packed = shape.query_time == shape.key_time;
-    Case { shape, is_packed, key_lengths: None, has_bias: false, dropout: None, write: Write::Set }
-}
-
-fn full(shape: Shape) -> Shape {
-    Shape { mask: Mask::Full, ..shape }
-}
-
-/// Random inputs of a case. Rows of separate queries have two more columns, caches three more rows: never to be read
-/// (they hold NaN) nor written.
-struct Data {
-    case: Case,
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    bias: Vec<f32>,
-    grad_output: Vec<f32>,
-    previous: [Vec<f32>; 4],
-}
-
 impl Data {
-    fn new(case: Case, random: &mut Random) -> Self {
-        let shape = case.shape;
-        let queries = shape.batch * shape.query_time * shape.query_columns();
-        let keys = shape.batch * shape.key_time * shape.key_columns();
-        let biases = if case.has_bias { shape.heads * shape.query_time * shape.key_time } else { 0 };
-        let previous = match case.write {
-            Write::Set => [queries, keys, keys, biases].map(poisoned),
-            Write::Add => [queries, keys, keys, biases].map(|length| random.normal(length)),
-        };
-        Self {
-            case,
-            query: random.normal(queries),
-            key: random.normal(keys),
-            value: random.normal(keys),
-            bias: random.normal(biases),
-            grad_output: random.normal(queries),
-            previous,
-        }
-    }
-
-    fn dropout(&self) -> Option<Dropout> {
-        self.case.dropout.map(|probability| Dropout { probability, seed: 1 << 40, step: 7, site: 3 })
-    }
-
-    /// Queries, keys and values (or their gradients) as the operation takes them.
-    fn layout(&self, [query, key, value]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        let shape = self.case.shape;
-        let (qc, kc) = (shape.query_columns(), shape.key_columns());
-        let mut queries = Vec::new();
-        for row in query.chunks_exact(qc) {
-            queries.extend_from_slice(row);
-            if !self.case.is_packed {
-                queries.extend([f32::NAN; 2]);
-            }
-        }
-        let mut keys = Vec::new();
-        for b in 0..shape.batch {
-            for t in b * shape.key_time..(b + 1) * shape.key_time {
-                if self.case.is_packed {
-                    keys.extend_from_slice(&query[t * qc..(t + 1) * qc]);
-                }
-                keys.extend_from_slice(&key[t * kc..(t + 1) * kc]);
-                keys.extend_from_slice(&value[t * kc..(t + 1) * kc]);
-            }
-            if !self.case.is_packed {
-                keys.extend(vec![f32::NAN; 3 * 2 * kc]);
-            }
-        }
-        if self.case.is_packed { (Vec::new(), keys) } else { (queries, keys) }
-    }
-
-    /// The inverse of [`Data::layout`]; checks that what the operation has no business with is still NaN.
-    fn split(&self, (queries, keys): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 3] {
-        let shape = self.case.shape;
-        let (qc, kc) = (shape.query_columns(), shape.key_columns());
-        let [mut query, mut key, mut value] = [Vec::new(), Vec::new(), Vec::new()];
-        if self.case.is_packed {
-            for row in keys.chunks_exact(qc + 2 * kc) {
-                query.extend_from_slice(&row[..qc]);
-                key.extend_from_slice(&row[qc..qc + kc]);
-                value.extend_from_slice(&row[qc + kc..]);
-            }
-            return [query, key, value];
-        }
-        for row in queries.chunks_exact(qc + 2) {
-            query.extend_from_slice(&row[..qc]);
-            assert!(row[qc..].iter().all(|value| value.is_nan()), "columns behind the queries were written");
-        }
-        for (index, row) in keys.chunks_exact(2 * kc).enumerate() {
-            if index % (shape.key_time + 3) < shape.key_time {
-                key.extend_from_slice(&row[..kc]);
-                value.extend_from_slice(&row[kc..]);
-            } else {
-                assert!(row.iter().all(|value| value.is_nan()), "rows behind the keys were written");
-            }
-        }
-        [query, key, value]
-    }
-
-    fn inputs<'a>(&self, (queries, keys): &'a (Vec<f32>, Vec<f32>)) -> Inputs<'a> {
-        let shape = self.case.shape;
-        if self.case.is_packed {
-            return Inputs::Packed(keys.into());
-        }
-        let query_row = shape.query_columns() + 2;
-        Inputs::Separate { query: queries.into(), query_row, key_value: keys.into(), capacity: shape.key_time + 3 }
-    }
-
     /// Output and log-sum-exp on a device.
     fn forward(&self, device: &Device) -> (Vec<f32>, Vec<f32>) {
         let shape = self.case.shape;
@@ -176,33 +52,6 @@ impl Data {
         backward(device, &self.case.shape, arguments).unwrap();
         let [query, key, value] = self.split(&gradients);
         [query, key, value, grad_bias]
-    }
-}
-
-/// Inputs of the reference, in f64.
-struct Doubles {
-    query: Vec<f64>,
-    key: Vec<f64>,
-    value: Vec<f64>,
-    bias: Vec<f64>,
-}
-
-impl Doubles {
-    fn new(data: &Data) -> Self {
-        let [query, key, value, bias] = [&data.query, &data.key, &data.value, &data.bias].map(|values| double(values));
-        Self { query, key, value, bias }
-    }
-
-    fn inputs(&self, data: &Data) -> reference::Inputs<'_> {
-        reference::Inputs {
-            shape: data.case.shape,
-            query: &self.query,
-            key: &self.key,
-            value: &self.value,
-            key_lengths: data.case.key_lengths,
-            bias: data.case.has_bias.then_some(&self.bias),
-            dropout: data.dropout(),
-        }
     }
 }
 

@@ -47,9 +47,11 @@ pub(super) fn causal(batch: usize, heads: usize, query_time: usize, key_time: us
 fn prepare(device: Arc<Device>, shape: Shape, with_backward: bool) -> Result<Call, Error> {
     let rows = shape.batch * shape.query_time;
     let packed = rows * (shape.query_columns() + 2 * shape.key_columns());
-    let (qkv, grad_output) = (Floats::numbers(packed)?, Floats::numbers(rows * shape.query_columns())?);
-    let (mut output, mut log_sum_exp) = (Floats::zeros(grad_output.len())?, Floats::zeros(rows * shape.heads)?);
-    let mut grad_qkv = Floats::zeros(packed)?;
+    let (qkv, grad_output) =
+        (Floats::numbers(&device, packed)?, Floats::numbers(&device, rows * shape.query_columns())?);
+    let (mut output, mut log_sum_exp) =
+        (Floats::zeros(&device, grad_output.len())?, Floats::zeros(&device, rows * shape.heads)?);
+    let mut grad_qkv = Floats::zeros(&device, packed)?;
     Ok(Box::new(move || {
         let arguments = Forward {
             inputs: Inputs::Packed((&qkv).into()),

@@ -53,8 +53,8 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn prepare_linear(device: Arc<Device>, shape: Shape) -> Result<Call, Error> {
     let copies = rotation(shape.inputs * shape.outputs);
-    let weights: Vec<Floats> = Floats::many(copies, shape.inputs * shape.outputs)?;
-    let (input, mut output) = (Floats::numbers(shape.inputs)?, Floats::zeros(shape.outputs)?);
+    let weights: Vec<Floats> = Floats::many(&device, copies, shape.inputs * shape.outputs)?;
+    let (input, mut output) = (Floats::numbers(&device, shape.inputs)?, Floats::zeros(&device, shape.outputs)?);
     let mut turn = 0;
     Ok(Box::new(move || {
         turn = (turn + 1) % copies;
@@ -74,8 +74,9 @@ fn prepare_linear(device: Arc<Device>, shape: Shape) -> Result<Call, Error> {
 fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
     let shape = causal(1, HEADS, 1, KEYS, HEAD_SIZE);
     let floats = KEYS * 2 * shape.key_columns();
-    let caches: Vec<Floats> = Floats::many(rotation(floats), floats)?;
-    let (query, mut output) = (Floats::numbers(shape.query_columns())?, Floats::zeros(shape.query_columns())?);
+    let caches: Vec<Floats> = Floats::many(&device, rotation(floats), floats)?;
+    let (query, mut output) =
+        (Floats::numbers(&device, shape.query_columns())?, Floats::zeros(&device, shape.query_columns())?);
     let mut turn = 0;
     Ok(Box::new(move || {
         turn = (turn + 1) % caches.len();
@@ -93,8 +94,8 @@ fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
 
 /// The whole model, one token of one text.
 fn prepare_token(device: Arc<Device>, config: Gpt2Config) -> Result<Call, Error> {
-    let (model, mut parameters) = Gpt::new(config, 1).map_err(training::Error::from)?;
-    let caches = model.caches(1, model.config().block).map_err(training::Error::from)?;
+    let (model, mut parameters) = Gpt::new(&device, config, 1).map_err(training::Error::from)?;
+    let caches = model.caches(&device, 1, model.config().block).map_err(training::Error::from)?;
     let mut tape = Tape::new(device, &parameters, Mode::Inference);
     let ids = tape.input_ids("ids", &[1, 1]);
     let logits = model.record_next(&mut tape, ids, &caches).map_err(training::Error::from)?;
@@ -102,7 +103,7 @@ fn prepare_token(device: Arc<Device>, config: Gpt2Config) -> Result<Call, Error>
     let mut program = tape.finish().map_err(training::Error::from)?;
     let options = RunOptions { positions: vec![POSITION], ..RunOptions::default() };
     Ok(Box::new(move || {
-        program.write_ids(ids, &[1]);
+        program.write_ids(ids, &[1]).map_err(training::Error::from)?;
         Ok(program.run(&mut parameters, &options).map_err(training::Error::from)?)
     }))
 }

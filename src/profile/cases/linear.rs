@@ -47,11 +47,11 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn prepare(device: Arc<Device>, shape: Shape, product: Product) -> Result<Call, Error> {
     let copies = rotation(shape.inputs * shape.outputs);
-    let mut weights: Vec<Floats> = Floats::many(copies, shape.inputs * shape.outputs)?;
-    let input = Floats::numbers(shape.rows * shape.inputs)?;
+    let mut weights: Vec<Floats> = Floats::many(&device, copies, shape.inputs * shape.outputs)?;
+    let input = Floats::numbers(&device, shape.rows * shape.inputs)?;
     let mut turn = 0;
     if let Product::Forward = product {
-        let mut output = Floats::zeros(shape.rows * shape.outputs)?;
+        let mut output = Floats::zeros(&device, shape.rows * shape.outputs)?;
         return Ok(Box::new(move || {
             turn = (turn + 1) % copies;
             let arguments = Forward {
@@ -66,10 +66,10 @@ fn prepare(device: Arc<Device>, shape: Shape, product: Product) -> Result<Call, 
             Ok(forward(&device, &shape, arguments)?)
         }));
     }
-    let grad_output = Floats::numbers(shape.rows * shape.outputs)?;
-    let mut grad_input = Floats::zeros(shape.rows * shape.inputs)?;
+    let grad_output = Floats::numbers(&device, shape.rows * shape.outputs)?;
+    let mut grad_input = Floats::zeros(&device, shape.rows * shape.inputs)?;
     // The weight is not read for its own gradient, so any will do.
-    let weight = Floats::numbers(shape.inputs * shape.outputs)?;
+    let weight = Floats::numbers(&device, shape.inputs * shape.outputs)?;
     Ok(Box::new(move || {
         turn = (turn + 1) % copies;
         let is_weight = matches!(product, Product::GradWeight);

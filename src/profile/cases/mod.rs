@@ -13,10 +13,12 @@ mod rowwise;
 
 use super::machine::Peaks;
 use super::training;
+use crate::driver;
 use crate::ops::{self, Device, View, ViewMut};
 use crate::tape::{Memory, OutOfMemory};
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Cases that belong together.
@@ -99,6 +101,8 @@ pub enum Error {
     Model(#[from] training::Error),
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    #[error(transparent)]
+    Device(#[from] driver::Error),
 }
 
 /// One call of the operation, on memory that it owns.
@@ -140,56 +144,70 @@ pub fn all() -> Vec<Case> {
         .collect()
 }
 
-/// Floats in memory as a program of the engine has it: zeroed, aligned, in huge pages where there is much of it.
-struct Floats(Memory);
+/// Elements in a device's memory as a program of the engine has it: zeroed, aligned, in huge pages where there is much
+/// of it on the CPU.
+struct Buffer<T> {
+    memory: Memory,
+    length: usize,
+    element: PhantomData<T>,
+}
 
-impl Floats {
-    fn zeros(length: usize) -> Result<Self, Error> {
-        Ok(Self(Memory::allocate("a measurement", length * size_of::<f32>())?))
+type Floats = Buffer<f32>;
+type Ids = Buffer<i32>;
+
+impl<T: bytemuck::Pod> Buffer<T> {
+    fn zeros(device: &Arc<Device>, length: usize) -> Result<Self, Error> {
+        let memory = Memory::allocate(device, "a measurement", length * size_of::<T>())?;
+        Ok(Self { memory, length, element: PhantomData })
     }
 
+    fn of(device: &Arc<Device>, values: &[T]) -> Result<Self, Error> {
+        let mut buffer = Self::zeros(device, values.len())?;
+        buffer.memory.write(buffer.bytes(), values)?;
+        Ok(buffer)
+    }
+
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn bytes(&self) -> Range<usize> {
+        0..self.length * size_of::<T>()
+    }
+}
+
+impl Floats {
     /// Cheap numbers in -1..1: what they are does not matter, but denormals and constants might.
-    fn numbers(length: usize) -> Result<Self, Error> {
-        let mut floats = Self::zeros(length)?;
+    fn numbers(device: &Arc<Device>, length: usize) -> Result<Self, Error> {
+        let mut floats = Self::zeros(device, length)?;
         let mut state = 1u32;
-        floats.fill_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            state as i32 as f32 / 2_147_483_648.0
-        });
+        let range = floats.bytes();
+        floats.memory.modify(range, |values| {
+            values.fill_with(|| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state as i32 as f32 / 2_147_483_648.0
+            });
+        })?;
         Ok(floats)
     }
 
     /// So many times `length` numbers.
-    fn many(count: usize, length: usize) -> Result<Vec<Self>, Error> {
-        (0..count).map(|_| Self::numbers(length)).collect()
+    fn many(device: &Arc<Device>, count: usize, length: usize) -> Result<Vec<Self>, Error> {
+        (0..count).map(|_| Self::numbers(device, length)).collect()
     }
 }
 
-impl Deref for Floats {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        // SAFETY: writing takes `&mut self`.
-        unsafe { self.0.view(0..self.0.bytes()) }.host()
+impl<'a, T: bytemuck::Pod> From<&'a Buffer<T>> for View<'a, T> {
+    fn from(buffer: &'a Buffer<T>) -> Self {
+        // SAFETY: writing takes `&mut Buffer`.
+        unsafe { buffer.memory.view(buffer.bytes()) }
     }
 }
 
-impl DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: exclusive through `&mut self`.
-        unsafe { self.0.view_mut(0..self.0.bytes()) }.host()
-    }
-}
-
-impl<'a> From<&'a Floats> for View<'a, f32> {
-    fn from(floats: &'a Floats) -> Self {
-        Self::from(&**floats)
-    }
-}
-
-impl<'a> From<&'a mut Floats> for ViewMut<'a, f32> {
-    fn from(floats: &'a mut Floats) -> Self {
-        Self::from(&mut **floats)
+impl<'a, T: bytemuck::Pod> From<&'a mut Buffer<T>> for ViewMut<'a, T> {
+    fn from(buffer: &'a mut Buffer<T>) -> Self {
+        // SAFETY: exclusive through `&mut Buffer`.
+        unsafe { buffer.memory.view_mut(buffer.bytes()) }
     }
 }
 

@@ -26,16 +26,17 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn prepare_norm(device: Arc<Device>) -> Result<Call, Error> {
-    let gradients = Floats::numbers(PARAMETERS)?;
+    let gradients = Floats::numbers(&device, PARAMETERS)?;
     Ok(Box::new(move || {
-        std::hint::black_box(grad_norm::forward(&device, &[(&gradients).into()]));
+        std::hint::black_box(grad_norm::forward(&device, &[(&gradients).into()]).unwrap());
         Ok(())
     }))
 }
 
 fn prepare_adamw(device: Arc<Device>) -> Result<Call, Error> {
-    let (mut parameters, gradients) = (Floats::numbers(PARAMETERS)?, Floats::numbers(PARAMETERS)?);
-    let (mut first_moments, mut second_moments) = (Floats::zeros(PARAMETERS)?, Floats::zeros(PARAMETERS)?);
+    let (mut parameters, gradients) = (Floats::numbers(&device, PARAMETERS)?, Floats::numbers(&device, PARAMETERS)?);
+    let (mut first_moments, mut second_moments) =
+        (Floats::zeros(&device, PARAMETERS)?, Floats::zeros(&device, PARAMETERS)?);
     let mut step = 0;
     Ok(Box::new(move || {
         step += 1;

@@ -1,6 +1,6 @@
 //! Operations that take each row by itself and that memory limits: layer norm, loss, embedding, dropout.
 
-use super::{Call, Case, Error, Family, Floats, Work};
+use super::{Call, Case, Error, Family, Floats, Ids, Work};
 use crate::ops::{Device, Dropout, IGNORED, Write, dropout, embedding, layer_norm, softmax_cross_entropy};
 use std::sync::Arc;
 
@@ -71,11 +71,12 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn prepare_norm(device: Arc<Device>, with_backward: bool) -> Result<Call, Error> {
     let values = NORM.rows * NORM.channels;
-    let (input, grad_output) = (Floats::numbers(values)?, Floats::numbers(values)?);
-    let (weight, bias) = (Floats::numbers(NORM.channels)?, Floats::numbers(NORM.channels)?);
-    let (mut output, mut grad_input) = (Floats::zeros(values)?, Floats::zeros(values)?);
-    let (mut grad_weight, mut grad_bias) = (Floats::zeros(NORM.channels)?, Floats::zeros(NORM.channels)?);
-    let (mut mean, mut reciprocal_deviation) = (Floats::zeros(NORM.rows)?, Floats::zeros(NORM.rows)?);
+    let (input, grad_output) = (Floats::numbers(&device, values)?, Floats::numbers(&device, values)?);
+    let (weight, bias) = (Floats::numbers(&device, NORM.channels)?, Floats::numbers(&device, NORM.channels)?);
+    let (mut output, mut grad_input) = (Floats::zeros(&device, values)?, Floats::zeros(&device, values)?);
+    let (mut grad_weight, mut grad_bias) =
+        (Floats::zeros(&device, NORM.channels)?, Floats::zeros(&device, NORM.channels)?);
+    let (mut mean, mut reciprocal_deviation) = (Floats::zeros(&device, NORM.rows)?, Floats::zeros(&device, NORM.rows)?);
     Ok(Box::new(move || {
         let arguments = layer_norm::Forward {
             input: (&input).into(),
@@ -104,13 +105,17 @@ fn prepare_norm(device: Arc<Device>, with_backward: bool) -> Result<Call, Error>
 }
 
 /// Logits, targets, and a place for the losses.
-fn loss_arguments() -> Result<(Floats, Vec<i32>, Floats), Error> {
-    let targets = (0..LOSS.rows as i32).map(|row| row * 24).collect();
-    Ok((Floats::numbers(LOSS.rows * LOSS.vocabulary)?, targets, Floats::zeros(LOSS.rows)?))
+fn loss_arguments(device: &Arc<Device>) -> Result<(Floats, Ids, Floats), Error> {
+    let targets: Vec<i32> = (0..LOSS.rows as i32).map(|row| row * 24).collect();
+    Ok((
+        Floats::numbers(device, LOSS.rows * LOSS.vocabulary)?,
+        Ids::of(device, &targets)?,
+        Floats::zeros(device, LOSS.rows)?,
+    ))
 }
 
 fn prepare_loss(device: Arc<Device>) -> Result<Call, Error> {
-    let (logits, targets, mut losses) = loss_arguments()?;
+    let (logits, targets, mut losses) = loss_arguments(&device)?;
     Ok(Box::new(move || {
         let arguments = softmax_cross_entropy::Forward {
             logits: (&logits).into(),
@@ -123,7 +128,7 @@ fn prepare_loss(device: Arc<Device>) -> Result<Call, Error> {
 
 fn prepare_loss_and_gradient(device: Arc<Device>) -> Result<Call, Error> {
     // The gradient replaces the logits, so every run but the first has other logits; the work is the same.
-    let (mut logits, targets, mut losses) = loss_arguments()?;
+    let (mut logits, targets, mut losses) = loss_arguments(&device)?;
     Ok(Box::new(move || {
         let arguments = softmax_cross_entropy::ForwardBackward {
             logits: (&mut logits).into(),
@@ -136,15 +141,16 @@ fn prepare_loss_and_gradient(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 /// Token ids spread over the vocabulary, some of them repeated.
-fn ids() -> Vec<i32> {
+fn ids(device: &Arc<Device>) -> Result<Ids, Error> {
     let count = EMBEDDING.batch * EMBEDDING.time;
-    (0..count).map(|place| ((place * place * 31 + 7 * place) % EMBEDDING.vocabulary) as i32).collect()
+    let id = |place| ((place * place * 31 + 7 * place) % EMBEDDING.vocabulary) as i32;
+    Ids::of(device, &(0..count).map(id).collect::<Vec<i32>>())
 }
 
 fn prepare_embedding(device: Arc<Device>) -> Result<Call, Error> {
-    let (ids, table) = (ids(), Floats::numbers(EMBEDDING.vocabulary * EMBEDDING.channels)?);
-    let positions = Floats::numbers(EMBEDDING.positions * EMBEDDING.channels)?;
-    let mut output = Floats::zeros(ids.len() * EMBEDDING.channels)?;
+    let (ids, table) = (ids(&device)?, Floats::numbers(&device, EMBEDDING.vocabulary * EMBEDDING.channels)?);
+    let positions = Floats::numbers(&device, EMBEDDING.positions * EMBEDDING.channels)?;
+    let mut output = Floats::zeros(&device, ids.len() * EMBEDDING.channels)?;
     Ok(Box::new(move || {
         let arguments = embedding::Forward {
             ids: (&ids).into(),
@@ -157,8 +163,8 @@ fn prepare_embedding(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 fn prepare_embedding_gradient(device: Arc<Device>) -> Result<Call, Error> {
-    let (ids, mut table) = (ids(), Floats::zeros(EMBEDDING.vocabulary * EMBEDDING.channels)?);
-    let grad_output = Floats::numbers(ids.len() * EMBEDDING.channels)?;
+    let (ids, mut table) = (ids(&device)?, Floats::zeros(&device, EMBEDDING.vocabulary * EMBEDDING.channels)?);
+    let grad_output = Floats::numbers(&device, ids.len() * EMBEDDING.channels)?;
     Ok(Box::new(move || {
         let arguments = embedding::Backward {
             ids: (&ids).into(),
@@ -171,7 +177,7 @@ fn prepare_embedding_gradient(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 fn prepare_dropout(device: Arc<Device>) -> Result<Call, Error> {
-    let (input, mut output) = (Floats::numbers(DROPPED)?, Floats::zeros(DROPPED)?);
+    let (input, mut output) = (Floats::numbers(&device, DROPPED)?, Floats::zeros(&device, DROPPED)?);
     let mut step = 0;
     Ok(Box::new(move || {
         step += 1;

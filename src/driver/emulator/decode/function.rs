@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::modifiers::Modifiers;
-use super::program::{FormalParameter, FunctionInfo, Instr, Meta, NONE, Op};
+use super::program::{Flow, FormalParameter, FunctionInfo, Instr, Meta, NONE, Op, RegisterUse};
 use super::{Decoder, Environment, control_flow};
 use crate::driver::emulator::ast::{Body, Function, Instruction, Operand, Space, Type};
 use crate::driver::emulator::error::{EmulatorError, Result};
@@ -12,6 +12,8 @@ use crate::driver::emulator::error::{EmulatorError, Result};
 pub struct DecodedFunction {
     pub code: Vec<Instr>,
     pub meta: Vec<Meta>,
+    pub flows: Vec<Flow>,
+    pub register_uses: Vec<RegisterUse>,
     pub opcodes: Vec<String>,
     pub info: FunctionInfo,
 }
@@ -125,6 +127,9 @@ impl<'e> Decoder<'e> {
             carry: None,
             code: Vec::new(),
             meta: Vec::new(),
+            flows: Vec::new(),
+            register_uses: Vec::new(),
+            current_flow: Flow::default(),
             opcodes: HashMap::new(),
             opcode_names: Vec::new(),
             current_guard: (NONE, false),
@@ -148,7 +153,10 @@ impl<'e> Decoder<'e> {
         info.shared_bytes = shared_bytes;
         info.dynamic_shared_align = dynamic_shared_align;
         info.register_words = next_plane;
-        Ok(DecodedFunction { code: decoder.code, meta: decoder.meta, opcodes: decoder.opcode_names, info })
+        info.register_names =
+            decoder.slots.iter().zip(&body.registers).map(|(&slot, (_, name))| (slot, (*name).into())).collect();
+        let Decoder { code, meta, flows, register_uses, opcode_names: opcodes, .. } = decoder;
+        Ok(DecodedFunction { code, meta, flows, register_uses, opcodes, info })
     }
 
     fn label(&self, name: &str) -> Result<u32> {
@@ -236,6 +244,8 @@ impl<'e> Decoder<'e> {
                 let opcode = self.opcode(instruction);
                 self.current_meta =
                     Meta { line: instruction.line, source: instruction.source, opcode, tensor_flops: 0 };
+                self.current_flow = self.flow(instruction);
+                let before = self.code.len();
                 match targets.get(&index).map(Vec::as_slice) {
                     Some(&[target]) if instruction.opcode == "bra" => {
                         let mut modifiers = Modifiers::new(&instruction.modifiers);
@@ -252,13 +262,19 @@ impl<'e> Decoder<'e> {
                         self.emit(Op::BranchIndexed { index, targets: list.iter().map(|&at| block_at(at)).collect() });
                     }
                     _ => {
-                        let before = self.code.len();
                         self.instruction(instruction)?;
                         // The flops are known only after decoding.
                         for meta in &mut self.meta[before..] {
                             meta.tensor_flops = self.current_meta.tensor_flops;
                         }
                     }
+                }
+                // Of several operations the first one stands for the instruction; reading a clock comes before it.
+                let is_read = |instr: &Instr| matches!(instr.op, Op::ReadClock { .. });
+                let first = before + self.code[before..].iter().take_while(|instr| is_read(instr)).count();
+                self.flows.resize(self.code.len(), Flow::default());
+                if let Some(flow) = self.flows.get_mut(first) {
+                    *flow = self.current_flow;
                 }
             }
             self.current_guard = (NONE, false);
@@ -270,6 +286,7 @@ impl<'e> Decoder<'e> {
             } else if block + 1 == starts.len() {
                 self.emit(Op::Return);
             }
+            self.flows.resize(self.code.len(), Flow::default());
         }
         for instr in &mut self.code {
             match &mut instr.op {

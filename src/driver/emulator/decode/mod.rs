@@ -6,6 +6,7 @@
 pub mod control_flow;
 pub mod function;
 pub mod modifiers;
+mod operands;
 pub mod program;
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use super::ast::{Base, Body, Function, Instruction, Operand, Space, Special, Typ
 use super::error::{EmulatorError, Result};
 use super::lanes::{Alu, Level, Value, binary, ternary, unary};
 use modifiers::Modifiers;
-use program::{Address, AddressSpace, DataRegister, Instr, Meta, Op, Preset, PresetValue};
+use program::{Address, AddressSpace, DataRegister, Flow, Instr, Meta, Op, Preset, PresetValue, RegisterUse, Rule};
 
 /// Generic addresses of shared memory start here.
 pub const SHARED_WINDOW: u64 = 0x0000_7F00_0000_0000;
@@ -68,6 +69,9 @@ pub struct Decoder<'e> {
     pub(super) carry: Option<u32>,
     code: Vec<Instr>,
     meta: Vec<Meta>,
+    flows: Vec<Flow>,
+    register_uses: Vec<RegisterUse>,
+    current_flow: Flow,
     opcodes: HashMap<String, u32>,
     opcode_names: Vec<String>,
     current_guard: (u32, bool),
@@ -96,6 +100,11 @@ impl<'e> Decoder<'e> {
     /// Marks the instruction as tensor-core work of this many operations per warp.
     pub(super) fn set_tensor_flops(&mut self, flops: u32) {
         self.current_meta.tensor_flops = flops;
+    }
+
+    /// How the instruction's results come from what it reads, where its opcode does not say.
+    pub(super) fn set_rule(&mut self, rule: Rule) {
+        self.current_flow.rule = rule;
     }
 
     pub(super) fn unary<A: Value, D: Value>(&mut self, d: u32, a: u32, f: impl Fn(A) -> D + Send + Sync + 'static) {

@@ -11,6 +11,9 @@ pub const NONE: u32 = u32::MAX;
 pub struct Program {
     pub code: Vec<Instr>,
     pub meta: Vec<Meta>,
+    /// By instruction: what it does with registers, of which `register_uses` has the list.
+    pub flows: Vec<Flow>,
+    pub register_uses: Vec<RegisterUse>,
     pub functions: Vec<FunctionInfo>,
     /// Opcode names with their modifiers, by [`Meta::opcode`].
     pub opcodes: Vec<String>,
@@ -38,6 +41,70 @@ pub struct Meta {
     pub tensor_flops: u32,
 }
 
+/// A register of an instruction, as written in its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegisterUse {
+    /// [`NONE`] for a sink `_`.
+    pub slot: u32,
+    pub planes: u8,
+    pub role: Role,
+}
+
+/// What an instruction does with a register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Written,
+    /// Goes into what is written.
+    Read,
+    /// The predicate of a selection.
+    Choice {
+        is_negated: bool,
+    },
+    /// Goes to memory.
+    Stored,
+    /// Decides whether the instruction is carried out.
+    Guard,
+    Address,
+    /// Anything else whose value shows: member masks, counts, barrier numbers, branch indices.
+    Needed,
+}
+
+/// How the values of the read registers become those of the written ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rule {
+    /// Each lane's result depends on all that the lane reads.
+    #[default]
+    Compute,
+    /// Values go through as they are.
+    Copy,
+    /// The first or the second, as the choice says.
+    Select,
+    /// From another lane; with the planes of the operands that say which.
+    Shuffle { mode: Shuffle, amount: u32, clamp: u32 },
+    /// On what all lanes read.
+    Warp,
+    /// As `Warp`, and every lane of the warp must take part.
+    WholeWarp,
+}
+
+/// The mode of a shfl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shuffle {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+/// What an instruction does with registers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flow {
+    /// Its part of [`Program::register_uses`].
+    pub start: u32,
+    pub count: u32,
+    pub rule: Rule,
+}
+
 /// A kernel or function.
 #[derive(Debug, Clone, Default)]
 pub struct FunctionInfo {
@@ -59,6 +126,8 @@ pub struct FunctionInfo {
     pub limits: LaunchLimits,
     /// Registers as declared and used, in 32-bit words per thread (an upper bound of what hardware needs).
     pub register_words: u32,
+    /// Names of the registers, by plane.
+    pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
 }
 
@@ -160,8 +229,38 @@ pub enum Op {
     /// Gives other lanes and warps a turn.
     Yield,
     Fence,
-    /// cp.async bookkeeping and hints: nothing to do, since copies are done when issued.
+    /// Commits or waits for asynchronous copies: nothing to do, since they are done when issued, but observers want to know.
+    CopyFence(CopyFence),
+    /// Hints.
     Nothing,
+}
+
+impl Op {
+    /// True for what must wait until the lanes that take part form a group of their own.
+    pub fn gathers(&self) -> bool {
+        matches!(
+            self,
+            Self::Collective { .. }
+                | Self::MatrixMove(_)
+                | Self::BranchIndexed { .. }
+                | Self::Call(_)
+                | Self::Return
+                | Self::Exit
+                | Self::Barrier(_)
+                | Self::Trap
+                | Self::Breakpoint
+        )
+    }
+}
+
+/// What cp.async.commit_group and the waits say of a thread's copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyFence {
+    /// What was issued since the last one is a group.
+    Commit,
+    /// All groups but this many of the latest are done.
+    WaitGroups(u32),
+    WaitAll,
 }
 
 /// Where an access goes.

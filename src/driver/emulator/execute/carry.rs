@@ -1,7 +1,6 @@
 //! Extended precision: add.cc, addc, sub.cc, subc, mad.cc, madc.
 //!
-//! The condition code's carry bit is a predicate of the frame. A subtraction leaves "no borrow" in it, as hardware adds
-//! the complement: the chain only ever talks to itself, so the manual leaves the sense open.
+//! The condition code's carry bit is a predicate of the frame: carry after an addition, borrow after a subtraction.
 
 use crate::driver::emulator::ast::Instruction;
 use crate::driver::emulator::decode::Decoder;
@@ -55,13 +54,13 @@ impl<'e> Decoder<'e> {
                         a &= 0xFFFF_FFFF;
                     }
                 }
-                let initial = if reads { carry_bit } else { is_subtraction };
                 if is_subtraction {
                     b = if is_wide { !b } else { !b & 0xFFFF_FFFF };
                 }
-                let sum = u128::from(a) + u128::from(b) + u128::from(initial);
+                // a - b - borrow is a + !b + 1 - borrow, whose carry says that there was no borrow.
+                let sum = u128::from(a) + u128::from(b) + u128::from((reads && carry_bit) != is_subtraction);
                 result[lane] = sum as u64;
-                if sum >> (if is_wide { 64 } else { 32 }) & 1 != 0 {
+                if (sum >> (if is_wide { 64 } else { 32 }) & 1 != 0) != is_subtraction {
                     carry_out |= LANE_BIT[lane];
                 }
             }

@@ -3,13 +3,13 @@
 //! Integers go through i64 (i128 where they saturate), floating point through f64, which holds every narrower format
 //! exactly. The common pairs have their own loops.
 
-use super::float::{flush, saturate};
+use super::float::flush;
 use super::half_float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::driver::emulator::ast::{Instruction, Operand, Type};
 use crate::driver::emulator::decode::Decoder;
 use crate::driver::emulator::decode::modifiers::Modifiers;
 use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::Value;
+use crate::driver::emulator::lanes::{Value, unary};
 use crate::driver::emulator::soft_float::{self, BF16, F16, F32, F64, Format, Rounding, TF32};
 
 fn format_of(ty: Type) -> Option<Format> {
@@ -31,6 +31,12 @@ fn is_integer(ty: Type) -> bool {
 fn range(ty: Type) -> (i128, i128) {
     let bits = ty.bits();
     if ty.is_signed() { (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) }
+}
+
+/// `.sat`: NaN and -0 become 0.
+#[inline(always)]
+fn unit_interval(value: f64) -> f64 {
+    if value > 0.0 { value.min(1.0) } else { 0.0 }
 }
 
 #[inline(always)]
@@ -62,6 +68,26 @@ impl Fit {
         };
         extended & self.register_mask
     }
+}
+
+/// Runs `$body` with `$T` naming the Rust type of a PTX integer type.
+macro_rules! for_integer {
+    ($ty:expr, $T:ident => $body:expr) => {
+        match $ty {
+            Type::U8 => for_integer!(@ u8, $T, $body),
+            Type::S8 => for_integer!(@ i8, $T, $body),
+            Type::U16 => for_integer!(@ u16, $T, $body),
+            Type::S16 => for_integer!(@ i16, $T, $body),
+            Type::U32 => for_integer!(@ u32, $T, $body),
+            Type::S32 => for_integer!(@ i32, $T, $body),
+            Type::U64 => for_integer!(@ u64, $T, $body),
+            _ => for_integer!(@ i64, $T, $body),
+        }
+    };
+    (@ $rust:ty, $T:ident, $body:expr) => {{
+        type $T = $rust;
+        $body
+    }};
 }
 
 struct Conversion {
@@ -126,31 +152,12 @@ impl<'e> Decoder<'e> {
     }
 
     fn integer_to_integer(&mut self, d: u32, a: u32, c: &Conversion, fit: Fit) -> Result<()> {
-        if c.saturate {
-            let (low, high) = range(c.to);
-            let clamp = move |value: i128| value.clamp(low, high) as i64;
-            match c.from {
-                Type::U8 => self.store_fitted(d, a, fit, move |v: u8| clamp(v.into())),
-                Type::S8 => self.store_fitted(d, a, fit, move |v: i8| clamp(v.into())),
-                Type::U16 => self.store_fitted(d, a, fit, move |v: u16| clamp(v.into())),
-                Type::S16 => self.store_fitted(d, a, fit, move |v: i16| clamp(v.into())),
-                Type::U32 => self.store_fitted(d, a, fit, move |v: u32| clamp(v.into())),
-                Type::S32 => self.store_fitted(d, a, fit, move |v: i32| clamp(v.into())),
-                Type::U64 => self.store_fitted(d, a, fit, move |v: u64| clamp(v.into())),
-                _ => self.store_fitted(d, a, fit, move |v: i64| clamp(v.into())),
-            }
-            return Ok(());
-        }
-        match c.from {
-            Type::U8 => self.store_fitted(d, a, fit, |v: u8| v.into()),
-            Type::S8 => self.store_fitted(d, a, fit, |v: i8| v.into()),
-            Type::U16 => self.store_fitted(d, a, fit, |v: u16| v.into()),
-            Type::S16 => self.store_fitted(d, a, fit, |v: i16| v.into()),
-            Type::U32 => self.store_fitted(d, a, fit, |v: u32| v.into()),
-            Type::S32 => self.store_fitted(d, a, fit, |v: i32| v.into()),
-            Type::U64 => self.store_fitted(d, a, fit, |v: u64| v as i64),
-            _ => self.store_fitted(d, a, fit, |v: i64| v),
-        }
+        let (low, high) = range(c.to);
+        for_integer!(c.from, T => if c.saturate {
+            self.store_fitted(d, a, fit, move |v: T| i128::from(v).clamp(low, high) as i64);
+        } else {
+            self.store_fitted(d, a, fit, |v: T| v as i64);
+        });
         Ok(())
     }
 
@@ -158,38 +165,15 @@ impl<'e> Decoder<'e> {
         let Some(rounding) = c.rounding else { return self.fail("expected a rounding mode such as .rn on cvt") };
         let Some(format) = format_of(c.to) else { return self.wrong_type("cvt", c.to) };
         let is_saturated = c.saturate;
-        if rounding == Rounding::Nearest && !is_saturated {
-            match (c.from, c.to) {
-                (Type::S32, Type::F32) => {
-                    self.unary(d, a, |v: i32| v as f32);
+        // The host rounds these the same way.
+        if rounding == Rounding::Nearest && !is_saturated && c.from.bits() >= 32 {
+            match c.to {
+                Type::F32 => {
+                    for_integer!(c.from, T => self.unary(d, a, |v: T| v as f32));
                     return Ok(());
                 }
-                (Type::U32, Type::F32) => {
-                    self.unary(d, a, |v: u32| v as f32);
-                    return Ok(());
-                }
-                (Type::S64, Type::F32) => {
-                    self.unary(d, a, |v: i64| v as f32);
-                    return Ok(());
-                }
-                (Type::U64, Type::F32) => {
-                    self.unary(d, a, |v: u64| v as f32);
-                    return Ok(());
-                }
-                (Type::S32, Type::F64) => {
-                    self.unary(d, a, |v: i32| f64::from(v));
-                    return Ok(());
-                }
-                (Type::U32, Type::F64) => {
-                    self.unary(d, a, |v: u32| f64::from(v));
-                    return Ok(());
-                }
-                (Type::S64, Type::F64) => {
-                    self.unary(d, a, |v: i64| v as f64);
-                    return Ok(());
-                }
-                (Type::U64, Type::F64) => {
-                    self.unary(d, a, |v: u64| v as f64);
+                Type::F64 => {
+                    for_integer!(c.from, T => self.unary(d, a, |v: T| v as f64));
                     return Ok(());
                 }
                 _ => {}
@@ -198,30 +182,19 @@ impl<'e> Decoder<'e> {
         let convert = move |value: i128| {
             let bits = soft_float::from_integer(value, format, rounding);
             if is_saturated {
-                let clamped = soft_float::to_f64(bits, format).clamp(0.0, 1.0);
-                return soft_float::from_f64(clamped, format, Rounding::Nearest);
+                return soft_float::from_f64(
+                    unit_interval(soft_float::to_f64(bits, format)),
+                    format,
+                    Rounding::Nearest,
+                );
             }
             bits
         };
-        macro_rules! emit {
-            ($type:ty) => {
-                if format.mantissa_bits == 52 {
-                    self.unary(d, a, move |v: $type| convert(v.into()))
-                } else {
-                    self.unary(d, a, move |v: $type| convert(v.into()) as u32)
-                }
-            };
-        }
-        match c.from {
-            Type::U8 => emit!(u8),
-            Type::S8 => emit!(i8),
-            Type::U16 => emit!(u16),
-            Type::S16 => emit!(i16),
-            Type::U32 => emit!(u32),
-            Type::S32 => emit!(i32),
-            Type::U64 => emit!(u64),
-            _ => emit!(i64),
-        }
+        for_integer!(c.from, T => if format.mantissa_bits == 52 {
+            self.unary(d, a, move |v: T| convert(v.into()));
+        } else {
+            self.unary(d, a, move |v: T| convert(v.into()) as u32);
+        });
         Ok(())
     }
 
@@ -248,27 +221,20 @@ impl<'e> Decoder<'e> {
         let Some(rounding) = c.rounding.filter(|_| c.rounds_to_integer) else {
             return self.fail("expected an integer rounding mode such as .rzi on cvt");
         };
-        // Rust's casts saturate and take NaN to 0, as PTX asks.
+        // Rust's casts saturate, as PTX asks. NaN becomes 0, but the top bit alone where 64 bits are involved.
+        let nan = if c.from == Type::F64 || c.to.bits() == 64 { 1i64 << (c.to.bits() - 1) } else { 0 };
         let is_wide = fit.register_mask == u64::MAX;
-        macro_rules! emit {
-            ($type:ty) => {
-                if is_wide {
-                    self.float_source(d, a, c, move |v| fit.apply(round_to_integer(v, rounding) as $type as i64))
-                } else {
-                    self.float_source(d, a, c, move |v| fit.apply(round_to_integer(v, rounding) as $type as i64) as u32)
-                }
+        for_integer!(c.to, T => {
+            let convert = move |v: f64| {
+                let whole = if v.is_nan() { nan } else { round_to_integer(v, rounding) as T as i64 };
+                fit.apply(whole)
             };
-        }
-        match c.to {
-            Type::U8 => emit!(u8),
-            Type::S8 => emit!(i8),
-            Type::U16 => emit!(u16),
-            Type::S16 => emit!(i16),
-            Type::U32 => emit!(u32),
-            Type::S32 => emit!(i32),
-            Type::U64 => emit!(u64),
-            _ => emit!(i64),
-        }
+            if is_wide {
+                self.float_source(d, a, c, convert)
+            } else {
+                self.float_source(d, a, c, move |v| convert(v) as u32)
+            }
+        })
     }
 
     fn float_to_float(&mut self, d: u32, a: u32, c: &Conversion) -> Result<()> {
@@ -276,36 +242,19 @@ impl<'e> Decoder<'e> {
         let plain = !(c.saturate || c.relu || c.finite || c.flush || c.rounds_to_integer);
         let nearest = matches!(c.rounding, None | Some(Rounding::Nearest));
         if plain && nearest {
-            match (c.from, c.to) {
-                (Type::F32, Type::F16) => {
-                    self.unary(d, a, f32_to_f16);
-                    return Ok(());
-                }
-                (Type::F32, Type::Bf16) => {
-                    self.unary(d, a, f32_to_bf16);
-                    return Ok(());
-                }
-                (Type::F16, Type::F32) => {
-                    self.unary(d, a, f16_to_f32);
-                    return Ok(());
-                }
-                (Type::Bf16, Type::F32) => {
-                    self.unary(d, a, bf16_to_f32);
-                    return Ok(());
-                }
-                (Type::F32, Type::F64) => {
-                    self.unary(d, a, |v: f32| f64::from(v));
-                    return Ok(());
-                }
-                (Type::F64, Type::F32) => {
-                    self.unary(d, a, |v: f64| v as f32);
-                    return Ok(());
-                }
-                (Type::F32, Type::F32) => {
-                    self.unary(d, a, |v: f32| v);
-                    return Ok(());
-                }
-                _ => {}
+            let alu = match (c.from, c.to) {
+                (Type::F32, Type::F16) => Some(unary(self.level, d, [a], f32_to_f16)),
+                (Type::F32, Type::Bf16) => Some(unary(self.level, d, [a], f32_to_bf16)),
+                (Type::F16, Type::F32) => Some(unary(self.level, d, [a], f16_to_f32)),
+                (Type::Bf16, Type::F32) => Some(unary(self.level, d, [a], bf16_to_f32)),
+                (Type::F32, Type::F64) => Some(unary(self.level, d, [a], |v: f32| f64::from(v))),
+                (Type::F64, Type::F32) => Some(unary(self.level, d, [a], |v: f64| v as f32)),
+                (Type::F32, Type::F32) => Some(unary(self.level, d, [a], |v: f32| v)),
+                _ => None,
+            };
+            if let Some(alu) = alu {
+                self.emit_alu(alu);
+                return Ok(());
             }
         }
         let narrow = self.narrow(c, format);
@@ -324,7 +273,7 @@ impl<'e> Decoder<'e> {
         let is_tf32 = c.to == Type::Tf32;
         move |value: f64| {
             let value = if to_integer { round_to_integer(value, rounding) } else { value };
-            let value = if is_saturated { f64::from(saturate(value as f32)).max(value.clamp(0.0, 1.0)) } else { value };
+            let value = if is_saturated { unit_interval(value) } else { value };
             let value = if relu && value <= 0.0 { 0.0 } else { value };
             let mode = if to_integer { Rounding::Nearest } else { rounding };
             let mut bits = soft_float::from_f64(value, format, mode);

@@ -150,6 +150,10 @@ impl<'e> Decoder<'e> {
         match i.opcode {
             "add" => self.halves(i, ty, move |a, b, _| half.write_f32(half.read(a) + half.read(b))),
             "sub" => self.halves(i, ty, move |a, b, _| half.write_f32(half.read(a) - half.read(b))),
+            // A product of bf16 may be subnormal in f32, where rounding twice shows.
+            "mul" if is_bf16 => {
+                self.halves(i, ty, move |a, b, _| half.write(f64::from(half.read(a)) * f64::from(half.read(b))))
+            }
             "mul" => self.halves(i, ty, move |a, b, _| half.write_f32(half.read(a) * half.read(b))),
             "fma" | "mad" => self.halves(i, ty, move |a, b, c| half.fused(a, b, c)),
             "abs" => self.halves(i, ty, move |a, _, _| a & 0x7FFF),

@@ -4,8 +4,8 @@ use crate::driver::emulator::ast::{Base, Instruction, Operand, Space, Type};
 use crate::driver::emulator::decode::Decoder;
 use crate::driver::emulator::decode::modifiers::Modifiers;
 use crate::driver::emulator::decode::program::{
-    Address, Atomic, AtomicOp, CopyAsync, DataRegister, Extend, Load, MAX_VECTOR, MatrixMove, MbarrierKind, MbarrierOp,
-    NONE, Op, Store,
+    Address, Atomic, AtomicOp, CopyAsync, CopyFence, DataRegister, Extend, Load, MAX_VECTOR, MatrixMove, MbarrierKind,
+    MbarrierOp, NONE, Op, Store,
 };
 use crate::driver::emulator::error::Result;
 
@@ -197,8 +197,19 @@ impl<'e> Decoder<'e> {
         if !m.flag("async") || m.has("bulk") {
             return self.fail("only cp.async without .bulk exists on this target");
         }
-        if m.flag("commit_group") || m.flag("wait_all") || m.flag("wait_group") {
-            self.emit(Op::Nothing);
+        if m.flag("commit_group") {
+            self.emit(Op::CopyFence(CopyFence::Commit));
+            return Ok(());
+        }
+        if m.flag("wait_all") {
+            self.emit(Op::CopyFence(CopyFence::WaitAll));
+            return Ok(());
+        }
+        if m.flag("wait_group") {
+            let [Operand::Integer(groups)] = i.operands[..] else {
+                return self.fail("cp.async.wait_group takes a constant number of groups");
+            };
+            self.emit(Op::CopyFence(CopyFence::WaitGroups(groups.min(u64::from(u32::MAX)) as u32)));
             return Ok(());
         }
         if m.flag("mbarrier::arrive::one") || m.flag("mbarrier") {

@@ -15,7 +15,7 @@ mod matrix;
 mod memory;
 mod movement;
 mod synchronize;
-mod warp;
+pub(super) mod warp;
 
 use super::ast::{Instruction, Type};
 use super::decode::Decoder;

@@ -3,21 +3,13 @@
 use crate::driver::emulator::ast::{Instruction, Operand, Type};
 use crate::driver::emulator::decode::Decoder;
 use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::Op;
+use crate::driver::emulator::decode::program::{Op, Rule, Shuffle};
 use crate::driver::emulator::error::Result;
 use crate::driver::emulator::lanes::{Alu, LANES, Word, predicate, store_lanes, store_predicate, whole};
 
-#[derive(Clone, Copy)]
-enum Shuffle {
-    Up,
-    Down,
-    Butterfly,
-    Index,
-}
-
 /// The lane that `lane` reads from, and whether it lies in range.
 #[inline(always)]
-fn shuffle_source(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
+pub(in crate::driver::emulator) fn shuffle_source(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let (b, clamp, segment) = (b & 31, c & 31, c >> 8 & 31);
     let last = (lane & segment) | (clamp & !segment & 31);
     let first = lane & segment;
@@ -102,6 +94,7 @@ impl<'e> Decoder<'e> {
         let a = self.source(&i.operands[1], Type::B32)?;
         let (b, c) = (self.source(&i.operands[2], Type::B32)?, self.source(&i.operands[3], Type::B32)?);
         let members = if is_sync { Some(self.members(&i.operands[4])?) } else { None };
+        self.set_rule(Rule::Shuffle { mode, amount: b, clamp: c });
         let alu = whole(self.level, move |planes, mask| {
             let (values, b, c) = (u32::view(planes, a), u32::view(planes, b), u32::view(planes, c));
             let mut result = [0; LANES];

@@ -4,24 +4,62 @@
 //! one part. Full warps that touch neighbouring words, or all the same one, move them as a block.
 
 use super::block::SharedMemory;
-use super::observe::{AccessEvent, Observe, Target};
+use super::observe::{AccessEvent, Observe, Order, Target};
 use super::run::Worker;
 use super::warp::LocalMemory;
-use super::{Outcome, Stopped};
-use crate::driver::emulator::decode::program::{
-    Address, AddressSpace, CopyAsync, DataRegister, Extend, Load, MatrixMove, MbarrierKind, MbarrierOp, NONE, Store,
-};
+use super::{Outcome, Stopped, shared_load};
+use crate::driver::emulator::decode::program::{Address, AddressSpace, DataRegister, Extend, Load, NONE, Store};
 use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::driver::emulator::error::{Access, FaultKind};
-use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, predicate, store_lanes, store_predicate};
+use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, columns_of, store_lanes};
+
+/// The memories that only the running warp's block reaches.
+pub struct Nearby<'m> {
+    pub shared: &'m mut SharedMemory,
+    pub local: &'m mut LocalMemory,
+}
+
+/// What an instruction wants of each of its lanes' addresses.
+#[derive(Clone, Copy)]
+pub struct Request {
+    pub space: AddressSpace,
+    pub bytes: u32,
+    pub access: Access,
+    pub order: Order,
+}
+
+impl Request {
+    pub fn new(space: AddressSpace, bytes: u32, access: Access) -> Self {
+        Self { space, bytes, access, order: Order::Plain }
+    }
+
+    pub fn with_order(self, order: Order) -> Self {
+        Self { order, ..self }
+    }
+
+    /// The order of a load or store: ordered ones are volatile to decoding.
+    fn volatile_if(self, is_volatile: bool) -> Self {
+        if is_volatile { self.with_order(Order::Synchronizing) } else { self }
+    }
+}
 
 /// Lanes whose addresses lie in one host region: lane `l` is at `pointer + (addresses[l] - origin)`.
 #[derive(Clone, Copy)]
 pub struct Region {
     pub pointer: *mut u8,
     pub origin: u64,
+    /// Distance between the lanes' own parts, for local memory.
+    stride: u64,
     pub lanes: u32,
     pub target: Target,
+}
+
+impl Region {
+    /// Host memory of a lane.
+    #[inline(always)]
+    pub fn at(&self, addresses: &[u64; LANES], lane: usize) -> *mut u8 {
+        self.pointer.wrapping_add(addresses[lane].wrapping_sub(self.origin) as usize)
+    }
 }
 
 /// The active lanes, lowest first.
@@ -53,31 +91,39 @@ pub fn lane_addresses(planes: &[Plane], address: &Address) -> [u64; LANES] {
     result
 }
 
-/// Lanes for which `address - start <= last`, where `last` is the greatest distance that still fits.
+/// Those of `lanes` for which `address - start <= last`, where `last` is the greatest distance that still fits.
 #[inline(always)]
-fn lanes_within(addresses: &[u64; LANES], start: u64, last: u64) -> u32 {
+fn lanes_within(addresses: &[u64; LANES], lanes: u32, start: u64, last: u64) -> u32 {
+    // Nearly always all 32 do. Then one sign tells: neither the distance nor what is left behind it is negative.
+    if lanes == u32::MAX {
+        let mut signs = 0;
+        for address in addresses {
+            let distance = address.wrapping_sub(start);
+            signs |= distance | last.wrapping_sub(distance);
+        }
+        if signs >> 63 == 0 {
+            return lanes;
+        }
+    }
     let mut inside = 0;
     for lane in 0..LANES {
         inside |= if addresses[lane].wrapping_sub(start) <= last { LANE_BIT[lane] } else { 0 };
     }
-    inside
+    inside & lanes
 }
 
 impl<O: Observe> Worker<'_, O> {
     /// The region of the first of `lanes`, and which other lanes share it. Rewrites the addresses of those lanes to be
     /// relative to their space (generic windows, per-lane local memory).
-    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
     pub fn resolve(
         &mut self,
-        space: AddressSpace,
+        nearby: &mut Nearby<'_>,
+        request: Request,
         addresses: &mut [u64; LANES],
         lanes: u32,
-        bytes: u32,
-        access: Access,
-        shared: &mut SharedMemory,
-        local: &mut LocalMemory,
     ) -> Outcome<Region> {
+        let Request { space, bytes, access, .. } = request;
         let first = lanes.trailing_zeros();
         let address = addresses[first as usize & 31];
         let (space, window) = match space {
@@ -114,23 +160,26 @@ impl<O: Observe> Worker<'_, O> {
                 {
                     return Err(Stopped::new(self.launch.memory.out_of_bounds(access, address, bytes), first));
                 }
-                let inside = lanes_within(addresses, allocation.start, allocation.bytes - u64::from(bytes)) & lanes;
+                let last = allocation.bytes - u64::from(bytes);
+                let inside = lanes_within(addresses, lanes, allocation.start, last);
                 Ok(Region {
                     pointer: allocation.pointer(),
                     origin: allocation.start,
+                    stride: 0,
                     lanes: inside,
                     target: Target::Global,
                 })
             }
             AddressSpace::Shared => {
-                let size = shared.bytes().len() as u64;
+                let size = nearby.shared.bytes().len() as u64;
                 let last = size.checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         Ok(Region {
-                            pointer: shared.bytes().as_mut_ptr(),
+                            pointer: nearby.shared.bytes().as_mut_ptr(),
                             origin: window,
+                            stride: 0,
                             lanes: inside,
                             target: Target::Shared,
                         })
@@ -139,17 +188,18 @@ impl<O: Observe> Worker<'_, O> {
                 }
             }
             AddressSpace::Local => {
-                let stride = local.stride;
+                let stride = nearby.local.stride;
                 let last = stride.checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         for lane in lanes_of(inside) {
                             addresses[lane] += lane as u64 * stride;
                         }
                         Ok(Region {
-                            pointer: local.bytes().as_mut_ptr(),
+                            pointer: nearby.local.bytes().as_mut_ptr(),
                             origin: window,
+                            stride,
                             lanes: inside,
                             target: Target::Local,
                         })
@@ -162,10 +212,11 @@ impl<O: Observe> Worker<'_, O> {
                 let last = (params.len() as u64).checked_sub(u64::from(bytes));
                 match last {
                     Some(last) if address.wrapping_sub(window) <= last && access == Access::Read => {
-                        let inside = lanes_within(addresses, window, last) & lanes;
+                        let inside = lanes_within(addresses, lanes, window, last);
                         Ok(Region {
                             pointer: params.as_ptr().cast_mut(),
                             origin: window,
+                            stride: 0,
                             lanes: inside,
                             target: Target::Param,
                         })
@@ -179,9 +230,12 @@ impl<O: Observe> Worker<'_, O> {
     /// Refuses addresses that are not multiples of the access's size.
     #[inline(always)]
     pub fn check_alignment(&self, addresses: &[u64; LANES], lanes: u32, bytes: u32, access: Access) -> Outcome<()> {
-        let mut low_bits = 0;
-        for lane in 0..LANES {
-            low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+        let mut low_bits = addresses.iter().fold(0, |bits, address| bits | address);
+        if lanes != u32::MAX {
+            low_bits = 0;
+            for lane in 0..LANES {
+                low_bits |= if lanes & LANE_BIT[lane] != 0 { addresses[lane] } else { 0 };
+            }
         }
         if low_bits & u64::from(bytes - 1) == 0 {
             return Ok(());
@@ -190,285 +244,92 @@ impl<O: Observe> Worker<'_, O> {
         Err(Stopped::new(FaultKind::Misaligned { access, address: addresses[lane], bytes }, lane as u32))
     }
 
-    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    pub fn observe(
-        &mut self,
-        region: &Region,
-        access: Access,
-        addresses: &[u64; LANES],
-        bytes: u32,
-        is_synchronizing: bool,
-        block: [u32; 3],
-        warp: u32,
-    ) {
+    fn observe(&mut self, region: &Region, request: Request, addresses: &[u64; LANES]) {
         if O::IS_ON {
             let mut relative = *addresses;
             if region.target != Target::Global {
-                for address in &mut relative {
-                    *address = address.wrapping_sub(region.origin);
+                for (lane, address) in relative.iter_mut().enumerate() {
+                    *address = address.wrapping_sub(region.origin).wrapping_sub(lane as u64 * region.stride);
                 }
             }
             let event = AccessEvent {
                 pc: self.pc,
                 target: region.target,
-                access,
+                access: request.access,
                 addresses: &relative,
                 lanes: region.lanes,
-                bytes,
-                is_synchronizing,
-                block,
-                warp,
+                bytes: request.bytes,
+                order: request.order,
+                block: self.block,
+                warp: self.warp,
             };
             self.observer.access(self.launch, &event);
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Calls `f` for each region that the lanes' addresses lie in, after all checks.
     #[inline(always)]
-    pub fn load(
+    fn each_region(
         &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        load: &Load,
-        active: u32,
+        nearby: &mut Nearby<'_>,
+        request: Request,
+        addresses: &mut [u64; LANES],
+        lanes: u32,
+        mut f: impl FnMut(&Region, &[u64; LANES]),
     ) -> Outcome<()> {
-        let total = u32::from(load.bytes) * u32::from(load.count);
-        let mut addresses = lane_addresses(planes, &load.address);
-        self.check_alignment(&addresses, active, total, Access::Read)?;
-        let mut remaining = active;
+        let mut remaining = lanes;
         while remaining != 0 {
-            let region =
-                self.resolve(load.address.space, &mut addresses, remaining, total, Access::Read, shared, local)?;
-            self.observe(&region, Access::Read, &addresses, total, load.is_volatile, block, warp);
-            // SAFETY: `resolve` checked that each lane's bytes lie in the region.
-            unsafe { load_region(planes, load, &region, &addresses) };
+            let region = self.resolve(nearby, request, addresses, remaining)?;
+            self.observe(&region, request, addresses);
+            f(&region, addresses);
             remaining &= !region.lanes;
         }
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Calls `f` with the host memory of each lane, after all checks: `request.bytes` bytes, writable unless it reads.
     #[inline(always)]
-    pub fn store(
+    pub fn each_lane(
         &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        store: &Store,
-        active: u32,
+        nearby: &mut Nearby<'_>,
+        request: Request,
+        addresses: &mut [u64; LANES],
+        lanes: u32,
+        mut f: impl FnMut(usize, *mut u8),
     ) -> Outcome<()> {
+        self.each_region(nearby, request, addresses, lanes, |region, addresses| {
+            for lane in lanes_of(region.lanes) {
+                f(lane, region.at(addresses, lane));
+            }
+        })
+    }
+
+    #[inline(always)]
+    pub fn load(&mut self, planes: &mut [Plane], nearby: &mut Nearby<'_>, load: &Load, active: u32) -> Outcome<()> {
+        let total = u32::from(load.bytes) * u32::from(load.count);
+        if !O::IS_ON && active == u32::MAX && shared_load::try_load(planes, nearby.shared.bytes(), load) {
+            return Ok(());
+        }
+        let mut addresses = lane_addresses(planes, &load.address);
+        self.check_alignment(&addresses, active, total, Access::Read)?;
+        let request = Request::new(load.address.space, total, Access::Read).volatile_if(load.is_volatile);
+        self.each_region(nearby, request, &mut addresses, active, |region, addresses| {
+            // SAFETY: each lane's bytes were checked to lie in the region.
+            unsafe { load_region(planes, load, region, addresses) };
+        })
+    }
+
+    #[inline(always)]
+    pub fn store(&mut self, planes: &mut [Plane], nearby: &mut Nearby<'_>, store: &Store, active: u32) -> Outcome<()> {
         let total = u32::from(store.bytes) * u32::from(store.count);
         let mut addresses = lane_addresses(planes, &store.address);
         self.check_alignment(&addresses, active, total, Access::Write)?;
-        let mut remaining = active;
-        while remaining != 0 {
-            let region =
-                self.resolve(store.address.space, &mut addresses, remaining, total, Access::Write, shared, local)?;
-            self.observe(&region, Access::Write, &addresses, total, store.is_volatile, block, warp);
-            // SAFETY: `resolve` checked that each lane's bytes lie in the region, and refuses writes to parameters.
-            unsafe { store_region(planes, store, &region, &addresses) };
-            remaining &= !region.lanes;
-        }
-        Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub fn copy_async(
-        &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        copy: &CopyAsync,
-        active: u32,
-    ) -> Outcome<()> {
-        let mut from = lane_addresses(planes, &copy.source);
-        let mut to = lane_addresses(planes, &copy.destination);
-        let ignored = copy.ignore.map_or(0, |(slot, negated)| predicate(planes, slot, negated));
-        self.check_alignment(&to, active, copy.bytes, Access::Write)?;
-        let mut values = [0u128; LANES];
-        // Lanes that read nothing do not touch their source.
-        let read_bytes: [u32; LANES] = std::array::from_fn(|lane| {
-            let wanted = if copy.source_bytes == NONE {
-                copy.bytes
-            } else {
-                u32::view(planes, copy.source_bytes)[lane].min(copy.bytes)
-            };
-            if ignored >> lane & 1 != 0 { 0 } else { wanted }
-        });
-        let mut remaining = active & (0..LANES).fold(0, |mask, lane| mask | u32::from(read_bytes[lane] != 0) << lane);
-        self.check_alignment(&from, remaining, copy.bytes, Access::Read)?;
-        while remaining != 0 {
-            let length = read_bytes[remaining.trailing_zeros() as usize];
-            let same =
-                (0..LANES).fold(0, |mask, lane| mask | u32::from(read_bytes[lane] == length) << lane) & remaining;
-            let region = self.resolve(copy.source.space, &mut from, same, length, Access::Read, shared, local)?;
-            self.observe(&region, Access::Read, &from, length, false, block, warp);
-            for lane in lanes_of(region.lanes) {
-                let source = region.pointer.wrapping_add((from[lane] - region.origin) as usize);
-                // SAFETY: `resolve` checked `length` bytes, at most the 16 of the value.
-                unsafe { std::ptr::copy_nonoverlapping(source, (&raw mut values[lane]).cast(), length as usize) };
-            }
-            remaining &= !region.lanes;
-        }
-        let mut remaining = active;
-        while remaining != 0 {
-            let region =
-                self.resolve(copy.destination.space, &mut to, remaining, copy.bytes, Access::Write, shared, local)?;
-            self.observe(&region, Access::Write, &to, copy.bytes, false, block, warp);
-            for lane in lanes_of(region.lanes) {
-                let target = region.pointer.wrapping_add((to[lane] - region.origin) as usize);
-                // SAFETY: `resolve` checked `bytes` bytes, at most the 16 of the value.
-                unsafe { std::ptr::copy_nonoverlapping((&raw const values[lane]).cast(), target, copy.bytes as usize) };
-            }
-            remaining &= !region.lanes;
-        }
-        Ok(())
-    }
-
-    /// ldmatrix and stmatrix: lane `8 m + r` names row `r` of matrix `m`; lane `4 r + c` holds columns 2c and 2c+1 of row r.
-    #[allow(clippy::too_many_arguments)]
-    pub fn matrix_move(
-        &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        op: &MatrixMove,
-        mask: u32,
-    ) -> Outcome<()> {
-        let count = usize::from(op.count);
-        let rows = 8 * count;
-        let row_lanes = if rows == LANES { u32::MAX } else { (1 << rows) - 1 };
-        let access = if op.is_store { Access::Write } else { Access::Read };
-        let mut addresses = lane_addresses(planes, &op.address);
-        self.check_alignment(&addresses, row_lanes, 16, access)?;
-        let mut data = [[0u16; 8]; LANES];
-        let place = |row: usize, column: usize| if op.is_transposed { (column, row) } else { (row, column) };
-        if op.is_store {
-            for matrix in 0..count {
-                let words = u32::view(planes, op.registers[matrix]);
-                for (lane, word) in words.iter().enumerate() {
-                    for half in 0..2 {
-                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
-                        data[8 * matrix + row][column] = (word >> (16 * half)) as u16;
-                    }
-                }
-            }
-        }
-        let mut remaining = row_lanes;
-        while remaining != 0 {
-            let region = self.resolve(op.address.space, &mut addresses, remaining, 16, access, shared, local)?;
-            self.observe(&region, access, &addresses, 16, false, block, warp);
-            for lane in lanes_of(region.lanes) {
-                let pointer = region.pointer.wrapping_add((addresses[lane] - region.origin) as usize);
-                // SAFETY: `resolve` checked these 16 bytes.
-                unsafe {
-                    if op.is_store {
-                        pointer.cast::<[u16; 8]>().write_unaligned(data[lane]);
-                    } else {
-                        data[lane] = pointer.cast::<[u16; 8]>().read_unaligned();
-                    }
-                }
-            }
-            remaining &= !region.lanes;
-        }
-        if !op.is_store {
-            for matrix in 0..count {
-                let words: [u32; LANES] = std::array::from_fn(|lane| {
-                    let half = |half: usize| {
-                        let (row, column) = place(lane / 4, 2 * (lane % 4) + half);
-                        u32::from(data[8 * matrix + row][column])
-                    };
-                    half(0) | half(1) << 16
-                });
-                store_lanes(planes, op.registers[matrix], &words, mask);
-            }
-        }
-        Ok(())
-    }
-
-    /// An mbarrier is a 64-bit word: pending count in bits 0 to 19, expected count in 20 to 39, phase in bit 63.
-    /// Returns true if a wait failed and the group should give way.
-    #[allow(clippy::too_many_arguments)]
-    pub fn mbarrier(
-        &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        op: &MbarrierOp,
-        active: u32,
-    ) -> Outcome<bool> {
-        const COUNT: u64 = 0xF_FFFF;
-        const PHASE: u64 = 1 << 63;
-        let mut addresses = lane_addresses(planes, &op.address);
-        self.check_alignment(&addresses, active, 8, Access::Atomic)?;
-        let mut must_wait = false;
-        let mut remaining = active;
-        while remaining != 0 {
-            let region = self.resolve(op.address.space, &mut addresses, remaining, 8, Access::Atomic, shared, local)?;
-            self.observe(&region, Access::Atomic, &addresses, 8, true, block, warp);
-            for lane in lanes_of(region.lanes) {
-                let pointer = region.pointer.wrapping_add((addresses[lane] - region.origin) as usize).cast::<u64>();
-                // SAFETY: `resolve` checked these 8 bytes.
-                let old = unsafe { pointer.read_unaligned() };
-                let count = |default: u64| {
-                    if op.operand == NONE { default } else { u64::from(u32::view(planes, op.operand)[lane]) }
-                };
-                let arrive = |state: u64, count: u64, dropped: u64| {
-                    let expected = (state >> 20 & COUNT).saturating_sub(dropped);
-                    let pending = (state & COUNT).saturating_sub(count);
-                    let phase = state & PHASE;
-                    if pending == 0 {
-                        (phase ^ PHASE) | expected << 20 | expected
-                    } else {
-                        phase | expected << 20 | pending
-                    }
-                };
-                let new = match op.kind {
-                    MbarrierKind::Init => {
-                        let count = count(0) & COUNT;
-                        count << 20 | count
-                    }
-                    MbarrierKind::Invalidate => 0,
-                    MbarrierKind::Arrive { drops, .. } => {
-                        let count = count(1);
-                        if op.d != NONE {
-                            u64::view_mut(planes, op.d)[lane] = old;
-                        }
-                        arrive(old, count, if drops { count } else { 0 })
-                    }
-                    MbarrierKind::ArriveAfterCopies { is_counted: false } => arrive(old, 1, 0),
-                    // Counted: the pending count goes up by one and down by one when the copies are done, which they are.
-                    MbarrierKind::ArriveAfterCopies { is_counted: true } => old,
-                    MbarrierKind::TestWait { is_parity } => {
-                        let waited = if is_parity {
-                            u64::from(u32::view(planes, op.operand)[lane] & 1)
-                        } else {
-                            u64::view(planes, op.operand)[lane] >> 63
-                        };
-                        let is_done = old >> 63 != waited;
-                        store_predicate(planes, op.d, if is_done { u32::MAX } else { 0 }, 1 << lane);
-                        must_wait |= !is_done;
-                        old
-                    }
-                };
-                // SAFETY: as above. Shared memory belongs to one host thread at a time.
-                unsafe { pointer.write_unaligned(new) };
-            }
-            remaining &= !region.lanes;
-        }
-        Ok(must_wait)
+        let request = Request::new(store.address.space, total, Access::Write).volatile_if(store.is_volatile);
+        self.each_region(nearby, request, &mut addresses, active, |region, addresses| {
+            // SAFETY: each lane's bytes were checked to lie in the region; writes to parameters are refused.
+            unsafe { store_region(planes, store, region, addresses) };
+        })
     }
 }
 
@@ -485,7 +346,7 @@ fn is_run(addresses: &[u64; LANES], step: u64) -> bool {
 /// Every lane of the region must have the load's bytes there.
 #[inline(always)]
 unsafe fn load_region(planes: &mut [Plane], load: &Load, region: &Region, addresses: &[u64; LANES]) {
-    let at = |lane: usize| region.pointer.wrapping_add(addresses[lane].wrapping_sub(region.origin) as usize);
+    let at = |lane: usize| region.at(addresses, lane);
     let lanes = region.lanes;
     let register = load.registers[0];
     if load.bytes == 4 && load.count == 1 && register.planes == 1 && register.slot != NONE && !load.is_volatile {
@@ -514,14 +375,12 @@ unsafe fn load_region(planes: &mut [Plane], load: &Load, region: &Region, addres
         && lanes == u32::MAX
         && load.registers[..4].iter().all(|r| r.planes == 1 && r.slot != NONE)
     {
-        let mut values = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
+        let mut rows = [[0u32; 4]; LANES];
+        for (lane, row) in rows.iter_mut().enumerate() {
             // SAFETY: the caller's.
-            let words = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
-            for (column, word) in values.iter_mut().zip(words) {
-                column[lane] = word;
-            }
+            *row = unsafe { at(lane).cast::<[u32; 4]>().read_unaligned() };
         }
+        let values = columns_of(&rows);
         for (register, column) in load.registers.iter().zip(&values) {
             *u32::view_mut(planes, register.slot) = *column;
         }
@@ -599,7 +458,7 @@ unsafe fn read_word(pointer: *mut u8, bytes: u8, is_ordered: bool) -> u64 {
 #[inline(always)]
 unsafe fn store_region(planes: &[Plane], store: &Store, region: &Region, addresses: &[u64; LANES]) {
     use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Release};
-    let at = |lane: usize| region.pointer.wrapping_add(addresses[lane].wrapping_sub(region.origin) as usize);
+    let at = |lane: usize| region.at(addresses, lane);
     let lanes = region.lanes;
     if store.bytes == 4 && store.count == 1 && !store.is_volatile {
         let source = u32::view(planes, store.registers[0].slot);

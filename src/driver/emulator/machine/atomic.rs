@@ -6,11 +6,9 @@
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::Outcome;
-use super::access::{lane_addresses, lanes_of};
-use super::block::SharedMemory;
-use super::observe::Observe;
+use super::access::{Nearby, Request, lane_addresses};
+use super::observe::{Observe, Order};
 use super::run::Worker;
-use super::warp::LocalMemory;
 use crate::driver::emulator::ast::Type;
 use crate::driver::emulator::decode::program::{Atomic, AtomicOp, NONE};
 use crate::driver::emulator::error::Access;
@@ -92,46 +90,28 @@ fn read_register(planes: &[Plane], slot: u32, lane: usize, bits: u32) -> u64 {
 }
 
 impl<O: Observe> Worker<'_, O> {
-    #[allow(clippy::too_many_arguments)]
-    pub fn atomic(
-        &mut self,
-        planes: &mut [Plane],
-        local: &mut LocalMemory,
-        shared: &mut SharedMemory,
-        block: [u32; 3],
-        warp: u32,
-        op: &Atomic,
-        active: u32,
-    ) -> Outcome<()> {
+    pub fn atomic(&mut self, planes: &mut [Plane], nearby: &mut Nearby<'_>, op: &Atomic, active: u32) -> Outcome<()> {
         let (bits, bytes) = (op.ty.bits(), op.ty.bytes());
         let total = bytes * u32::from(op.count);
         let mut addresses = lane_addresses(planes, &op.address);
         self.check_alignment(&addresses, active, total, Access::Atomic)?;
-        let mut remaining = active;
-        while remaining != 0 {
-            let region =
-                self.resolve(op.address.space, &mut addresses, remaining, total, Access::Atomic, shared, local)?;
-            self.observe(&region, Access::Atomic, &addresses, total, true, block, warp);
-            for lane in lanes_of(region.lanes) {
-                for element in 0..usize::from(op.count) {
-                    let offset = (addresses[lane] - region.origin) as usize + element * bytes as usize;
-                    let pointer = region.pointer.wrapping_add(offset);
-                    let b = read_register(planes, op.b[element], lane, bits);
-                    let c = if op.c == NONE { 0 } else { read_register(planes, op.c, lane, bits) };
-                    // SAFETY: `resolve` checked the bytes and `check_alignment` their alignment; parameters are refused.
-                    let old = unsafe { update(pointer, op.ty, |old| apply(op.op, op.ty, old, b, c)) };
-                    let d = op.d[element];
-                    if d == NONE {
-                    } else if bits == 64 {
-                        u64::view_mut(planes, d)[lane] = old;
-                    } else {
-                        u32::view_mut(planes, d)[lane] = old as u32;
-                    }
+        let request = Request::new(op.address.space, total, Access::Atomic).with_order(Order::Synchronizing);
+        self.each_lane(nearby, request, &mut addresses, active, |lane, pointer| {
+            for element in 0..usize::from(op.count) {
+                let b = read_register(planes, op.b[element], lane, bits);
+                let c = if op.c == NONE { 0 } else { read_register(planes, op.c, lane, bits) };
+                let place = pointer.wrapping_add(element * bytes as usize);
+                // SAFETY: the bytes and their alignment were checked; parameters are refused.
+                let old = unsafe { update(place, op.ty, |old| apply(op.op, op.ty, old, b, c)) };
+                let d = op.d[element];
+                if d == NONE {
+                } else if bits == 64 {
+                    u64::view_mut(planes, d)[lane] = old;
+                } else {
+                    u32::view_mut(planes, d)[lane] = old as u32;
                 }
             }
-            remaining &= !region.lanes;
-        }
-        Ok(())
+        })
     }
 }
 

@@ -36,15 +36,32 @@ impl SharedMemory {
     }
 }
 
+/// Warps of the largest block.
+const MAX_WARPS: usize = 32;
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Barrier {
-    /// Threads that have arrived.
-    arrived: u32,
+    /// Lanes that have arrived, by warp.
+    arrived: [u32; MAX_WARPS],
     /// Threads that it takes; none for all of the block.
     expected: Option<u32>,
     /// Threads whose predicate was true, and whose was false.
     truths: u32,
     falsehoods: u32,
+}
+
+impl Barrier {
+    /// Threads that have arrived. A warp that is there with all the lanes that it has left counts in full, as barriers with
+    /// a thread count ask.
+    fn threads(&self, warps: &[Warp]) -> u32 {
+        let arrived = self.arrived.iter().zip(warps).filter(|(lanes, _)| **lanes != 0);
+        arrived.map(|(lanes, warp)| if warp.live & !lanes == 0 { 32 } else { lanes.count_ones() }).sum()
+    }
+
+    /// True if no thread of the block is missing.
+    fn has_all(&self, warps: &[Warp]) -> bool {
+        self.arrived.iter().zip(warps).all(|(lanes, warp)| warp.live & !lanes == 0)
+    }
 }
 
 /// How a block's turn ended.
@@ -146,12 +163,13 @@ impl Block {
         let mut waiting = Vec::new();
         for warp in &self.warps {
             for group in &warp.groups {
-                waiting.push(match group.state {
-                    State::Barrier { id, .. } => format!("at barrier {id}"),
-                    _ => "for other lanes of its warp".into(),
-                });
-                self.last_warp = warp.index;
-                self.last_pc = group.pc;
+                // The place of a group at a barrier is behind it.
+                let (what, pc) = match group.state {
+                    State::Barrier { id, .. } => (format!("at barrier {id}"), group.pc - 1),
+                    _ => ("for other lanes of its warp".into(), group.pc),
+                };
+                waiting.push(what);
+                (self.last_warp, self.last_pc) = (warp.index, pc);
             }
         }
         waiting.sort();
@@ -230,7 +248,7 @@ impl Block {
         }
         let barrier = &mut self.barriers[id as usize];
         barrier.expected = (op.count != NONE).then(|| u32::view(planes, op.count)[lane]);
-        barrier.arrived += mask.count_ones();
+        barrier.arrived[index % MAX_WARPS] |= mask;
         if let Some((_, _, p, negated)) = op.reduction {
             let truth = predicate(planes, p, negated) & mask;
             barrier.truths += truth.count_ones();
@@ -246,9 +264,12 @@ impl Block {
 
     /// Opens every barrier at which enough threads are.
     fn complete_barriers<O: Observe>(&mut self, worker: &mut Worker<'_, O>) {
-        let live: u32 = self.warps.iter().map(|warp| warp.live.count_ones()).sum();
         for (id, barrier) in self.barriers.iter_mut().enumerate() {
-            if barrier.arrived == 0 || barrier.arrived < barrier.expected.unwrap_or(live) {
+            let is_complete = match barrier.expected {
+                Some(expected) => barrier.threads(&self.warps) >= expected,
+                None => barrier.has_all(&self.warps),
+            };
+            if barrier.arrived == [0; MAX_WARPS] || !is_complete {
                 continue;
             }
             let done = std::mem::take(barrier);

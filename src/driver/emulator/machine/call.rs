@@ -2,9 +2,9 @@
 
 use super::access::lanes_of;
 use super::block::SharedMemory;
-use super::observe::Observe;
+use super::observe::{CallEvent, Observe};
 use super::run::Worker;
-use super::warp::{Group, NO_FRAME, Warp};
+use super::warp::{Frame, Group, NO_FRAME, Warp};
 use super::{Outcome, Stopped};
 use crate::driver::emulator::decode::FUNCTION_BASE;
 use crate::driver::emulator::decode::program::{Call, CallTarget, CallValue, FormalParameter, NONE, Op};
@@ -132,6 +132,11 @@ impl<O: Observe> Worker<'_, O> {
             return Err(Stopped::new(FaultKind::Illegal(message), first as u32));
         }
         let frame = warp.push_frame(launch, block, function, group.frame, pc, mask)?;
+        if O::IS_ON {
+            let Frame { base, local_base, .. } = warp.frames[frame as usize];
+            let event = CallEvent { block, warp: warp.index, lanes: mask, base, local_base, function: info };
+            self.observer.called(&event);
+        }
         let mut buffer = Vec::new();
         for (formal, actual) in info.params.iter().zip(&call.args) {
             buffer.resize(formal.bytes as usize, 0);

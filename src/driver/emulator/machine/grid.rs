@@ -117,9 +117,6 @@ impl Progresses<'_, '_> {
                     let index = self.coordinates(linear);
                     match block.start(launch, index) {
                         Ok(()) => {
-                            if O::IS_ON {
-                                worker.observer.block_started(launch, index);
-                            }
                             resident.push_front((linear, block));
                         }
                         Err(stopped) => self.fault(&block, linear, stopped),
@@ -131,7 +128,10 @@ impl Progresses<'_, '_> {
                 continue;
             }
             let is_shared = launch.is_cooperative || !resident.is_empty();
+            // One more than is left, so that a program that ends with its last instruction does not fail.
+            let affordable = launch.budget.saturating_sub(self.spent.load(Relaxed)).saturating_add(1);
             let slice = if is_shared { COOPERATIVE_SLICE } else { BLOCK_SLICE };
+            let slice = slice.min(i64::try_from(affordable).unwrap_or(i64::MAX));
             let mut left = slice;
             let result = block.run(&mut worker, &mut left);
             let spent = self.spent.fetch_add((slice - left).max(0) as u64, Relaxed) + (slice - left).max(0) as u64;
@@ -139,7 +139,7 @@ impl Progresses<'_, '_> {
             match result {
                 Ok(Progress::Done) => {
                     if O::IS_ON {
-                        worker.observer.block_ended(launch, block.index);
+                        worker.observer.block_ended(block.index);
                     }
                     if !block.output.is_empty()
                         && let Ok(mut outputs) = self.outputs.lock()

@@ -1,6 +1,6 @@
 //! Functions that the driver gives to kernels: vprintf and __assertfail.
 
-use super::access::lanes_of;
+use super::access::{Nearby, Request, lanes_of};
 use super::block::SharedMemory;
 use super::observe::Observe;
 use super::run::Worker;
@@ -65,16 +65,10 @@ impl<O: Observe> Worker<'_, O> {
         lane: usize,
     ) -> Outcome<u64> {
         let mut addresses = [address; LANES];
-        let region = self.resolve(
-            AddressSpace::Generic,
-            &mut addresses,
-            1 << lane,
-            bytes,
-            Access::Read,
-            shared,
-            &mut warp.local,
-        )?;
-        let pointer = region.pointer.wrapping_add(addresses[lane].wrapping_sub(region.origin) as usize);
+        let request = Request::new(AddressSpace::Generic, bytes, Access::Read);
+        let mut nearby = Nearby { shared, local: &mut warp.local };
+        let region = self.resolve(&mut nearby, request, &mut addresses, 1 << lane)?;
+        let pointer = region.at(&addresses, lane);
         let mut word = [0u8; 8];
         // SAFETY: `resolve` checked these bytes, at most 8.
         unsafe { std::ptr::copy_nonoverlapping(pointer, word.as_mut_ptr(), bytes as usize) };

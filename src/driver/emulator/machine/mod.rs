@@ -1,28 +1,36 @@
 //! The machine: runs the blocks of a launch.
 //!
 //! `grid` hands blocks to threads; `block` gives the warps of a block their turns and keeps its barriers; `warp` keeps the
-//! groups of lanes that diverged; `run` is the loop over instructions; `access` and `atomic` reach memory; `call` makes
+//! groups of lanes that diverged; `run` is the loop over instructions; `access`, `shared_load`, `atomic`, `copy_async`,
+//! `matrix_move` and `mbarrier` reach memory; `call` makes
 //! and ends frames. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
 
 pub mod access;
 pub mod atomic;
 pub mod block;
 pub mod call;
+pub mod copy_async;
 pub mod grid;
 pub mod host_call;
+pub mod matrix_move;
+pub mod mbarrier;
 pub mod observe;
 pub mod run;
+pub mod shared_load;
 pub mod warp;
 
 use super::ast::Special;
 use super::decode::program::Program;
 use super::error::FaultKind;
+use super::lanes::Level;
 use super::memory::DeviceMemory;
 
 /// What every thread of a launch shares.
 pub struct Launch<'l> {
     pub program: &'l Program,
     pub file: &'l str,
+    /// The instruction set that the machine's own loops over lanes use.
+    pub level: Level,
     pub kernel: u32,
     pub memory: &'l DeviceMemory,
     pub params: &'l [u8],

@@ -2,9 +2,12 @@
 //!
 //! The machine is generic over an [`Observe`]; with [`Nothing`] the calls vanish at compile time.
 
+use std::ops::Range;
+
 use super::Launch;
+use crate::driver::emulator::decode::program::{CopyFence, FunctionInfo};
 use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::LANES;
+use crate::driver::emulator::lanes::{LANES, Plane};
 
 /// Where an observed access went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,19 +18,64 @@ pub enum Target {
     Param,
 }
 
+/// How an access stands to those of other threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Plain,
+    /// Ordered or atomic: not a data race by itself.
+    Synchronizing,
+    /// Done by the copy engine, some time before the thread waits for it.
+    Asynchronous,
+}
+
+/// An instruction that is carried out. Those that wait for other lanes are seen once, when all are there.
+pub struct IssueEvent<'a> {
+    pub pc: u32,
+    pub block: [u32; 3],
+    pub warp: u32,
+    /// Lanes that carry it out.
+    pub active: u32,
+    /// Lanes that came to it.
+    pub group: u32,
+    /// Number of the frame's first plane in the warp.
+    pub base: u32,
+    /// The frame's part of each thread's local memory.
+    pub local: Range<u64>,
+    pub planes: &'a [Plane],
+}
+
+/// Lanes that came together for a warp-level instruction.
+pub struct ConvergeEvent {
+    pub pc: u32,
+    pub block: [u32; 3],
+    pub warp: u32,
+    /// The member mask that they gave.
+    pub members: u32,
+    pub lanes: u32,
+}
+
+/// Lanes that begin a function.
+pub struct CallEvent<'a> {
+    pub block: [u32; 3],
+    pub warp: u32,
+    pub lanes: u32,
+    pub base: u32,
+    pub local_base: u64,
+    pub function: &'a FunctionInfo,
+}
+
 /// One warp-wide access.
 pub struct AccessEvent<'a> {
     pub pc: u32,
     pub target: Target,
     pub access: Access,
-    /// Addresses within the target's space, by lane.
+    /// Addresses within the target's space (a thread's own, if local), by lane.
     pub addresses: &'a [u64; LANES],
     /// Lanes that take part.
     pub lanes: u32,
     /// Bytes per lane.
     pub bytes: u32,
-    /// Ordered or atomic: not a data race by itself.
-    pub is_synchronizing: bool,
+    pub order: Order,
     pub block: [u32; 3],
     pub warp: u32,
 }
@@ -50,26 +98,28 @@ pub struct BarrierEvent {
 pub trait Observe: Send {
     /// False compiles the observation out.
     const IS_ON: bool;
-    /// An instruction was issued for these lanes; `group` are the lanes that came to it.
     #[inline(always)]
-    fn instruction(&mut self, _pc: u32, _active: u32, _group: u32) {}
+    fn issued(&mut self, _launch: &Launch<'_>, _event: &IssueEvent<'_>) {}
     #[inline(always)]
     fn branch(&mut self, _pc: u32, _diverged: bool) {}
     #[inline(always)]
     fn access(&mut self, _launch: &Launch<'_>, _event: &AccessEvent<'_>) {}
+    #[inline(always)]
+    fn called(&mut self, _event: &CallEvent<'_>) {}
+    /// These lanes committed or waited for their asynchronous copies.
+    #[inline(always)]
+    fn copies(&mut self, _block: [u32; 3], _warp: u32, _lanes: u32, _fence: CopyFence) {}
     /// Lanes of a warp came to barrier `id`.
     #[inline(always)]
     fn barrier(&mut self, _launch: &Launch<'_>, _event: &BarrierEvent) {}
     /// Barrier `id` of the block let its threads go.
     #[inline(always)]
     fn barrier_released(&mut self, _block: [u32; 3], _id: u32) {}
-    /// Lanes of a warp ran an instruction that brings them together.
+    /// Lanes of a warp run an instruction that brings them together.
     #[inline(always)]
-    fn converged(&mut self, _block: [u32; 3], _warp: u32) {}
+    fn converged(&mut self, _launch: &Launch<'_>, _event: &ConvergeEvent) {}
     #[inline(always)]
-    fn block_started(&mut self, _launch: &Launch<'_>, _block: [u32; 3]) {}
-    #[inline(always)]
-    fn block_ended(&mut self, _launch: &Launch<'_>, _block: [u32; 3]) {}
+    fn block_ended(&mut self, _block: [u32; 3]) {}
 }
 
 /// Observes nothing and costs nothing.

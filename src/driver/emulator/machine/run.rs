@@ -1,15 +1,16 @@
 //! The loop over instructions of one group of lanes.
 
+use super::access::Nearby;
 use super::block::SharedMemory;
 use super::call::CallResult;
-use super::observe::Observe;
+use super::observe::{ConvergeEvent, IssueEvent, Observe};
 use super::warp::{Group, State, Warp};
 use super::{Launch, Outcome, Stopped};
 use crate::driver::emulator::ast::Special;
 use crate::driver::emulator::decode::program::{AddressSpace, BarrierOp, NONE, Op};
 use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::driver::emulator::error::FaultKind;
-use crate::driver::emulator::lanes::{LANES, Word, predicate, store_lanes, store_predicate};
+use crate::driver::emulator::lanes::{LANES, Level, Plane, Word, predicate, store_lanes, store_predicate};
 
 /// Why a group stopped running.
 pub enum Stop {
@@ -34,8 +35,10 @@ pub struct Worker<'l, O: Observe> {
     pub clock: u64,
     /// The allocation that each memory instruction (by pc, modulo) used last.
     pub recent: [u32; 16],
-    /// Where the running instruction is, for faults.
+    /// Where the running instruction is, for faults and observers.
     pub pc: u32,
+    pub block: [u32; 3],
+    pub warp: u32,
     /// What device-side printf wrote in the running block.
     pub output: Vec<u8>,
     /// Ordered loads and atomics since the block got its turn.
@@ -44,11 +47,52 @@ pub struct Worker<'l, O: Observe> {
 
 impl<'l, O: Observe> Worker<'l, O> {
     pub fn new(launch: &'l Launch<'l>, observer: O) -> Self {
-        Self { launch, observer, clock: 0, recent: [0; 16], pc: 0, output: Vec::new(), polls: 0 }
+        Self {
+            launch,
+            observer,
+            clock: 0,
+            recent: [0; 16],
+            pc: 0,
+            block: [0; 3],
+            warp: 0,
+            output: Vec::new(),
+            polls: 0,
+        }
     }
 
     /// Runs group `index` of the warp until it must stop. Uses up `slice`, in instructions.
     pub fn run(
+        &mut self,
+        warp: &mut Warp,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        index: usize,
+        slice: &mut i64,
+    ) -> Outcome<Stop> {
+        match self.launch.level {
+            Level::Portable => self.run_instructions(warp, shared, block, index, slice),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Level::detect` has seen that the machine has these features.
+            Level::Avx2 => unsafe { self.run_with_avx2(warp, shared, block, index, slice) },
+        }
+    }
+
+    // Addresses are checked by loops over lanes, so the instruction set matters here as it does to arithmetic.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,bmi2,lzcnt,popcnt,f16c")]
+    fn run_with_avx2(
+        &mut self,
+        warp: &mut Warp,
+        shared: &mut SharedMemory,
+        block: [u32; 3],
+        index: usize,
+        slice: &mut i64,
+    ) -> Outcome<Stop> {
+        self.run_instructions(warp, shared, block, index, slice)
+    }
+
+    #[inline(always)]
+    fn run_instructions(
         &mut self,
         warp: &mut Warp,
         shared: &mut SharedMemory,
@@ -67,6 +111,17 @@ impl<'l, O: Observe> Worker<'l, O> {
         let frame = warp.frames[group.frame as usize];
         let (first, last) = (frame.base as usize, (frame.base + frame.planes) as usize);
         let started = *slice;
+        (self.block, self.warp) = (block, warp.index);
+        let local_end =
+            if O::IS_ON { frame.local_base + launch.program.functions[frame.function as usize].local_bytes } else { 0 };
+        let number = warp.index;
+        let issue = |observer: &mut O, pc: u32, active: u32, planes: &[Plane]| {
+            if O::IS_ON {
+                let local = frame.local_base..local_end;
+                let (warp, group, base) = (number, mask, frame.base);
+                observer.issued(launch, &IssueEvent { pc, block, warp, active, group, base, local, planes });
+            }
+        };
         let result = loop {
             if pc >= limit || *slice <= 0 {
                 break Ok(Stop::Reschedule);
@@ -76,8 +131,9 @@ impl<'l, O: Observe> Worker<'l, O> {
             let active =
                 if instr.guard == NONE { mask } else { mask & predicate(planes, instr.guard, instr.is_negated) };
             *slice -= 1;
-            if O::IS_ON {
-                self.observer.instruction(pc, active, mask);
+            // What waits for lanes is seen below, when they are there.
+            if O::IS_ON && (active == 0 || !instr.op.gathers()) {
+                issue(&mut self.observer, pc, active, planes);
             }
             match &instr.op {
                 Op::Alu(alu) => {
@@ -89,9 +145,8 @@ impl<'l, O: Observe> Worker<'l, O> {
                 Op::Load(load) => {
                     if active != 0 {
                         self.pc = pc;
-                        if let Err(stopped) =
-                            self.load(planes, &mut warp.local, shared, block, warp.index, load, active)
-                        {
+                        let nearby = &mut Nearby { shared, local: &mut warp.local };
+                        if let Err(stopped) = self.load(planes, nearby, load, active) {
                             break Err(stopped);
                         }
                         if load.is_volatile {
@@ -104,9 +159,8 @@ impl<'l, O: Observe> Worker<'l, O> {
                 Op::Store(store) => {
                     if active != 0 {
                         self.pc = pc;
-                        if let Err(stopped) =
-                            self.store(planes, &mut warp.local, shared, block, warp.index, store, active)
-                        {
+                        let nearby = &mut Nearby { shared, local: &mut warp.local };
+                        if let Err(stopped) = self.store(planes, nearby, store, active) {
                             break Err(stopped);
                         }
                     }
@@ -141,9 +195,8 @@ impl<'l, O: Observe> Worker<'l, O> {
                 Op::Atomic(atomic) => {
                     if active != 0 {
                         self.pc = pc;
-                        if let Err(stopped) =
-                            self.atomic(planes, &mut warp.local, shared, block, warp.index, atomic, active)
-                        {
+                        let nearby = &mut Nearby { shared, local: &mut warp.local };
+                        if let Err(stopped) = self.atomic(planes, nearby, atomic, active) {
                             break Err(stopped);
                         }
                         self.polls += 1;
@@ -154,11 +207,16 @@ impl<'l, O: Observe> Worker<'l, O> {
                 Op::CopyAsync(copy) => {
                     if active != 0 {
                         self.pc = pc;
-                        if let Err(stopped) =
-                            self.copy_async(planes, &mut warp.local, shared, block, warp.index, copy, active)
-                        {
+                        let nearby = &mut Nearby { shared, local: &mut warp.local };
+                        if let Err(stopped) = self.copy_async(planes, nearby, copy, active) {
                             break Err(stopped);
                         }
+                    }
+                    pc += 1;
+                }
+                Op::CopyFence(fence) => {
+                    if O::IS_ON {
+                        self.observer.copies(block, number, active, *fence);
                     }
                     pc += 1;
                 }
@@ -166,7 +224,8 @@ impl<'l, O: Observe> Worker<'l, O> {
                     let mut polls = false;
                     if active != 0 {
                         self.pc = pc;
-                        match self.mbarrier(planes, &mut warp.local, shared, block, warp.index, op, active) {
+                        let nearby = &mut Nearby { shared, local: &mut warp.local };
+                        match self.mbarrier(planes, nearby, op, active) {
                             Ok(must_wait) => polls = must_wait,
                             Err(stopped) => break Err(stopped),
                         }
@@ -218,10 +277,12 @@ impl<'l, O: Observe> Worker<'l, O> {
                     let needed = wanted & warp.live;
                     let is_here = needed & !same == 0;
                     if is_here {
-                        alu(planes, same);
                         if O::IS_ON {
-                            self.observer.converged(block, warp.index);
+                            let event = ConvergeEvent { pc, block, warp: number, members: wanted, lanes: same };
+                            self.observer.converged(launch, &event);
+                            issue(&mut self.observer, pc, same, planes);
                         }
+                        alu(planes, same);
                     }
                     if same != mask {
                         // Lanes with another member mask are a group of their own, and come next.
@@ -242,7 +303,9 @@ impl<'l, O: Observe> Worker<'l, O> {
                         break Ok(Stop::Reschedule);
                     }
                     self.pc = pc;
-                    if let Err(stopped) = self.matrix_move(planes, &mut warp.local, shared, block, warp.index, op, mask)
+                    issue(&mut self.observer, pc, mask, planes);
+                    if let Err(stopped) =
+                        self.matrix_move(planes, &mut Nearby { shared, local: &mut warp.local }, op, mask)
                     {
                         break Err(stopped);
                     }
@@ -257,6 +320,7 @@ impl<'l, O: Observe> Worker<'l, O> {
                         let message = format!("brx.idx with index {chosen} into {} targets", targets.len());
                         break Err(Stopped::new(FaultKind::Illegal(message), mask.trailing_zeros()));
                     };
+                    issue(&mut self.observer, pc, same, planes);
                     if O::IS_ON {
                         self.observer.branch(pc, same != mask);
                     }
@@ -271,6 +335,7 @@ impl<'l, O: Observe> Worker<'l, O> {
                 }
                 Op::Call(call) => {
                     self.pc = pc;
+                    issue(&mut self.observer, pc, mask, planes);
                     match self.call(warp, shared, block, index, call, pc) {
                         Ok(CallResult::Continue) => pc += 1,
                         // The group has moved into the function, or was split.
@@ -282,6 +347,7 @@ impl<'l, O: Observe> Worker<'l, O> {
                     }
                 }
                 Op::Return => {
+                    issue(&mut self.observer, pc, mask, planes);
                     if self.return_from(warp, index) {
                         pc = warp.groups[index].pc;
                         break Ok(Stop::Reschedule);
@@ -290,12 +356,14 @@ impl<'l, O: Observe> Worker<'l, O> {
                     return Ok(Stop::Exited);
                 }
                 Op::Exit => {
+                    issue(&mut self.observer, pc, mask, planes);
                     warp.groups.swap_remove(index);
                     warp.exit_lanes(group.frame, mask);
                     self.clock += (started - *slice) as u64;
                     return Ok(Stop::Exited);
                 }
                 Op::Barrier(op) => {
+                    issue(&mut self.observer, pc, mask, planes);
                     pc += 1;
                     break Ok(Stop::Barrier { op: **op, pc: pc - 1 });
                 }

@@ -61,10 +61,14 @@ pub const NO_FRAME: u32 = u32::MAX;
 const CONTENTION_LIMIT: u64 = 1 << 20;
 pub const POLL_WEIGHT: u64 = 1 << 12;
 
-/// Planes of all frames of a warp: 256 MiB. Beyond it the recursion is endless.
-const MAX_PLANES: usize = 1 << 21;
+/// Planes of all frames of a warp: 32 MiB, 1 MiB per thread, twice the stack that hardware can have. All 32 warps of a block
+/// may recurse at once, so this bounds a block to 1 GiB.
+const MAX_PLANES: usize = 1 << 18;
 /// Local memory per thread, as hardware has at most.
 pub const MAX_LOCAL_BYTES: u64 = 512 << 10;
+
+/// Local memory that is cleared by writing zeros: 256 KiB, 8 KiB per thread.
+const CLEARED_WORDS: usize = 1 << 14;
 
 /// Local memory of a warp: one stack per lane, `stride` bytes apart.
 #[derive(Debug, Default)]
@@ -86,6 +90,15 @@ impl LocalMemory {
             words[lane * new..lane * new + old].copy_from_slice(&self.words[lane * old..(lane + 1) * old]);
         }
         (self.words, self.stride) = (words, stride);
+    }
+
+    /// Makes it zeros again. Much memory is given back instead: fresh pages are zeros and cost nothing until touched.
+    pub fn clear(&mut self) {
+        if self.words.len() > CLEARED_WORDS {
+            *self = Self::default();
+        } else {
+            self.words.fill(0);
+        }
     }
 
     pub fn bytes(&mut self) -> &mut [u8] {
@@ -128,7 +141,7 @@ impl Warp {
         self.frames.clear();
         self.groups.clear();
         self.contention = 0;
-        self.local.words.fill(0);
+        self.local.clear();
         let frame = self.push_frame(launch, block, launch.kernel, NO_FRAME, 0, self.live)?;
         let pc = launch.program.functions[launch.kernel as usize].entry_pc;
         self.groups.push(Group { mask: self.live, pc, frame, state: State::Ready, last_run: 0 });

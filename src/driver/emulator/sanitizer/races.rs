@@ -1,0 +1,299 @@
+//! Order between accesses: races, unwaited copies and unwritten memory, by happens-before.
+//!
+//! Each warp has a vector clock: its own time, which steps at every synchronisation, and the latest time of every other
+//! warp that it is ordered after. Barriers join the clocks of those who meet; ordered and atomic accesses join with the
+//! clock kept at their address, both ways; instructions that bring a warp's lanes together step its own time. Each byte of
+//! shared and global memory remembers its last write and its last reads; an access that is not ordered after them, by
+//! another thread, is a race. Lanes of one warp are ordered by their warp's time only, so code that relies on lockstep
+//! without `__syncwarp` is found too.
+//!
+//! What cp.async writes stays in flight until the thread that issued it has waited: nobody may touch it before. From the
+//! wait on it counts as written by that thread, now, so that others still need a barrier.
+//!
+//! (Lamport 1978; Flanagan and Freund, FastTrack, 2009, for the epochs per location.)
+
+use std::collections::HashMap;
+
+use super::{FindingKind, Place, Report};
+use crate::driver::emulator::decode::program::CopyFence;
+use crate::driver::emulator::error::Access;
+use crate::driver::emulator::lanes::LANES;
+use crate::driver::emulator::machine::Launch;
+use crate::driver::emulator::machine::access::lanes_of;
+use crate::driver::emulator::machine::observe::{AccessEvent, BarrierEvent, Order, Target};
+
+type Clock = HashMap<u32, u32>;
+
+fn join(into: &mut Clock, other: &Clock) {
+    for (&warp, &time) in other {
+        let known = into.entry(warp).or_default();
+        *known = (*known).max(time);
+    }
+}
+
+/// An access that a byte remembers; `warp` counts from 1 over the launch, 0 is nobody.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    warp: u32,
+    time: u32,
+    pc: u32,
+    lane: u8,
+    order: Order,
+}
+
+const NOBODY: Mark = Mark { warp: 0, time: 0, pc: 0, lane: 0, order: Order::Plain };
+
+#[derive(Debug, Clone, Copy)]
+struct Shadow {
+    write: Mark,
+    /// The last reads, of different warps.
+    reads: [Mark; 2],
+}
+
+const PAGE: u64 = 256;
+const UNTOUCHED: Shadow = Shadow { write: NOBODY, reads: [NOBODY; 2] };
+
+/// What each byte of a memory remembers.
+#[derive(Debug, Default)]
+struct Pages(HashMap<u64, Box<[Shadow; PAGE as usize]>>);
+
+impl Pages {
+    fn at(&mut self, address: u64) -> &mut Shadow {
+        let page = self.0.entry(address / PAGE).or_insert_with(|| Box::new([UNTOUCHED; PAGE as usize]));
+        &mut page[(address % PAGE) as usize]
+    }
+}
+
+/// A memory, and the clocks at the addresses that threads synchronise by.
+#[derive(Debug, Default)]
+struct Memory {
+    pages: Pages,
+    sync: HashMap<u64, Clock>,
+}
+
+#[derive(Debug, Default)]
+struct BlockState {
+    shared: Memory,
+    /// Warps at each barrier.
+    arrived: HashMap<u32, Vec<u32>>,
+}
+
+/// An asynchronous copy in flight: where it writes, and the number of its group among those of its thread.
+#[derive(Debug, Clone, Copy)]
+struct Copy {
+    lane: u8,
+    address: u64,
+    bytes: u32,
+    group: u32,
+}
+
+#[derive(Debug, Default)]
+struct Copies {
+    in_flight: Vec<Copy>,
+    /// Groups that each lane has committed.
+    committed: [u32; LANES],
+}
+
+/// Clocks and shadows of a launch.
+#[derive(Debug, Default)]
+pub struct Races {
+    grid: [u32; 3],
+    blocks: HashMap<[u32; 3], BlockState>,
+    clocks: HashMap<u32, Clock>,
+    copies: HashMap<u32, Copies>,
+    global: Memory,
+}
+
+/// True if `mark` is ordered before an access of this warp and lane now.
+fn is_ordered(mark: &Mark, warp: u32, lane: u8, clock: &Clock) -> bool {
+    if mark.warp == 0 || (mark.warp == warp && mark.lane == lane) {
+        return true;
+    }
+    let seen = clock.get(&mark.warp).copied().unwrap_or(0);
+    // A warp's own time is what it is now: an access of the same time has had no synchronisation since.
+    if mark.warp == warp { mark.time < seen } else { mark.time <= seen }
+}
+
+/// What one lane's access found in the shadow.
+#[derive(Default)]
+struct Found {
+    conflict: Option<(Mark, &'static str)>,
+    in_flight: Option<Mark>,
+    is_unwritten: bool,
+}
+
+impl Races {
+    pub fn new(grid: [u32; 3]) -> Self {
+        Self { grid, ..Self::default() }
+    }
+
+    fn warp_id(&self, block: [u32; 3], warp: u32) -> u32 {
+        let linear = block[0]
+            .wrapping_add(self.grid[0].wrapping_mul(block[1].wrapping_add(self.grid[1].wrapping_mul(block[2]))));
+        linear.wrapping_mul(32).wrapping_add(warp).wrapping_add(1)
+    }
+
+    /// Lanes of a warp came together.
+    pub fn converged(&mut self, block: [u32; 3], warp: u32) {
+        let warp = self.warp_id(block, warp);
+        self.step(warp);
+    }
+
+    fn step(&mut self, warp: u32) {
+        *self.clocks.entry(warp).or_default().entry(warp).or_insert(1) += 1;
+    }
+
+    pub fn arrived(&mut self, event: &BarrierEvent) {
+        let warp = self.warp_id(event.block, event.warp);
+        self.blocks.entry(event.block).or_default().arrived.entry(event.id).or_default().push(warp);
+    }
+
+    pub fn barrier_released(&mut self, block: [u32; 3], id: u32) {
+        let Some(arrived) = self.blocks.get_mut(&block).and_then(|state| state.arrived.remove(&id)) else { return };
+        let mut joined = Clock::new();
+        for warp in &arrived {
+            let clock = self.clocks.entry(*warp).or_default();
+            clock.entry(*warp).or_insert(1);
+            join(&mut joined, clock);
+        }
+        for warp in arrived {
+            let own = joined.get(&warp).copied().unwrap_or(1) + 1;
+            let clock = self.clocks.entry(warp).or_default();
+            *clock = joined.clone();
+            clock.insert(warp, own);
+        }
+    }
+
+    pub fn block_ended(&mut self, block: [u32; 3]) {
+        self.blocks.remove(&block);
+        for warp in 0..32 {
+            let warp = self.warp_id(block, warp);
+            self.copies.remove(&warp);
+        }
+    }
+
+    pub fn copies(&mut self, block: [u32; 3], warp: u32, lanes: u32, fence: CopyFence) {
+        let warp = self.warp_id(block, warp);
+        let Some(copies) = self.copies.get_mut(&warp) else { return };
+        if fence == CopyFence::Commit {
+            lanes_of(lanes).for_each(|lane| copies.committed[lane] += 1);
+            return;
+        }
+        let now = self.clocks.get(&warp).and_then(|clock| clock.get(&warp)).copied().unwrap_or(1);
+        let shared = &mut self.blocks.entry(block).or_default().shared;
+        let committed = copies.committed;
+        copies.in_flight.retain(|copy| {
+            let is_done = match fence {
+                CopyFence::WaitGroups(groups) => copy.group.saturating_add(groups) < committed[usize::from(copy.lane)],
+                _ => true,
+            };
+            if lanes >> copy.lane & 1 == 0 || !is_done {
+                return true;
+            }
+            for byte in copy.address..copy.address + u64::from(copy.bytes) {
+                let write = &mut shared.pages.at(byte).write;
+                if write.order == Order::Asynchronous && write.warp == warp && write.lane == copy.lane {
+                    (write.order, write.time) = (Order::Plain, now);
+                }
+            }
+            false
+        });
+    }
+
+    pub fn access(&mut self, report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>) {
+        let is_shared = match event.target {
+            Target::Shared => true,
+            Target::Global => false,
+            Target::Local | Target::Param => return,
+        };
+        let warp = self.warp_id(event.block, event.warp);
+        let mut clock = self.clocks.remove(&warp).unwrap_or_default();
+        let time = *clock.entry(warp).or_insert(1);
+        let synchronizes = event.order == Order::Synchronizing;
+        let block = self.blocks.entry(event.block).or_default();
+        let memory = if is_shared { &mut block.shared } else { &mut self.global };
+        for lane in lanes_of(event.lanes) {
+            let address = event.addresses[lane];
+            if synchronizes && let Some(kept) = memory.sync.get(&address) {
+                // What earlier holders of this address knew, this warp knows now.
+                join(&mut clock, kept);
+                clock.insert(warp, time);
+            }
+            let mark = Mark { warp, time, pc: event.pc, lane: lane as u8, order: event.order };
+            let found = meet(&mut memory.pages, event, address, mark, &clock);
+            let thread = event.warp * 32 + lane as u32;
+            let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
+            let line = |pc: u32| launch.program.meta.get(pc as usize).map_or(0, |meta| meta.line);
+            let who = |mark: &Mark| {
+                let (block, warp) = ((mark.warp - 1) / 32, (mark.warp - 1) % 32);
+                format!("at line {} by lane {} of warp {warp} of block {block}", line(mark.pc), mark.lane)
+            };
+            if let Some(copy) = found.in_flight {
+                let detail = format!("{} while the cp.async {} may not be done", event.access, who(&copy));
+                report.add(launch, FindingKind::UnwaitedCopy, place, copy.pc, detail);
+            } else if let Some((other, what)) = found.conflict {
+                let kind = if is_shared { FindingKind::SharedRace } else { FindingKind::GlobalRace };
+                let detail = format!("{} without order after the {what} {}", event.access, who(&other));
+                report.add(launch, kind, place, other.pc, detail);
+            }
+            if is_shared && found.is_unwritten {
+                let detail = "nothing in the block wrote this shared memory before".into();
+                report.add(launch, FindingKind::UninitialisedShared, place, 0, detail);
+            }
+            if !is_shared && let Some(bits) = launch.memory.initialised(address) {
+                if event.access != Access::Write && !bits.covers(address, event.bytes) {
+                    let detail = "neither the host nor a kernel wrote this memory before".into();
+                    report.add(launch, FindingKind::UninitialisedGlobal, place, 0, detail);
+                }
+                if event.access != Access::Read {
+                    bits.mark(address, event.bytes);
+                }
+            }
+            if event.order == Order::Asynchronous {
+                let copies = self.copies.entry(warp).or_default();
+                let group = copies.committed[lane];
+                copies.in_flight.push(Copy { lane: lane as u8, address, bytes: event.bytes, group });
+            }
+            // A polling read takes what a plain but ordered write left; it has nothing to give.
+            if synchronizes && event.access != Access::Read {
+                join(memory.sync.entry(address).or_default(), &clock);
+            }
+        }
+        self.clocks.insert(warp, clock);
+        if synchronizes {
+            self.step(warp);
+        }
+    }
+}
+
+/// Compares an access with what its bytes remember, and makes them remember it.
+fn meet(pages: &mut Pages, event: &AccessEvent<'_>, address: u64, mark: Mark, clock: &Clock) -> Found {
+    let mut found = Found::default();
+    let is_together = |other: &Mark| other.warp == mark.warp && other.pc == mark.pc && other.time == mark.time;
+    let races = |other: &Mark| {
+        let both_synchronize = other.order == Order::Synchronizing && mark.order == Order::Synchronizing;
+        !is_ordered(other, mark.warp, mark.lane, clock) && !both_synchronize && !is_together(other)
+    };
+    for byte in address..address + u64::from(event.bytes) {
+        let shadow = pages.at(byte);
+        if shadow.write.order == Order::Asynchronous
+            && !(is_together(&shadow.write) && mark.order == shadow.write.order)
+        {
+            found.in_flight = Some(shadow.write);
+        } else if races(&shadow.write) {
+            found.conflict = Some((shadow.write, "write"));
+        }
+        found.is_unwritten |= event.access != Access::Write && shadow.write.warp == 0;
+        if event.access == Access::Read {
+            let place = usize::from(shadow.reads[0].warp != 0 && shadow.reads[0].warp != mark.warp);
+            shadow.reads[place] = mark;
+        } else {
+            if let Some(read) = shadow.reads.iter().find(|read| races(read)) {
+                found.conflict = Some((*read, "read"));
+            }
+            shadow.write = mark;
+            shadow.reads = [NOBODY; 2];
+        }
+    }
+    found
+}

@@ -1,0 +1,86 @@
+//! The backward pass: delta, then a launch for each gradient that is asked for.
+
+use super::{Kernel, Problem, grid, kernel, kernel_for};
+use crate::driver::{LaunchConfig, Result};
+use crate::gpu::{Arguments, Gpu, Source, source};
+use crate::ops::Write;
+use crate::ops::attention::{Backward, GradInputs, Shape};
+
+static SOURCE: Source = source!("attention_backward");
+
+static KEY_VALUE: [Kernel; 4] = [
+    kernel("attention_backward_key_value_32", 32, 8, 2),
+    kernel("attention_backward_key_value_64", 64, 8, 2),
+    kernel("attention_backward_key_value_128", 128, 4, 2),
+    kernel("attention_backward_key_value_256", 256, 2, 1),
+];
+
+static QUERY: [Kernel; 4] = [
+    kernel("attention_backward_query_32", 32, 8, 2),
+    kernel("attention_backward_query_64", 64, 8, 2),
+    kernel("attention_backward_query_128", 128, 4, 2),
+    kernel("attention_backward_query_256", 256, 2, 1),
+];
+
+static BIAS: [Kernel; 4] = [
+    kernel("attention_backward_bias_32", 32, 8, 2),
+    kernel("attention_backward_bias_64", 64, 8, 2),
+    kernel("attention_backward_bias_128", 128, 4, 2),
+    kernel("attention_backward_bias_256", 256, 2, 1),
+];
+
+/// Computes the gradients; see [`crate::ops::attention::backward`].
+///
+/// # Errors
+/// The head is larger than 256, or the driver refuses.
+pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()> {
+    let Backward { inputs, key_lengths, bias, dropout, output, log_sum_exp, grad_output, .. } = arguments;
+    let problem = Problem { shape: *shape, inputs, key_lengths, bias, dropout };
+    let delta = gpu.workspace((problem.rows() * size_of::<f32>()) as u64)?;
+    let list = Arguments::new()
+        .view(&grad_output)
+        .view(&output)
+        .address(delta)
+        .size(shape.heads)
+        .size(shape.query_time)
+        .size(shape.head_size)
+        .count(problem.rows());
+    gpu.launch(&SOURCE, "attention_delta", grid(problem.rows().div_ceil(4))?, list)?;
+
+    let common = || problem.arguments().view(&grad_output).view(&log_sum_exp).address(delta);
+    let row_tiles = |kernel: &Kernel| problem.packed_rows().div_ceil(kernel.tiles.rows());
+    let key_value = |start: u64, write: Write| {
+        let kernel = kernel_for(&KEY_VALUE, shape.head_size)?;
+        let [grad_key, grad_value] = problem.layout().keys_and_values(start, shape);
+        let list = common().address(grad_key).address(grad_value).write(write);
+        let blocks = shape.key_time.div_ceil(kernel.tiles.rows()) * problem.pairs();
+        gpu.launch(&SOURCE, kernel.name, grid(blocks)?.shared(kernel.tiles.shared_bytes(2, 2)), list)
+    };
+    let query = |start: u64, write: Write| {
+        let kernel = kernel_for(&QUERY, shape.head_size)?;
+        let config = grid(row_tiles(kernel) * problem.pairs())?.shared(kernel.tiles.shared_bytes(2, 2));
+        gpu.launch(&SOURCE, kernel.name, config, common().address(start).write(write))
+    };
+    match &arguments.grad_inputs {
+        GradInputs::Packed(grad, write) => {
+            key_value(grad.address(), *write)?;
+            query(grad.address(), *write)?;
+        }
+        GradInputs::Separate { query: grad_query, key_value: grad_key_value } => {
+            if let Some((grad, write)) = grad_key_value {
+                key_value(grad.address(), *write)?;
+            }
+            if let Some((grad, write)) = grad_query {
+                query(grad.address(), *write)?;
+            }
+        }
+    }
+    if let Some((grad, write)) = &arguments.grad_bias {
+        let kernel = kernel_for(&BIAS, shape.head_size)?;
+        let config = grid(row_tiles(kernel) * shape.key_value_heads)?.shared(kernel.tiles.shared_bytes(2, 2));
+        let key_tiles = shape.key_time.div_ceil(kernel.tiles.columns()) as u32;
+        let config = LaunchConfig { grid: [config.grid[0], key_tiles, 1], ..config };
+        gpu.launch(&SOURCE, kernel.name, config, common().view_mut(grad).write(*write))?;
+    }
+    Ok(())
+}

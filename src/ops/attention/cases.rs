@@ -1,0 +1,167 @@
+//! What the tests of every backend try: cases, their random data in the layouts of the operation, and the reference's
+//! view of it.
+
+use super::{Inputs, Mask, Shape, reference};
+use crate::ops::testing::{Random, double, poisoned};
+use crate::ops::{Dropout, Write};
+
+/// What is tried at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub shape: Shape,
+    pub is_packed: bool,
+    /// Columns behind the queries, where these stand apart.
+    pub spare_columns: usize,
+    pub key_lengths: Option<&'static [i32]>,
+    pub has_bias: bool,
+    pub dropout: Option<f32>,
+    pub write: Write,
+}
+
+pub fn shape(
+    batch: usize,
+    [query_time, key_time]: [usize; 2],
+    [heads, key_value_heads]: [usize; 2],
+    d: usize,
+) -> Shape {
+    let scale = 1.0 / (d as f32).sqrt();
+    Shape { batch, query_time, key_time, heads, key_value_heads, head_size: d, scale, mask: Mask::Causal }
+}
+
+pub fn plain(shape: Shape) -> Case {
+    let is_packed = shape.query_time == shape.key_time;
+    Case { shape, is_packed, spare_columns: 2, key_lengths: None, has_bias: false, dropout: None, write: Write::Set }
+}
+
+pub fn full(shape: Shape) -> Shape {
+    Shape { mask: Mask::Full, ..shape }
+}
+
+/// Random inputs of a case. Rows of separate queries have spare columns, caches three more rows: never to be read
+/// (they hold NaN) nor written.
+pub struct Data {
+    pub case: Case,
+    pub query: Vec<f32>,
+    pub key: Vec<f32>,
+    pub value: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub grad_output: Vec<f32>,
+    pub previous: [Vec<f32>; 4],
+}
+
+impl Data {
+    pub fn new(case: Case, random: &mut Random) -> Self {
+        let shape = case.shape;
+        let queries = shape.batch * shape.query_time * shape.query_columns();
+        let keys = shape.batch * shape.key_time * shape.key_columns();
+        let biases = if case.has_bias { shape.heads * shape.query_time * shape.key_time } else { 0 };
+        let previous = match case.write {
+            Write::Set => [queries, keys, keys, biases].map(poisoned),
+            Write::Add => [queries, keys, keys, biases].map(|length| random.normal(length)),
+        };
+        Self {
+            case,
+            query: random.normal(queries),
+            key: random.normal(keys),
+            value: random.normal(keys),
+            bias: random.normal(biases),
+            grad_output: random.normal(queries),
+            previous,
+        }
+    }
+
+    pub fn dropout(&self) -> Option<Dropout> {
+        self.case.dropout.map(|probability| Dropout { probability, seed: 1 << 40, step: 7, site: 3 })
+    }
+
+    /// Queries, keys and values (or their gradients) as the operation takes them.
+    pub fn layout(&self, [query, key, value]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        let shape = self.case.shape;
+        let (qc, kc) = (shape.query_columns(), shape.key_columns());
+        let mut queries = Vec::new();
+        for row in query.chunks_exact(qc) {
+            queries.extend_from_slice(row);
+            if !self.case.is_packed {
+                queries.extend(vec![f32::NAN; self.case.spare_columns]);
+            }
+        }
+        let mut keys = Vec::new();
+        for b in 0..shape.batch {
+            for t in b * shape.key_time..(b + 1) * shape.key_time {
+                if self.case.is_packed {
+                    keys.extend_from_slice(&query[t * qc..(t + 1) * qc]);
+                }
+                keys.extend_from_slice(&key[t * kc..(t + 1) * kc]);
+                keys.extend_from_slice(&value[t * kc..(t + 1) * kc]);
+            }
+            if !self.case.is_packed {
+                keys.extend(vec![f32::NAN; 3 * 2 * kc]);
+            }
+        }
+        if self.case.is_packed { (Vec::new(), keys) } else { (queries, keys) }
+    }
+
+    /// The inverse of [`Data::layout`]; checks that what the operation has no business with is still NaN.
+    pub fn split(&self, (queries, keys): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 3] {
+        let shape = self.case.shape;
+        let (qc, kc) = (shape.query_columns(), shape.key_columns());
+        let [mut query, mut key, mut value] = [Vec::new(), Vec::new(), Vec::new()];
+        if self.case.is_packed {
+            for row in keys.chunks_exact(qc + 2 * kc) {
+                query.extend_from_slice(&row[..qc]);
+                key.extend_from_slice(&row[qc..qc + kc]);
+                value.extend_from_slice(&row[qc + kc..]);
+            }
+            return [query, key, value];
+        }
+        for row in queries.chunks_exact(qc + self.case.spare_columns) {
+            query.extend_from_slice(&row[..qc]);
+            assert!(row[qc..].iter().all(|value| value.is_nan()), "columns behind the queries were written");
+        }
+        for (index, row) in keys.chunks_exact(2 * kc).enumerate() {
+            if index % (shape.key_time + 3) < shape.key_time {
+                key.extend_from_slice(&row[..kc]);
+                value.extend_from_slice(&row[kc..]);
+            } else {
+                assert!(row.iter().all(|value| value.is_nan()), "rows behind the keys were written");
+            }
+        }
+        [query, key, value]
+    }
+
+    pub fn inputs<'a>(&self, (queries, keys): &'a (Vec<f32>, Vec<f32>)) -> Inputs<'a> {
+        let shape = self.case.shape;
+        if self.case.is_packed {
+            return Inputs::Packed(keys.into());
+        }
+        let query_row = shape.query_columns() + self.case.spare_columns;
+        Inputs::Separate { query: queries.into(), query_row, key_value: keys.into(), capacity: shape.key_time + 3 }
+    }
+}
+
+/// Inputs of the reference, in f64.
+pub struct Doubles {
+    pub query: Vec<f64>,
+    pub key: Vec<f64>,
+    pub value: Vec<f64>,
+    pub bias: Vec<f64>,
+}
+
+impl Doubles {
+    pub fn new(data: &Data) -> Self {
+        let [query, key, value, bias] = [&data.query, &data.key, &data.value, &data.bias].map(|values| double(values));
+        Self { query, key, value, bias }
+    }
+
+    pub fn inputs(&self, data: &Data) -> reference::Inputs<'_> {
+        reference::Inputs {
+            shape: data.case.shape,
+            query: &self.query,
+            key: &self.key,
+            value: &self.value,
+            key_lengths: data.case.key_lengths,
+            bias: data.case.has_bias.then_some(&self.bias),
+            dropout: data.dropout(),
+        }
+    }
+}
