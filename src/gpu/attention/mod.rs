@@ -3,9 +3,8 @@
 //! The kernels exist for a few head sizes; a head takes the next larger one, and what it lacks is read as zeros.
 
 mod backward;
+pub(crate) mod checks;
 mod forward;
-#[cfg(test)]
-mod tests;
 
 pub use backward::backward;
 pub use forward::forward;

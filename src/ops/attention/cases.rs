@@ -129,6 +129,7 @@ impl Data {
         [query, key, value]
     }
 
+    #[cfg(test)]
     pub fn inputs<'a>(&self, (queries, keys): &'a (Vec<f32>, Vec<f32>)) -> Inputs<'a> {
         let shape = self.case.shape;
         if self.case.is_packed {
