@@ -328,13 +328,17 @@ mod tests {
         }
     }
 
-    /// The same bits, or two NaNs: which payload survives is left open.
+    /// The same bits, or NaNs in both: which of several NaNs survives, and its sign, is left open.
     fn is_same(element: Element, left: u32, right: u32) -> bool {
-        let is_nan = |word: u32| match element {
-            Element::F32 => f32::from_bits(word).is_nan(),
-            _ => false,
+        let is_same_half = |shift: u32| {
+            let (left, right) = (left >> shift & 0xFFFF, right >> shift & 0xFFFF);
+            left == right || left & 0x7FFF > 0x7C00 && right & 0x7FFF > 0x7C00
         };
-        left == right || is_nan(left) && is_nan(right)
+        match element {
+            Element::F16 => is_same_half(0) && is_same_half(16),
+            Element::F32 => left == right || f32::from_bits(left).is_nan() && f32::from_bits(right).is_nan(),
+            _ => left == right,
+        }
     }
 
     fn compare(product: &Product, seed: &mut u32, mask: u32) {
