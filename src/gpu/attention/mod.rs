@@ -3,6 +3,8 @@
 //! The kernels exist for a few head sizes; a head takes the next larger one, and what it lacks is read as zeros.
 
 mod backward;
+#[cfg(test)]
+mod counters;
 mod forward;
 #[cfg(test)]
 mod tests;

@@ -200,6 +200,26 @@ fn matches_reference_over_ranges_of_keys() {
 }
 
 #[test]
+fn the_output_is_the_same_without_a_log_sum_exp() {
+    let (device, mut random) = (device(), Random::fresh());
+    for times in [[3, 33], [2, 300]] {
+        let data = Data::new(plain(shape(1, times, [2, 1], 8)), &mut random);
+        let uploaded = Uploaded::new(&device, &data);
+        let mut output = Buffer::poisoned(&device, data.query.len());
+        let arguments = Forward {
+            inputs: uploaded.inputs(),
+            key_lengths: None,
+            bias: None,
+            dropout: None,
+            output: output.view_mut(),
+            log_sum_exp: None,
+        };
+        forward(&device, &data.case.shape, arguments).unwrap();
+        assert!(output.download() == uploaded.forward(&data).0);
+    }
+}
+
+#[test]
 fn matches_reference_with_padding_and_empty_sequences() {
     let (device, mut random) = (device(), Random::fresh());
     let tries: [([usize; 2], &'static [i32]); 3] =
