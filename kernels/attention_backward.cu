@@ -409,7 +409,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
 // Traffic: at least every input once and both results once; queries and dO are read once for every tile of keys that
 //   they see.
 #define KEY_VALUE(NAME, PADDED, R, C)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
              float* grad_key, float* grad_value, unsigned accumulate) {                                                \
         key_value<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_key, grad_value, accumulate);           \
@@ -427,7 +427,7 @@ KEY_VALUE(attention_backward_key_value_256, 256, 2, 1)
 // Traffic: at least every input once and the result once; keys and values are read once for every tile of queries
 //   that sees them.
 #define QUERY(NAME, PADDED, R, C)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
              float* grad_query, unsigned accumulate) {                                                                 \
         query<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_query, accumulate);                         \
@@ -446,7 +446,7 @@ QUERY(attention_backward_query_256, 256, 2, 1)
 // Traffic: at least every input once and the result once; queries and dO are read once for every tile of keys, keys and
 //   values once for every tile of queries.
 #define BIAS(NAME, PADDED, R, C)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
              float* grad_bias, unsigned accumulate) {                                                                  \
         bias<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_bias, accumulate);                           \

@@ -1,5 +1,7 @@
 //! The kernels in the emulator, sanitised, against the reference.
 
+use crate::driver::{DeviceFacts, Emulated};
+use crate::gpu::Gpu;
 use crate::gpu::checks::Check;
 use crate::gpu::testing::Buffer;
 use crate::ops::attention::cases::{Case, Data, Doubles, full, plain, shape};
@@ -156,8 +158,7 @@ fn matches_reference_for_odd_lengths_and_head_sizes(device: &Device) {
 /// Sizes at which the sanitizer would take too long.
 #[test]
 fn matches_reference_for_larger_problems() {
-    use crate::driver::{DeviceFacts, Emulated};
-    let gpu = crate::gpu::Gpu::new(Box::new(Emulated::new(DeviceFacts::default()))).unwrap();
+    let gpu = Gpu::new(Box::new(Emulated::new(DeviceFacts::default()))).unwrap();
     let (device, mut random) = (Device::Gpu(gpu), Random::fresh());
     for (time, head_size) in [(113, 32), (203, 64), (203, 80), (113, 96), (113, 128), (113, 256)] {
         let causal = shape(2, [time, time], [2, 1], head_size);
@@ -194,6 +195,25 @@ fn matches_reference_over_ranges_of_keys(device: &Device) {
     let case = Case { key_lengths: Some(&[0, 41, 600]), ..plain(shape(3, [2, 600], [4, 2], 16)) };
     check(device, Case { has_bias: true, ..case }, &mut random);
     check(device, Case { dropout: Some(0.2), ..case }, &mut random);
+}
+
+fn the_output_is_the_same_without_a_log_sum_exp(device: &Device) {
+    let mut random = Random::fresh();
+    for times in [[3, 33], [2, 300]] {
+        let data = Data::new(plain(shape(1, times, [2, 1], 8)), &mut random);
+        let uploaded = Uploaded::new(device, &data);
+        let mut output = Buffer::poisoned(device, data.query.len());
+        let arguments = Forward {
+            inputs: uploaded.inputs(),
+            key_lengths: None,
+            bias: None,
+            dropout: None,
+            output: output.view_mut(),
+            log_sum_exp: None,
+        };
+        forward(device, &data.case.shape, arguments).unwrap();
+        assert!(output.download() == uploaded.forward(&data).0);
+    }
 }
 
 fn matches_reference_with_padding_and_empty_sequences(device: &Device) {
@@ -316,44 +336,18 @@ fn a_head_larger_than_the_kernels_take_is_refused(device: &Device) {
 
 /// What holds on every GPU.
 pub(crate) const ALL: &[Check] = &[
-    Check {
-        name: "attention: matches reference for odd lengths and head sizes",
-        claim: matches_reference_for_odd_lengths_and_head_sizes,
-    },
-    Check {
-        name: "attention: matches reference with grouped heads and other numbers of keys",
-        claim: matches_reference_with_grouped_heads_and_other_numbers_of_keys,
-    },
+    Check { name: "attention: matches reference for odd lengths and head sizes", claim: matches_reference_for_odd_lengths_and_head_sizes },
+    Check { name: "attention: matches reference with grouped heads and other numbers of keys", claim: matches_reference_with_grouped_heads_and_other_numbers_of_keys },
     Check { name: "attention: matches reference over ranges of keys", claim: matches_reference_over_ranges_of_keys },
-    Check {
-        name: "attention: matches reference with padding and empty sequences",
-        claim: matches_reference_with_padding_and_empty_sequences,
-    },
-    Check {
-        name: "attention: matches reference with bias and dropout",
-        claim: matches_reference_with_bias_and_dropout,
-    },
+    Check { name: "attention: the output is the same without a log sum exp", claim: the_output_is_the_same_without_a_log_sum_exp },
+    Check { name: "attention: matches reference with padding and empty sequences", claim: matches_reference_with_padding_and_empty_sequences },
+    Check { name: "attention: matches reference with bias and dropout", claim: matches_reference_with_bias_and_dropout },
     Check { name: "attention: large scores do not overflow", claim: large_scores_do_not_overflow },
-    Check {
-        name: "attention: minus infinity as bias masks and a row of it gives zero",
-        claim: minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero,
-    },
-    Check {
-        name: "attention: a nan among the inputs reaches the output",
-        claim: a_nan_among_the_inputs_reaches_the_output,
-    },
-    Check {
-        name: "attention: a nan in the padding does not reach the output",
-        claim: a_nan_in_the_padding_does_not_reach_the_output,
-    },
-    Check {
-        name: "attention: gradients of only queries or only keys are the same bits",
-        claim: gradients_of_only_queries_or_only_keys_are_the_same_bits,
-    },
-    Check {
-        name: "attention: a head larger than the kernels take is refused",
-        claim: a_head_larger_than_the_kernels_take_is_refused,
-    },
+    Check { name: "attention: minus infinity as bias masks and a row of it gives zero", claim: minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero },
+    Check { name: "attention: a nan among the inputs reaches the output", claim: a_nan_among_the_inputs_reaches_the_output },
+    Check { name: "attention: a nan in the padding does not reach the output", claim: a_nan_in_the_padding_does_not_reach_the_output },
+    Check { name: "attention: gradients of only queries or only keys are the same bits", claim: gradients_of_only_queries_or_only_keys_are_the_same_bits },
+    Check { name: "attention: a head larger than the kernels take is refused", claim: a_head_larger_than_the_kernels_take_is_refused },
 ];
 
 #[test]
