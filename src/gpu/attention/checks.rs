@@ -1,6 +1,8 @@
 //! The kernels in the emulator, sanitised, against the reference.
 
+#[cfg(test)]
 use crate::driver::{DeviceFacts, Emulated};
+#[cfg(test)]
 use crate::gpu::Gpu;
 use crate::gpu::checks::Check;
 use crate::gpu::testing::Buffer;
