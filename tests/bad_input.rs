@@ -395,6 +395,16 @@ fn resuming_from_a_damaged_checkpoint() {
 // The folder of the run.
 
 #[test]
+fn a_run_that_another_process_is_going_on_with() {
+    let scratch = finished();
+    let lock = engine::train::run_folder::lock(&scratch.path("run")).unwrap();
+    let more = || resume(&scratch.path("run"), &["train.steps=9"]);
+    refuse(&scratch, more(), FAILED, &["run", "in use by another process", "wait", "--out"]);
+    drop(lock);
+    succeed(more());
+}
+
+#[test]
 fn a_folder_that_is_in_use_or_none() {
     let scratch = finished();
     refuse(&scratch, scratch.tiny("run", &[], &[]), USAGE, &["run", "not empty", "--out", "--resume"]);

@@ -8,6 +8,9 @@
 //! is how results are the same bits for any number of threads: loops are cut by the problem's size, never by the
 //! number of threads, and sums over tasks are taken in task order.
 //!
+//! Where tasks do nothing but read memory that lies one after the other, a thread claims neighbouring tasks in runs
+//! ([`Pool::run_streams`]): the memory system serves two long streams better than many short ones.
+//!
 //! The claim word holds (epoch, next task). A worker reads it, reads the job, then advances the word by
 //! compare-exchange. Before a job is overwritten, the word moves on to an epoch of its own that has no task left, so an
 //! exchange that succeeds proves that the job just read was the right one, and a worker that wakes late simply fails
@@ -37,6 +40,8 @@ struct Shared {
     /// Epoch in the high half, next unclaimed task in the low half.
     claim: AtomicU64,
     tasks: AtomicUsize,
+    /// One over the share of the tasks left that a thread claims at once; 0 to claim one at a time.
+    share: AtomicUsize,
     /// A `*const &Body`, alive while its epoch's tasks run.
     body: AtomicPtr<()>,
     completed: AtomicUsize,
@@ -64,6 +69,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             claim: AtomicU64::new(0),
             tasks: AtomicUsize::new(0),
+            share: AtomicUsize::new(0),
             body: AtomicPtr::new(std::ptr::null_mut()),
             completed: AtomicUsize::new(0),
             panicked: Mutex::new(None),
@@ -89,6 +95,11 @@ impl Pool {
     /// Calls `body(task)` once for every `task` in `0..tasks`, in any order and on any thread, and returns when all
     /// calls have returned. A panic in a task is passed on to the caller after the loop.
     pub fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+        self.run_shared(tasks, 0, body);
+    }
+
+    /// Runs the tasks; `share` as in [`Shared`].
+    fn run_shared(&self, tasks: usize, share: usize, body: impl Fn(usize) + Sync) {
         if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
             (0..tasks).for_each(body);
             return;
@@ -103,6 +114,7 @@ impl Pool {
         shared.claim.store(between << 32 | NO_TASK, Ordering::Relaxed);
         shared.completed.store(0, Ordering::Relaxed);
         // Release, against the acquiring loads in `work`: who sees the new job sees the epoch in between as well.
+        shared.share.store(share, Ordering::Release);
         shared.tasks.store(tasks, Ordering::Release);
         shared.body.store(body_pointer.cast_mut().cast(), Ordering::Release);
         // SeqCst pairs with the sleepers' registration: either we see the sleeper, or it sees this epoch.
@@ -129,11 +141,28 @@ impl Pool {
 
     /// Cuts `0..length` into pieces of `piece` (the last may be shorter) and calls `body(piece_index, range)` for each.
     pub fn run_pieces(&self, length: usize, piece: usize, body: impl Fn(usize, std::ops::Range<usize>) + Sync) {
-        let piece = piece.max(1);
-        self.run(length.div_ceil(piece), |index| {
-            let start = index * piece;
-            body(index, start..length.min(start + piece));
-        });
+        self.run(length.div_ceil(piece.max(1)), in_pieces(length, piece, body));
+    }
+
+    /// As [`run_pieces`](Self::run_pieces), for pieces that are read from memory in order: a thread takes runs of
+    /// neighbouring pieces, long ones first, short ones at the end, when threads must finish together.
+    pub fn run_streams(&self, length: usize, piece: usize, body: impl Fn(usize, std::ops::Range<usize>) + Sync) {
+        // A thread takes two thirds of its fair share of what is left, so that one that is slow can be helped.
+        let share = (self.threads() * 3).div_ceil(2);
+        self.run_shared(length.div_ceil(piece.max(1)), share, in_pieces(length, piece, body));
+    }
+}
+
+/// The body of a loop over the pieces of `0..length`.
+fn in_pieces(
+    length: usize,
+    piece: usize,
+    body: impl Fn(usize, std::ops::Range<usize>) + Sync,
+) -> impl Fn(usize) + Sync {
+    let piece = piece.max(1);
+    move |index| {
+        let start = index * piece;
+        body(index, start..length.min(start + piece));
     }
 }
 
@@ -158,22 +187,24 @@ impl Shared {
         loop {
             let task = (claim & 0xFFFF_FFFF) as usize;
             let tasks = self.tasks.load(Ordering::Acquire);
+            let share = self.share.load(Ordering::Acquire);
             let body = self.body.load(Ordering::Acquire);
             if task >= tasks {
                 return;
             }
-            match self.claim.compare_exchange(claim, claim + 1, Ordering::AcqRel, Ordering::Acquire) {
+            let count = (tasks - task).checked_div(share).unwrap_or(1).max(1);
+            match self.claim.compare_exchange(claim, claim + count as u64, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     // SAFETY: the exchange succeeded, so `body` belongs to this epoch (see the module's story) and
-                    // its owner waits in `run` until `completed` counts this task.
+                    // its owner waits in `run_shared` until `completed` counts these tasks.
                     let body: &Body<'_> = unsafe { *body.cast::<&Body<'_>>() };
                     IN_TASK.set(true);
-                    let result = catch_unwind(AssertUnwindSafe(|| body(task)));
+                    let result = catch_unwind(AssertUnwindSafe(|| (task..task + count).for_each(body)));
                     IN_TASK.set(false);
                     if let Err(payload) = result {
                         *self.panicked.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(payload);
                     }
-                    self.completed.fetch_add(1, Ordering::Release);
+                    self.completed.fetch_add(count, Ordering::Release);
                     claim = self.claim.load(Ordering::Acquire);
                 }
                 Err(current) => claim = current,
@@ -226,6 +257,24 @@ mod tests {
                 counts[task].fetch_add(1, Ordering::Relaxed);
             });
             assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "round {round}");
+        }
+    }
+
+    #[test]
+    fn streams_cover_every_piece_once_however_they_are_claimed() {
+        for threads in [1, 2, 4, 7] {
+            let pool = Pool::new(threads).unwrap();
+            for round in 0..2000usize {
+                let (length, piece) = (round % 97, 1 + round % 5);
+                let counts: Vec<AtomicU32> = (0..length).map(|_| AtomicU32::new(0)).collect();
+                pool.run_streams(length, piece, |index, range| {
+                    assert_eq!(range, index * piece..length.min((index + 1) * piece));
+                    for count in &counts[range] {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "round {round}");
+            }
         }
     }
 

@@ -1,40 +1,56 @@
 //! An NVIDIA GPU through `libcuda`, which is loaded at run time: nothing of CUDA is needed to build or to run without.
 //!
 //! The driver API through cudarc's bindings for CUDA 12.0, the oldest that is supported: what is in them is in every
-//! later driver too (CUDA Driver API reference). The context is the device's
-//! primary one, made current before each call, so that any thread may call. Arguments go to a kernel as one packed
-//! buffer, as they lie in [`Params`].
+//! later driver too (CUDA Driver API reference). The context is the device's primary one, made current before each call,
+//! so that any thread may call. Arguments go to a kernel as one packed buffer, as they lie in [`Params`].
+//!
+//! Captures are relaxed ones: other calls, also from other threads, go on as usual meanwhile. Events and waits become
+//! nodes of the graph rather than edges, so that they mean in a replay what they mean outside.
+
+mod object;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult};
-use std::collections::HashMap;
+use object::{Context, Executable, Kind, Object, Queue};
 use std::ffi::{CStr, CString, c_int, c_uint, c_void};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use super::handles::Table;
+use super::requirements::{check_architecture, check_ordinal, check_version, foreign_library, no_gpu};
 use super::{
     DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, Module, Params, Result, Stream,
+    refuse_default,
 };
-
-/// The oldest driver that loads our PTX: 12.0, the 525 series.
-const OLDEST_VERSION: c_int = 12_000;
-/// 10 times the compute capability that the kernels are compiled for.
-const OLDEST_ARCHITECTURE: u32 = 80;
-/// Shared memory that a kernel gets without asking for more.
-const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 
 /// A [`Driver`] on `libcuda`.
 pub struct Cuda {
-    device: sys::CUdevice,
-    /// Kept as a number: the driver's own locks make it usable from every thread.
-    context: usize,
+    context: Arc<Context>,
     facts: DeviceFacts,
-    copies: Mutex<Copies>,
+    modules: Table<Object>,
+    functions: Table<Kernel>,
+    streams: Table<Queue>,
+    events: Table<Object>,
+    graphs: Table<Executable>,
+    /// Held while a kernel is given more shared memory, so that no thread takes back what another just asked for.
+    opts_in: Mutex<()>,
 }
 
-/// Bytes that captured copies will read whenever their graph is launched.
-#[derive(Default)]
-struct Copies {
-    of_captures: HashMap<Stream, Vec<Box<[u8]>>>,
-    of_graphs: HashMap<Graph, Vec<Box<[u8]>>>,
+struct Kernel {
+    module: Arc<Object>,
+    raw: usize,
+    name: String,
+}
+
+impl Kernel {
+    fn raw(&self) -> sys::CUfunction {
+        self.raw as sys::CUfunction
+    }
+
+    fn attribute(&self, attribute: FunctionAttribute) -> Result<u32> {
+        let mut value: c_int = 0;
+        // SAFETY: writes one integer; the module, and so the function, is alive.
+        let result = unsafe { sys::cuFuncGetAttribute(&mut value, attribute, self.raw()) };
+        check("cuFuncGetAttribute", result).map(|()| value.max(0) as u32)
+    }
 }
 
 impl Cuda {
@@ -43,82 +59,95 @@ impl Cuda {
     /// # Errors
     /// What is missing: the library, a device of that number, a new enough driver or GPU.
     pub fn open(ordinal: usize) -> Result<Self> {
+        Self::find(ordinal).map_err(|error| match error {
+            Error::Failed { call, message } => Error::Unavailable(format!("{call}: {message}")),
+            other => other,
+        })
+    }
+
+    fn find(ordinal: usize) -> Result<Self> {
         // SAFETY: loads the library if there is one; its initialisers are the driver's own.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Unavailable(
                 "there is no libcuda.so.1 on this machine: no NVIDIA driver is installed".into(),
             ));
         }
+        // cudarc panics where an entry point is missing, so ask for the one that every driver has. Those of 12.0 are
+        // there if the version says so.
+        // SAFETY: the symbol is not called.
+        if unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cuDriverGetVersion\0") }.is_err() {
+            return Err(foreign_library());
+        }
         let mut version = 0;
         // SAFETY: writes one integer.
         check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
-        if version < OLDEST_VERSION {
-            return Err(Error::Unavailable(format!(
-                "the NVIDIA driver is for CUDA {}.{}: install one for CUDA {}.{} or newer",
-                version / 1000,
-                version % 1000 / 10,
-                OLDEST_VERSION / 1000,
-                OLDEST_VERSION % 1000 / 10
-            )));
-        }
-        let unavailable = |error: Error| match error {
-            Error::Failed { call, message } => Error::Unavailable(format!("{call}: {message}")),
-            other => other,
-        };
+        check_version(version)?;
         // SAFETY: no arguments but a flag that has to be 0.
-        check("cuInit", unsafe { sys::cuInit(0) }).map_err(unavailable)?;
+        match unsafe { sys::cuInit(0) } {
+            CUresult::CUDA_ERROR_NO_DEVICE => return Err(no_gpu()),
+            result => check("cuInit", result)?,
+        }
         let mut count = 0;
         // SAFETY: writes one integer.
         check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
-        if ordinal >= count.max(0) as usize {
-            let plural = if count == 1 { "" } else { "s" };
-            return Err(Error::Unavailable(format!("this machine has {count} GPU{plural}, numbered from 0")));
-        }
+        check_ordinal(ordinal, count)?;
         let mut device = 0;
         // SAFETY: writes one handle.
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, ordinal as c_int) })?;
         let facts = facts(device)?;
-        if facts.architecture < OLDEST_ARCHITECTURE {
-            let (major, minor) = (facts.architecture / 10, facts.architecture % 10);
-            return Err(Error::Unavailable(format!(
-                "{} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer",
-                facts.name
-            )));
-        }
-        let mut context = std::ptr::null_mut();
-        // SAFETY: writes one handle; released when dropped.
-        check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
-            .map_err(unavailable)?;
-        Ok(Self { device, context: context as usize, facts, copies: Mutex::default() })
+        check_architecture(&facts)?;
+        let context = Arc::new(Context::retain(device)?);
+        let streams = Table::new("stream");
+        let default = streams.add(Queue::new(Object::new(&context, Kind::Stream, std::ptr::null_mut::<c_void>())));
+        debug_assert_eq!(Stream(default), Stream::DEFAULT);
+        Ok(Self {
+            context,
+            facts,
+            modules: Table::new("module"),
+            functions: Table::new("function"),
+            streams,
+            events: Table::new("event"),
+            graphs: Table::new("graph"),
+            opts_in: Mutex::default(),
+        })
     }
 
     /// Makes the context current on this thread.
     fn enter(&self) -> Result<()> {
-        // SAFETY: the context lives as long as `self`.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context as sys::CUcontext) })
+        self.context.enter()
     }
 
-    fn copies(&self) -> std::sync::MutexGuard<'_, Copies> {
-        self.copies.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// An event of ours; one that needs no time is cheaper.
+    fn event(&self, is_timed: bool) -> Result<Object> {
+        let mut event = std::ptr::null_mut();
+        let flags = if is_timed { 0 } else { sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint };
+        // SAFETY: writes one handle.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags) })?;
+        Ok(Object::new(&self.context, Kind::Event, event))
+    }
+
+    /// Asks for dynamic shared memory that a kernel does not get as it is: by default static and dynamic memory
+    /// together have 48 KiB.
+    fn opt_in(&self, kernel: &Kernel, shared_bytes: u32) -> Result<()> {
+        let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        if shared_bytes == 0 || kernel.attribute(attribute)? >= shared_bytes {
+            return Ok(());
+        }
+        let _alone = self.opts_in.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if kernel.attribute(attribute)? >= shared_bytes {
+            return Ok(());
+        }
+        let Ok(bytes) = c_int::try_from(shared_bytes) else {
+            return Err(Error::failed("cuFuncSetAttribute", "more than any device has"));
+        };
+        // SAFETY: the function is alive, and the driver checks the size.
+        check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(kernel.raw(), attribute, bytes) })
     }
 }
 
 /// The error of a call, with the driver's own words.
 fn check(call: &str, result: CUresult) -> Result<()> {
-    if result == CUresult::CUDA_SUCCESS {
-        return Ok(());
-    }
-    let text = |get: unsafe fn(CUresult, *mut *const std::ffi::c_char) -> CUresult| {
-        let mut text = std::ptr::null();
-        // SAFETY: the driver hands out a static string, or nothing.
-        unsafe {
-            let known = get(result, &mut text) == CUresult::CUDA_SUCCESS && !text.is_null();
-            known.then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
-        }
-    };
-    let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
-    let words = text(sys::cuGetErrorString).unwrap_or_else(|| "unknown to the driver".into());
-    Err(Error::failed(call, format!("{name} ({words})")))
+    if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Error::failed(call, object::describe(result))) }
 }
 
 fn facts(device: sys::CUdevice) -> Result<DeviceFacts> {
@@ -160,25 +189,6 @@ fn facts(device: sys::CUdevice) -> Result<DeviceFacts> {
     })
 }
 
-fn stream_of(stream: Stream) -> sys::CUstream {
-    stream.0 as sys::CUstream
-}
-
-fn event_of(event: Event) -> sys::CUevent {
-    event.0 as sys::CUevent
-}
-
-fn function_of(function: Function) -> sys::CUfunction {
-    function.0 as sys::CUfunction
-}
-
-fn is_capturing(stream: Stream) -> Result<bool> {
-    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: writes the status; the driver checks the handle.
-    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream_of(stream), &mut status) })?;
-    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-}
-
 impl Driver for Cuda {
     fn facts(&self) -> &DeviceFacts {
         &self.facts
@@ -213,36 +223,46 @@ impl Driver for Cuda {
 
     fn write(&self, stream: Stream, address: u64, source: &[u8]) -> Result<()> {
         self.enter()?;
+        let queue = self.streams.get(stream.0)?;
+        let mut capture = queue.capture();
         let mut bytes = source.as_ptr();
-        if is_capturing(stream)? {
+        if let Some(kept) = &mut *capture {
             // A graph reads the bytes when it is launched, so it needs its own.
-            let copy: Box<[u8]> = source.into();
+            let copy: Arc<Box<[u8]>> = Arc::new(source.into());
             bytes = copy.as_ptr();
-            self.copies().of_captures.entry(stream).or_default().push(copy);
+            kept.push(copy);
         }
         // SAFETY: of pageable memory the driver takes a copy before the call returns ("API synchronization behavior",
         // CUDA Driver API), and captured bytes live as long as their graph.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(address, bytes.cast(), source.len(), stream_of(stream)) };
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(address, bytes.cast(), source.len(), queue.raw()) };
         check("cuMemcpyHtoDAsync", result)
     }
 
     fn read(&self, stream: Stream, address: u64, target: &mut [u8]) -> Result<()> {
-        self.synchronize(stream)?;
-        // SAFETY: the target is exclusively ours, and the call returns when the copy is done.
-        check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(target.as_mut_ptr().cast(), address, target.len()) })
+        self.enter()?;
+        let queue = self.streams.get(stream.0)?;
+        queue.check_runs("read")?;
+        // SAFETY: the target is exclusively ours until the stream's work, and so the copy, is done.
+        unsafe {
+            let result = sys::cuMemcpyDtoHAsync_v2(target.as_mut_ptr().cast(), address, target.len(), queue.raw());
+            check("cuMemcpyDtoHAsync", result)?;
+            check("cuStreamSynchronize", sys::cuStreamSynchronize(queue.raw()))
+        }
     }
 
     fn copy(&self, stream: Stream, target: u64, source: u64, bytes: u64) -> Result<()> {
         self.enter()?;
+        let queue = self.streams.get(stream.0)?;
         // SAFETY: device memory only; a bad address is the device's fault to report.
-        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, bytes as usize, stream_of(stream)) };
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, bytes as usize, queue.raw()) };
         check("cuMemcpyDtoDAsync", result)
     }
 
     fn fill(&self, stream: Stream, address: u64, word: u32, count: u64) -> Result<()> {
         self.enter()?;
+        let queue = self.streams.get(stream.0)?;
         // SAFETY: as for `copy`.
-        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, word, count as usize, stream_of(stream)) })
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, word, count as usize, queue.raw()) })
     }
 
     fn load(&self, name: &str, ptx: &str) -> Result<Module> {
@@ -270,50 +290,54 @@ impl Driver for Cuda {
                 None => Error::failed(name, error),
             }
         })?;
-        Ok(Module(module as u64))
+        Ok(Module(self.modules.add(Object::new(&self.context, Kind::Module, module))))
     }
 
     fn unload(&self, module: Module) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handle.
-        check("cuModuleUnload", unsafe { sys::cuModuleUnload(module.0 as sys::CUmodule) })
+        let module = self.modules.remove(module.0)?;
+        self.functions.retain(|kernel| !Arc::ptr_eq(&kernel.module, &module));
+        Object::end(module)
     }
 
     fn function(&self, module: Module, name: &str) -> Result<Function> {
         self.enter()?;
+        let module = self.modules.get(module.0)?;
         let text = CString::new(name).map_err(|_| Error::failed("cuModuleGetFunction", "a name with a zero byte"))?;
         let mut function = std::ptr::null_mut();
         // SAFETY: writes one handle; the name ends with a zero.
-        let result = unsafe { sys::cuModuleGetFunction(&mut function, module.0 as sys::CUmodule, text.as_ptr()) };
+        let result = unsafe { sys::cuModuleGetFunction(&mut function, module.raw(), text.as_ptr()) };
         check(&format!("cuModuleGetFunction of {name}"), result)?;
-        Ok(Function(function as u64))
+        Ok(Function(self.functions.add(Kernel { module, raw: function as usize, name: name.to_owned() })))
     }
 
     fn function_facts(&self, function: Function) -> Result<FunctionFacts> {
         self.enter()?;
-        let attribute = |attribute| {
-            let mut value: c_int = 0;
-            // SAFETY: writes one integer; the driver checks the handle.
-            let result = unsafe { sys::cuFuncGetAttribute(&mut value, attribute, function_of(function)) };
-            check("cuFuncGetAttribute", result).map(|()| value.max(0) as u32)
-        };
+        let kernel = self.functions.get(function.0)?;
         use FunctionAttribute::*;
         Ok(FunctionFacts {
-            registers: attribute(CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            shared_bytes: attribute(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
-            local_bytes: attribute(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            max_threads: attribute(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            registers: kernel.attribute(CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            shared_bytes: kernel.attribute(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            local_bytes: kernel.attribute(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            max_threads: kernel.attribute(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
         })
     }
 
     fn launch(&self, stream: Stream, function: Function, config: LaunchConfig, params: &Params) -> Result<()> {
         self.enter()?;
-        let function = function_of(function);
-        if config.shared_bytes > SHARED_WITHOUT_ASKING {
-            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the driver checks the handle and the size.
-            let result = unsafe { sys::cuFuncSetAttribute(function, attribute, config.shared_bytes as c_int) };
-            check("cuFuncSetAttribute", result)?;
+        let (queue, kernel) = (self.streams.get(stream.0)?, self.functions.get(function.0)?);
+        let ([x, y, z], [a, b, c]) = (config.grid, config.block);
+        // What was asked for: the driver's own words have no figures.
+        let refused = |result: CUresult| {
+            let (name, shared) = (&kernel.name, config.shared_bytes);
+            let call = format!("launch of {name} (grid {x},{y},{z}, block {a},{b},{c}, shared memory {shared} bytes)");
+            check(&call, result)
+        };
+        if let Err(Error::Failed { message, .. }) = self.opt_in(&kernel, config.shared_bytes) {
+            return Err(Error::failed(
+                format!("launch of {} with {} bytes of dynamic shared memory", kernel.name, config.shared_bytes),
+                message,
+            ));
         }
         let bytes = params.as_bytes();
         let mut size = bytes.len();
@@ -324,14 +348,17 @@ impl Driver for Cuda {
             (&raw mut size).cast(),
             sys::CU_LAUNCH_PARAM_END_AS_INT as usize as *mut c_void,
         ];
-        let ([x, y, z], [a, b, c]) = (config.grid, config.block);
+        let mut capture = queue.capture();
+        if let Some(kept) = &mut *capture {
+            kept.push(Arc::<Object>::clone(&kernel.module));
+        }
         if !config.is_cooperative {
-            // SAFETY: `extra` describes the packed arguments, which the driver copies before the call returns.
-            let result = unsafe {
+            // SAFETY: `extra` describes the packed arguments, which the driver copies before the call returns. The driver
+            // compares their size with what the kernel takes.
+            return refused(unsafe {
                 let (none, extra) = (std::ptr::null_mut(), extra.as_mut_ptr());
-                sys::cuLaunchKernel(function, x, y, z, a, b, c, config.shared_bytes, stream_of(stream), none, extra)
-            };
-            return check("cuLaunchKernel", result);
+                sys::cuLaunchKernel(kernel.raw(), x, y, z, a, b, c, config.shared_bytes, queue.raw(), none, extra)
+            });
         }
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
@@ -346,13 +373,12 @@ impl Driver for Cuda {
             blockDimY: b,
             blockDimZ: c,
             sharedMemBytes: config.shared_bytes,
-            hStream: stream_of(stream),
+            hStream: queue.raw(),
             attrs: &mut attribute,
             numAttrs: 1,
         };
         // SAFETY: as above; the one attribute outlives the call.
-        let result = unsafe { sys::cuLaunchKernelEx(&launch, function, std::ptr::null_mut(), extra.as_mut_ptr()) };
-        check("cuLaunchKernelEx", result)
+        refused(unsafe { sys::cuLaunchKernelEx(&launch, kernel.raw(), std::ptr::null_mut(), extra.as_mut_ptr()) })
     }
 
     fn create_stream(&self) -> Result<Stream> {
@@ -361,108 +387,128 @@ impl Driver for Cuda {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
         // SAFETY: writes one handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        Ok(Stream(stream as u64))
+        Ok(Stream(self.streams.add(Queue::new(Object::new(&self.context, Kind::Stream, stream)))))
     }
 
     fn destroy_stream(&self, stream: Stream) -> Result<()> {
         self.enter()?;
-        self.copies().of_captures.remove(&stream);
-        // SAFETY: the driver checks the handle.
-        check("cuStreamDestroy", unsafe { sys::cuStreamDestroy_v2(stream_of(stream)) })
+        refuse_default(stream, "destroy_stream")?;
+        // One that a call is just using is destroyed when that returns.
+        Arc::into_inner(self.streams.remove(stream.0)?).map_or(Ok(()), |mut queue| queue.object.destroy())
     }
 
     fn synchronize(&self, stream: Stream) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handle.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream_of(stream)) })
+        let queue = self.streams.get(stream.0)?;
+        queue.check_runs("synchronize")?;
+        // SAFETY: the stream is alive.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(queue.raw()) })
     }
 
     fn create_event(&self) -> Result<Event> {
         self.enter()?;
-        let mut event = std::ptr::null_mut();
-        // SAFETY: writes one handle.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, 0) })?;
-        Ok(Event(event as u64))
+        Ok(Event(self.events.add(self.event(true)?)))
     }
 
     fn destroy_event(&self, event: Event) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handle.
-        check("cuEventDestroy", unsafe { sys::cuEventDestroy_v2(event_of(event)) })
+        Object::end(self.events.remove(event.0)?)
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handles.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(event_of(event), stream_of(stream)) })
+        let (event, queue) = (self.events.get(event.0)?, self.streams.get(stream.0)?);
+        let mut capture = queue.capture();
+        let flags = match &mut *capture {
+            Some(kept) => {
+                kept.push(Arc::<Object>::clone(&event));
+                sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL
+            }
+            None => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_DEFAULT,
+        };
+        // SAFETY: both are alive.
+        let result = unsafe { sys::cuEventRecordWithFlags(event.raw(), queue.raw(), flags as c_uint) };
+        check("cuEventRecord", result)
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handles.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream_of(stream), event_of(event), 0) })
+        let (event, queue) = (self.events.get(event.0)?, self.streams.get(stream.0)?);
+        let mut capture = queue.capture();
+        let flags = match &mut *capture {
+            Some(kept) => {
+                kept.push(Arc::<Object>::clone(&event));
+                sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_EXTERNAL
+            }
+            None => sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT,
+        };
+        // SAFETY: both are alive.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(queue.raw(), event.raw(), flags as c_uint) })
     }
 
     fn elapsed_seconds(&self, start: Event, end: Event) -> Result<f64> {
         self.enter()?;
+        let (start, end) = (self.events.get(start.0)?, self.events.get(end.0)?);
         let mut milliseconds = 0.0f32;
-        // SAFETY: writes one number; the driver checks the handles.
+        // SAFETY: writes one number; both events are alive.
         unsafe {
-            check("cuEventSynchronize", sys::cuEventSynchronize(event_of(end)))?;
-            check("cuEventElapsedTime", sys::cuEventElapsedTime(&mut milliseconds, event_of(start), event_of(end)))?;
+            check("cuEventSynchronize", sys::cuEventSynchronize(end.raw()))?;
+            check("cuEventElapsedTime", sys::cuEventElapsedTime(&mut milliseconds, start.raw(), end.raw()))?;
         }
         Ok(f64::from(milliseconds) * 1e-3)
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {
         self.enter()?;
-        self.copies().of_captures.remove(&stream);
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the driver checks the handle.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream_of(stream), mode) })
+        refuse_default(stream, "begin_capture")?;
+        let queue = self.streams.get(stream.0)?;
+        queue.check_runs("begin_capture")?;
+        let mut capture = queue.capture();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive.
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(queue.raw(), mode) })?;
+        *capture = Some(Vec::new());
+        Ok(())
     }
 
     fn end_capture(&self, stream: Stream) -> Result<Graph> {
         self.enter()?;
+        let queue = self.streams.get(stream.0)?;
+        let kept = queue.capture().take();
+        let kept = kept.ok_or_else(|| Error::failed("end_capture", "the stream is not being captured"))?;
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: writes handles; what was captured is destroyed once there is an executable form of it.
-        unsafe {
-            check("cuStreamEndCapture", sys::cuStreamEndCapture(stream_of(stream), &mut graph))?;
+        let object = unsafe {
+            check("cuStreamEndCapture", sys::cuStreamEndCapture(queue.raw(), &mut graph))?;
             let result = check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
             check("cuGraphDestroy", sys::cuGraphDestroy(graph))?;
-            result?;
-        }
-        let graph = Graph(executable as u64);
-        let mut copies = self.copies();
-        let bytes = copies.of_captures.remove(&stream).unwrap_or_default();
-        copies.of_graphs.insert(graph, bytes);
-        Ok(graph)
+            result.map(|()| Object::new(&self.context, Kind::Graph, executable))?
+        };
+        Ok(Graph(self.graphs.add(Executable::new(object, self.event(false)?, kept))))
     }
 
     fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handles; bytes that it copies live as long as it.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream_of(stream)) })
+        let (graph, queue) = (self.graphs.get(graph.0)?, self.streams.get(stream.0)?);
+        let mut capture = queue.capture();
+        // SAFETY: both are alive, and what the graph needs lives as long as it.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.object.raw(), queue.raw()) })?;
+        match &mut *capture {
+            // A part of another graph now.
+            Some(kept) => {
+                kept.push(graph);
+                Ok(())
+            }
+            // SAFETY: both are alive.
+            None => check("cuEventRecord", unsafe { sys::cuEventRecord(graph.done.raw(), queue.raw()) }),
+        }
     }
 
     fn destroy_graph(&self, graph: Graph) -> Result<()> {
         self.enter()?;
-        // SAFETY: the driver checks the handle, and keeps what is running until it is done; host memory that it may
-        // still copy is freed after waiting.
-        unsafe {
-            check("cuCtxSynchronize", sys::cuCtxSynchronize())?;
-            check("cuGraphExecDestroy", sys::cuGraphExecDestroy(graph.0 as sys::CUgraphExec))?;
-        }
-        self.copies().of_graphs.remove(&graph);
-        Ok(())
-    }
-}
-
-impl Drop for Cuda {
-    fn drop(&mut self) {
-        // SAFETY: retained once when opened. There is nobody to tell of an error.
-        unsafe {
-            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        match Arc::into_inner(self.graphs.remove(graph.0)?) {
+            Some(mut graph) => graph.wait().and_then(|()| graph.object.destroy()),
+            None => Ok(()),
         }
     }
 }

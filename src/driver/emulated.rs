@@ -1,45 +1,47 @@
-//! The emulator as a [`Driver`]: work is done when it is queued, and handles are indices that are never used again.
+//! The emulator as a [`Driver`]: work is done when it is queued, and what a capture keeps is
+//! a list of it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::emulator::{self, Emulator, EmulatorError};
+use super::handles::Table;
 use super::{
-    DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, Module, Params, Result, Stream,
+    CAPTURED, DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, LaunchLog, LaunchRecord,
+    Module, Params, Result, Stream, refuse_default,
 };
 
 /// A [`Driver`] that executes PTX on the CPU.
 pub struct Emulated {
     emulator: Emulator,
-    /// Launches go through the sanitizer; a finding is an error.
-    is_sanitized: bool,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    modules: Vec<Option<Arc<emulator::Module>>>,
-    functions: Vec<Kernel>,
-    streams: Vec<StreamState>,
-    events: Vec<Option<Option<Instant>>>,
-    graphs: Vec<Option<Arc<Vec<Work>>>>,
+    watch: Watch,
+    log: Option<LaunchLog>,
+    modules: Table<emulator::Module>,
+    functions: Table<Kernel>,
+    /// What was queued since a capture began, where one did.
+    streams: Table<Mutex<Option<Vec<Work>>>>,
+    events: Table<Moment>,
+    graphs: Table<Vec<Work>>,
     /// What the first launch that failed said: the device is lost.
-    fault: Option<Error>,
+    fault: Mutex<Option<Error>>,
 }
 
-#[derive(Clone)]
+/// How launches run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    Nothing,
+    /// Under the sanitizer; a finding is an error.
+    Sanitize,
+    Count,
+}
+
 struct Kernel {
-    module: Module,
+    module: Arc<emulator::Module>,
     name: String,
 }
 
-#[derive(Default)]
-enum StreamState {
-    #[default]
-    Runs,
-    Captures(Vec<Work>),
-    Destroyed,
-}
+/// When an event was recorded last.
+type Moment = Mutex<Option<Instant>>;
 
 /// One piece of work of a stream.
 #[derive(Clone)]
@@ -47,8 +49,13 @@ enum Work {
     Write { address: u64, bytes: Vec<u8> },
     Copy { target: u64, source: u64, bytes: u64 },
     Fill { address: u64, word: u32, count: u64 },
-    Launch { function: Function, config: LaunchConfig, params: Params },
-    Record(Event),
+    Launch { kernel: Arc<Kernel>, config: LaunchConfig, params: Params },
+    Record(Arc<Moment>),
+}
+
+// What is locked here is whole between any two statements, so a poisoned lock is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl From<EmulatorError> for Error {
@@ -72,121 +79,122 @@ impl Emulated {
 
     /// An emulator that is set up already.
     pub fn from_emulator(emulator: Emulator) -> Self {
-        let state = State { streams: vec![StreamState::Runs], ..State::default() };
-        Self { emulator, is_sanitized: false, state: Mutex::new(state) }
+        let streams = Table::new("stream");
+        let default = streams.add(Mutex::new(None));
+        debug_assert_eq!(Stream(default), Stream::DEFAULT);
+        Self {
+            emulator,
+            watch: Watch::Nothing,
+            log: None,
+            modules: Table::new("module"),
+            functions: Table::new("function"),
+            streams,
+            events: Table::new("event"),
+            graphs: Table::new("graph"),
+            fault: Mutex::default(),
+        }
     }
 
     /// Every launch goes through the sanitizer; what it finds is the launch's error.
     #[must_use]
     pub fn sanitized(self) -> Self {
-        Self { emulator: self.emulator.with_initialisation_tracking(), is_sanitized: true, ..self }
+        Self { emulator: self.emulator.with_initialisation_tracking(), watch: Watch::Sanitize, ..self }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Every launch is counted; see [`logged`](Self::logged).
+    #[must_use]
+    pub fn counted(self) -> Self {
+        Self { watch: Watch::Count, ..self }
     }
 
-    /// The state, unless an earlier launch failed.
-    fn sound_state(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.state();
-        match &state.fault {
-            Some(fault) => Err(fault.clone()),
-            None => Ok(state),
-        }
+    /// Every launch is written down in `log`.
+    #[must_use]
+    pub fn logged(self, log: &LaunchLog) -> Self {
+        Self { log: Some(log.clone()), ..self }
+    }
+
+    /// Fails where an earlier launch failed.
+    fn check_sound(&self) -> Result<()> {
+        lock(&self.fault).clone().map_or(Ok(()), Err)
     }
 
     /// Runs `work`, or keeps it where the stream is being captured.
     fn queue(&self, stream: Stream, work: Work) -> Result<()> {
-        let mut state = self.sound_state()?;
-        match state.streams.get_mut(stream.0 as usize) {
-            Some(StreamState::Runs) => {}
-            Some(StreamState::Captures(captured)) => {
-                captured.push(work);
-                return Ok(());
+        self.check_sound()?;
+        let stream = self.streams.get(stream.0)?;
+        if let Some(captured) = &mut *lock(&stream) {
+            if let Work::Launch { kernel, config, params } = &work {
+                self.emulator.check_launch(&kernel.module, &kernel.name, *config, params.as_bytes())?;
             }
-            Some(StreamState::Destroyed) | None => return Err(no_such("stream", stream.0)),
+            captured.push(work);
+            return Ok(());
         }
-        drop(state);
-        self.run(work)
+        self.run(&work)
     }
 
-    fn run(&self, work: Work) -> Result<()> {
+    fn run(&self, work: &Work) -> Result<()> {
         match work {
-            Work::Write { address, bytes } => self.emulator.write(address, &bytes)?,
-            Work::Copy { target, source, bytes } => self.emulator.copy(target, source, bytes as usize)?,
+            Work::Write { address, bytes } => self.emulator.write(*address, bytes)?,
+            Work::Copy { target, source, bytes } => self.emulator.copy(*target, *source, *bytes as usize)?,
             Work::Fill { address, word, count } => {
-                self.emulator.fill(address, &word.to_le_bytes(), count as usize)?;
+                self.emulator.fill(*address, &word.to_le_bytes(), *count as usize)?;
             }
-            Work::Launch { function, config, params } => return self.run_launch(function, config, &params),
-            Work::Record(event) => {
-                let mut state = self.state();
-                let moment = state.events.get_mut(event.0 as usize).and_then(Option::as_mut);
-                *moment.ok_or_else(|| no_such("event", event.0))? = Some(Instant::now());
-            }
+            Work::Launch { kernel, config, params } => return self.run_launch(kernel, *config, params.as_bytes()),
+            Work::Record(moment) => *lock(moment) = Some(Instant::now()),
         }
         Ok(())
     }
 
-    fn run_launch(&self, function: Function, config: LaunchConfig, params: &Params) -> Result<()> {
-        let (kernel, module) = self.kernel(function)?;
-        let params = params.as_bytes();
-        let result = if self.is_sanitized {
-            self.emulator.launch_sanitized(&module, &kernel.name, config, params)
-        } else {
-            self.emulator.launch(&module, &kernel.name, config, params).map(|report| (report, Vec::new()))
+    fn run_launch(&self, kernel: &Kernel, config: LaunchConfig, params: &[u8]) -> Result<()> {
+        let Kernel { module, name } = kernel;
+        let emulator = &self.emulator;
+        let result = match self.watch {
+            Watch::Nothing => emulator.launch(module, name, config, params).map(|report| (report, None, vec![])),
+            Watch::Sanitize => emulator
+                .launch_sanitized(module, name, config, params)
+                .map(|(report, findings)| (report, None, findings)),
+            Watch::Count => emulator
+                .launch_counted(module, name, config, params)
+                .map(|(report, counters)| (report, Some(counters), vec![])),
         };
         let error = match result {
-            Ok((report, findings)) => {
+            Ok((report, counters, findings)) => {
                 print(&report.output);
-                match findings.first() {
-                    None => return Ok(()),
-                    Some(first) => {
-                        let more = if findings.len() > 1 {
-                            format!(" (and {} more)", findings.len() - 1)
-                        } else {
-                            String::new()
-                        };
-                        Error::failed(format!("sanitizer: {}", kernel.name), format!("{first}{more}"))
-                    }
+                if let Some(log) = &self.log {
+                    let blocks = config.grid.iter().map(|&size| u64::from(size)).product();
+                    let (kernel, findings) = (name.clone(), findings.clone());
+                    log.push(LaunchRecord { kernel, blocks, counters, findings });
                 }
+                let Some(first) = findings.first() else { return Ok(()) };
+                let more = match findings.len() - 1 {
+                    0 => String::new(),
+                    more => format!(" (and {more} more)"),
+                };
+                Error::failed(format!("sanitizer: {name}"), format!("{first}{more}"))
             }
             // What was refused has not run, so the device is as it was.
             Err(error @ EmulatorError::Launch { .. }) => return Err(error.into()),
             Err(error) => error.into(),
         };
-        self.state().fault.get_or_insert_with(|| error.clone());
+        lock(&self.fault).get_or_insert_with(|| error.clone());
         Err(error)
-    }
-
-    fn kernel(&self, function: Function) -> Result<(Kernel, Arc<emulator::Module>)> {
-        let state = self.state();
-        let kernel = state.functions.get(function.0 as usize).ok_or_else(|| no_such("function", function.0))?;
-        Ok((kernel.clone(), state.module(kernel.module)?))
     }
 
     /// Fails where the stream does not exist or is being captured.
     fn check_runs(&self, stream: Stream, call: &str) -> Result<()> {
-        match self.sound_state()?.streams.get(stream.0 as usize) {
-            Some(StreamState::Runs) => Ok(()),
-            Some(StreamState::Captures(_)) => Err(Error::failed(call, "not permitted while the stream is captured")),
-            Some(StreamState::Destroyed) | None => Err(no_such("stream", stream.0)),
+        self.check_sound()?;
+        let stream = self.streams.get(stream.0)?;
+        match *lock(&stream) {
+            None => Ok(()),
+            Some(_) => Err(Error::failed(call, CAPTURED)),
         }
-    }
-}
-
-impl State {
-    fn module(&self, module: Module) -> Result<Arc<emulator::Module>> {
-        self.modules.get(module.0 as usize).and_then(Clone::clone).ok_or_else(|| no_such("module", module.0))
     }
 
     fn moment(&self, event: Event) -> Result<Instant> {
-        let moment = self.events.get(event.0 as usize).copied().flatten().ok_or_else(|| no_such("event", event.0))?;
+        let moment = self.events.get(event.0)?;
+        let moment = *lock(&moment);
         moment.ok_or_else(|| Error::failed("event", format!("event {} was never recorded", event.0)))
     }
-}
-
-fn no_such(kind: &str, handle: u64) -> Error {
-    Error::failed(kind, format!("there is no {kind} {handle}"))
 }
 
 impl Driver for Emulated {
@@ -199,11 +207,12 @@ impl Driver for Emulated {
     }
 
     fn memory_info(&self) -> Result<(u64, u64)> {
+        self.check_sound()?;
         Ok(self.emulator.memory_info())
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
-        drop(self.sound_state()?);
+        self.check_sound()?;
         let (free, total) = self.emulator.memory_info();
         if bytes > free {
             return Err(Error::OutOfMemory { bytes, free, total });
@@ -212,6 +221,7 @@ impl Driver for Emulated {
     }
 
     fn free(&self, address: u64) -> Result<()> {
+        self.check_sound()?;
         Ok(self.emulator.free(address)?)
     }
 
@@ -233,17 +243,16 @@ impl Driver for Emulated {
     }
 
     fn load(&self, name: &str, ptx: &str) -> Result<Module> {
-        drop(self.sound_state()?);
-        let module = self.emulator.load(name, ptx)?;
-        let mut state = self.state();
-        state.modules.push(Some(Arc::new(module)));
-        Ok(Module(state.modules.len() as u64 - 1))
+        self.check_sound()?;
+        Ok(Module(self.modules.add(self.emulator.load(name, ptx)?)))
     }
 
     fn unload(&self, module: Module) -> Result<()> {
-        let removed = self.state().modules.get_mut(module.0 as usize).and_then(Option::take);
-        let removed = removed.ok_or_else(|| no_such("module", module.0))?;
-        // A launch that is running on another thread still holds it; its variables then stay until the emulator goes.
+        self.check_sound()?;
+        let removed = self.modules.remove(module.0)?;
+        self.functions.retain(|kernel| !Arc::ptr_eq(&kernel.module, &removed));
+        // A launch that is running on another thread, or a graph, still holds it; its variables then stay until the
+        // emulator goes.
         if let Some(module) = Arc::into_inner(removed) {
             self.emulator.unload(module);
         }
@@ -251,19 +260,20 @@ impl Driver for Emulated {
     }
 
     fn function(&self, module: Module, name: &str) -> Result<Function> {
-        let mut state = self.sound_state()?;
-        let loaded = state.module(module)?;
-        if !loaded.kernels().any(|kernel| kernel.name == name) {
+        self.check_sound()?;
+        let module = self.modules.get(module.0)?;
+        if !module.kernels().any(|kernel| kernel.name == name) {
             return Err(Error::failed("function", format!("the module has no kernel {name}")));
         }
-        state.functions.push(Kernel { module, name: name.to_owned() });
-        Ok(Function(state.functions.len() as u64 - 1))
+        Ok(Function(self.functions.add(Kernel { module, name: name.to_owned() })))
     }
 
     fn function_facts(&self, function: Function) -> Result<FunctionFacts> {
-        let (kernel, module) = self.kernel(function)?;
-        let info = module.kernels().find(|info| info.name == kernel.name);
-        let info = info.ok_or_else(|| no_such("function", function.0))?;
+        self.check_sound()?;
+        let kernel = self.functions.get(function.0)?;
+        let info = kernel.module.kernels().find(|info| info.name == kernel.name);
+        let info =
+            info.ok_or_else(|| Error::failed("function", format!("the module has no kernel {}", kernel.name)))?;
         Ok(FunctionFacts {
             registers: info.register_words,
             shared_bytes: info.shared_bytes as u32,
@@ -276,24 +286,19 @@ impl Driver for Emulated {
     }
 
     fn launch(&self, stream: Stream, function: Function, config: LaunchConfig, params: &Params) -> Result<()> {
-        self.queue(stream, Work::Launch { function, config, params: params.clone() })
+        let kernel = self.functions.get(function.0)?;
+        self.queue(stream, Work::Launch { kernel, config, params: params.clone() })
     }
 
     fn create_stream(&self) -> Result<Stream> {
-        let mut state = self.sound_state()?;
-        state.streams.push(StreamState::Runs);
-        Ok(Stream(state.streams.len() as u64 - 1))
+        self.check_sound()?;
+        Ok(Stream(self.streams.add(Mutex::new(None))))
     }
 
     fn destroy_stream(&self, stream: Stream) -> Result<()> {
-        let mut state = self.state();
-        match state.streams.get_mut(stream.0 as usize) {
-            Some(found @ (StreamState::Runs | StreamState::Captures(_))) if stream != Stream::DEFAULT => {
-                *found = StreamState::Destroyed;
-                Ok(())
-            }
-            _ => Err(no_such("stream", stream.0)),
-        }
+        self.check_sound()?;
+        refuse_default(stream, "destroy_stream")?;
+        self.streams.remove(stream.0).map(|_| ())
     }
 
     fn synchronize(&self, stream: Stream) -> Result<()> {
@@ -301,67 +306,63 @@ impl Driver for Emulated {
     }
 
     fn create_event(&self) -> Result<Event> {
-        let mut state = self.sound_state()?;
-        state.events.push(Some(None));
-        Ok(Event(state.events.len() as u64 - 1))
+        self.check_sound()?;
+        Ok(Event(self.events.add(Moment::default())))
     }
 
     fn destroy_event(&self, event: Event) -> Result<()> {
-        let removed = self.state().events.get_mut(event.0 as usize).and_then(Option::take);
-        removed.map(|_| ()).ok_or_else(|| no_such("event", event.0))
+        self.check_sound()?;
+        self.events.remove(event.0).map(|_| ())
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<()> {
-        self.queue(stream, Work::Record(event))
+        self.queue(stream, Work::Record(self.events.get(event.0)?))
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<()> {
         // All work queued before is done, so there is nothing to wait for, but the handles are checked.
-        let state = self.sound_state()?;
-        state.events.get(event.0 as usize).copied().flatten().ok_or_else(|| no_such("event", event.0))?;
-        match state.streams.get(stream.0 as usize) {
-            Some(StreamState::Runs | StreamState::Captures(_)) => Ok(()),
-            Some(StreamState::Destroyed) | None => Err(no_such("stream", stream.0)),
-        }
+        self.check_sound()?;
+        self.events.get(event.0)?;
+        self.streams.get(stream.0).map(|_| ())
     }
 
     fn elapsed_seconds(&self, start: Event, end: Event) -> Result<f64> {
-        let state = self.sound_state()?;
-        let (start, end) = (state.moment(start)?, state.moment(end)?);
-        Ok(end.saturating_duration_since(start).as_secs_f64())
+        self.check_sound()?;
+        let (start, end) = (self.moment(start)?, self.moment(end)?);
+        Ok(match end.checked_duration_since(start) {
+            Some(forwards) => forwards.as_secs_f64(),
+            None => -(start - end).as_secs_f64(),
+        })
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {
-        self.check_runs(stream, "begin_capture")?;
-        if stream == Stream::DEFAULT {
-            return Err(Error::failed("begin_capture", "the default stream cannot be captured"));
+        self.check_sound()?;
+        refuse_default(stream, "begin_capture")?;
+        let stream = self.streams.get(stream.0)?;
+        let captured = &mut *lock(&stream);
+        if captured.is_some() {
+            return Err(Error::failed("begin_capture", CAPTURED));
         }
-        self.state().streams[stream.0 as usize] = StreamState::Captures(Vec::new());
+        *captured = Some(Vec::new());
         Ok(())
     }
 
     fn end_capture(&self, stream: Stream) -> Result<Graph> {
-        let mut state = self.sound_state()?;
-        let found = state.streams.get_mut(stream.0 as usize).ok_or_else(|| no_such("stream", stream.0))?;
-        let StreamState::Captures(work) = found else {
-            return Err(Error::failed("end_capture", "the stream is not being captured"));
-        };
-        let work = Arc::new(std::mem::take(work));
-        *found = StreamState::Runs;
-        state.graphs.push(Some(work));
-        Ok(Graph(state.graphs.len() as u64 - 1))
+        self.check_sound()?;
+        let stream = self.streams.get(stream.0)?;
+        let captured = lock(&stream).take();
+        captured
+            .map(|work| Graph(self.graphs.add(work)))
+            .ok_or_else(|| Error::failed("end_capture", "the stream is not being captured"))
     }
 
     fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
-        let work = self.sound_state()?.graphs.get(graph.0 as usize).and_then(Clone::clone);
-        for work in work.ok_or_else(|| no_such("graph", graph.0))?.iter() {
-            self.queue(stream, work.clone())?;
-        }
-        Ok(())
+        self.check_sound()?;
+        self.graphs.get(graph.0)?.iter().try_for_each(|work| self.queue(stream, work.clone()))
     }
 
     fn destroy_graph(&self, graph: Graph) -> Result<()> {
-        let removed = self.state().graphs.get_mut(graph.0 as usize).and_then(Option::take);
-        removed.map(|_| ()).ok_or_else(|| no_such("graph", graph.0))
+        self.check_sound()?;
+        self.graphs.remove(graph.0).map(|_| ())
     }
 }

@@ -1,19 +1,24 @@
 //! What a GPU driver does: memory, modules, launches, streams, events, graphs.
 //!
 //! The engine's second seam. [`Driver`] has the semantics of the CUDA driver API, cut down to what a compute engine
-//! needs. [`Cuda`] implements it with `libcuda`, [`Emulated`] by executing PTX on the CPU. A stream is an order of work, as in CUDA: what is
-//! queued on one stream runs in order, and only [`Driver::synchronize`] and [`Driver::read`] wait for it.
+//! needs. [`Cuda`] implements it with `libcuda`, [`Emulated`] by executing PTX on the CPU. A stream is an order of work,
+//! as in CUDA: what is queued on one stream runs in order, and only [`Driver::synchronize`] and [`Driver::read`] wait
+//! for it. `tests/driver` holds what the implementations have in common.
 
 pub mod cuda;
 mod emulated;
 pub mod emulator;
 mod facts;
+mod handles;
 mod launch;
+mod launch_log;
+mod requirements;
 
 pub use cuda::Cuda;
 pub use emulated::Emulated;
 pub use facts::DeviceFacts;
 pub use launch::{LaunchConfig, Params};
+pub use launch_log::{LaunchLog, LaunchRecord};
 
 /// What a driver refuses or a device reports.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -66,6 +71,14 @@ handle!(
     Graph
 );
 
+/// Why a call on a stream that is being captured is refused.
+const CAPTURED: &str = "not permitted while the stream is captured";
+
+/// Refuses what cannot be done with the stream that always exists.
+fn refuse_default(stream: Stream, call: &str) -> Result<()> {
+    if stream == Stream::DEFAULT { Err(Error::failed(call, "not permitted on the default stream")) } else { Ok(()) }
+}
+
 impl Stream {
     /// The stream that always exists.
     pub const DEFAULT: Self = Self(0);
@@ -87,7 +100,8 @@ pub struct FunctionFacts {
 /// A GPU, as a driver presents it.
 ///
 /// Addresses are of device memory. Launches, copies and fills on a stream may still be running when a call returns;
-/// a fault of theirs is then reported by a later call, and the device is lost from then on.
+/// a fault of theirs is then reported by a later call, and the device is lost from then on. What is refused does not run,
+/// and changes nothing. Handles that were destroyed are refused. Any number of threads may use one driver.
 ///
 /// # Errors
 /// Each method fails where the driver refuses the call, and where an earlier launch failed.
@@ -151,23 +165,24 @@ pub trait Driver: Send + Sync {
     /// Destroys an event.
     fn destroy_event(&self, event: Event) -> Result<()>;
 
-    /// Marks the moment when all work queued on the stream so far is done.
+    /// Marks the moment when all work queued on the stream so far is done; in a capture, when the graph has done it.
     fn record(&self, event: Event, stream: Stream) -> Result<()>;
 
-    /// Lets the stream's further work wait for the event.
+    /// Lets the stream's further work wait for the event as it was recorded last. One never recorded is not waited for.
     fn wait(&self, stream: Stream, event: Event) -> Result<()>;
 
-    /// Seconds between two events on the device, waiting for the second.
+    /// Seconds between two events on the device, waiting for the second; negative where they came the other way round.
     fn elapsed_seconds(&self, start: Event, end: Event) -> Result<f64>;
 
-    /// From now on, work queued on this stream (not the default one) is captured rather than run. Reading from the
-    /// device and waiting are refused meanwhile.
+    /// From now on, work queued on this stream (not the default one) is captured rather than run. Reading from this
+    /// stream and waiting for it are refused meanwhile, and the capture goes on; all else works as usual.
     fn begin_capture(&self, stream: Stream) -> Result<()>;
 
-    /// Ends the capture: what was queued, as a graph.
+    /// Ends the capture: what was queued, as a graph. It keeps the modules and events that it uses, and the bytes that it
+    /// writes.
     fn end_capture(&self, stream: Stream) -> Result<Graph>;
 
-    /// Queues all the work of a graph.
+    /// Queues all the work of a graph; where the stream is being captured, it becomes part of that graph.
     fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()>;
 
     /// Destroys a graph.

@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod checks;
 #[cfg(test)]
 mod counting;
 pub mod dropout;
@@ -20,8 +21,7 @@ pub mod peak;
 mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;
-#[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 
 use crate::driver::{DeviceFacts, Driver, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream};
 use crate::ops::philox::{keep_threshold, stream};

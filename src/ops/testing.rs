@@ -94,6 +94,7 @@ pub fn assert_close(name: &str, found: &[f32], expected: &[f64], relative: f64, 
 /// Checks a gradient against central differences of `function` at `point`, in f64.
 ///
 /// `function` must be smooth at `point`. Elements are sampled where there are more than 200.
+#[cfg(test)]
 #[track_caller]
 pub fn assert_gradient(name: &str, function: impl Fn(&[f64]) -> f64, point: &[f64], gradient: &[f64]) {
     assert_eq!(point.len(), gradient.len(), "{name}: lengths");

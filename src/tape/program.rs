@@ -221,7 +221,8 @@ impl Program {
     }
 
     /// Runs all steps on inputs that were just written again, and returns the first tensor that holds a NaN or an
-    /// infinity: a parameter, an activation, or a gradient.
+    /// infinity: a parameter, an activation, or a gradient. Statistics that an operation keeps for its own backward
+    /// pass are passed over: a row of attention that sees no key has a log-sum-exp of minus infinity and is right.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -241,7 +242,7 @@ impl Program {
             let name_of = |value: &Value| self.infos[value.0].name.as_str();
             if step.direction == Direction::Forward || node.needs.as_ref().is_some_and(|needs| needs.is_loss) {
                 for (range, value) in step.places.outputs.iter().zip(&node.outputs) {
-                    let Some(range) = range else { continue };
+                    let Some(range) = range.as_ref().filter(|_| !self.infos[value.0].auxiliary) else { continue };
                     if let Some(found) = self.non_finite_in(name_of(value), range)? {
                         return Ok(Some(found));
                     }

@@ -394,6 +394,30 @@ fn the_first_tensor_that_is_not_finite_is_named() {
 }
 
 #[test]
+fn a_row_that_sees_no_key_is_not_taken_for_a_fault() {
+    let parameters = Parameters::new(&device(), Vec::new(), 0).unwrap();
+    let mut tape = Tape::new(device(), &parameters, Mode::Training);
+    let qkv = tape.input_with_gradient("qkv", &[2, 3, 3 * 8]);
+    let lengths = tape.input_ids("lengths", &[2]);
+    let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Full, dropout: 0.0 };
+    let inputs = AttentionInputs { key_lengths: Some(lengths), bias: None };
+    let mixed = tape.attention(qkv, &options, inputs).unwrap();
+    let targets = tape.input_ids("targets", &[2, 3]);
+    tape.softmax_cross_entropy(mixed, targets, 0.0).unwrap();
+    let mut program = tape.finish().unwrap();
+    let mut parameters = parameters;
+    let mut find = |length: i32, value: f32| {
+        program.write(qkv, &vec![value; 2 * 3 * 3 * 8]).unwrap();
+        program.write_ids(lengths, &[3, length]).unwrap();
+        program.write_ids(targets, &[1; 6]).unwrap();
+        program.find_non_finite(&mut parameters, &RunOptions::default()).unwrap()
+    };
+    assert_eq!(find(2, 0.5), None);
+    assert_eq!(find(0, 0.5), None, "its log-sum-exp is minus infinity");
+    assert!(find(0, f32::NAN).is_some());
+}
+
+#[test]
 fn ids_outside_their_table_are_an_error_of_the_run() {
     let mut network = Network::new(&[]);
     let mut recorded = network.record(device(), TRAIN);

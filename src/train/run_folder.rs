@@ -5,6 +5,7 @@ use super::metrics::{self, METRICS_FILE, NOTES_FILE, Note, Record};
 use super::report::Report;
 use super::{Trainer, plot, report};
 use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError, plainly, write_atomically};
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,8 @@ pub enum Error {
     NotAFolder(PathBuf),
     #[error("{} holds no run to resume (no {CONFIG_FILE}): check --out, or start without --resume", .0.display())]
     NoRun(PathBuf),
+    #[error("{} is in use by another process that trains there: wait until it ends, or choose another --out", .0.display())]
+    InUse(PathBuf),
     #[error("cannot use the folder {}: {}; or choose another --out", path.display(), plainly(source))]
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -38,6 +41,13 @@ pub fn default_path(name: &str) -> PathBuf {
     let (year, month, day) = date(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     PathBuf::from("runs").join(format!("{name}-{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}"))
+}
+
+/// Today in UTC, as in `2026-11-24`.
+pub fn today() -> String {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (year, month, day) = date(seconds / 86_400);
+    format!("{year:04}-{month:02}-{day:02}")
 }
 
 /// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar: years are counted from March,
@@ -81,6 +91,25 @@ pub fn create(folder: &Path) -> Result<(), Error> {
     check_free(folder)?;
     std::fs::create_dir_all(folder).map_err(io(folder))?;
     remove_leftovers(folder)
+}
+
+/// Keeps other processes that ask for the lock too out of a run's folder, until it is dropped or the process ends,
+/// however it ends. The lock is on the folder itself (`flock`), so nothing is left behind.
+#[derive(Debug)]
+#[must_use]
+pub struct Lock(#[allow(dead_code, reason = "held, not used")] Option<File>);
+
+/// Takes the lock of the run's folder, which must be there. A file system without locks is used without.
+///
+/// # Errors
+/// Another process has it; the folder cannot be opened.
+pub fn lock(folder: &Path) -> Result<Lock, Error> {
+    let handle = File::open(folder).map_err(io(folder))?;
+    match handle.try_lock() {
+        Ok(()) => Ok(Lock(Some(handle))),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse(folder.to_owned())),
+        Err(TryLockError::Error(_)) => Ok(Lock(None)),
+    }
 }
 
 /// Removes the unfinished files of a run that was killed.
@@ -174,6 +203,17 @@ mod tests {
         ] {
             assert_eq!(date(days), expected, "{days} days");
         }
+    }
+
+    #[test]
+    fn a_folder_is_locked_once_until_the_lock_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = lock(folder.path()).unwrap();
+        let error = lock(folder.path()).unwrap_err();
+        assert!(matches!(error, Error::InUse(_)) && error.to_string().contains("--out"), "{error}");
+        drop(held);
+        let _held = lock(folder.path()).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left in the folder");
     }
 
     #[test]

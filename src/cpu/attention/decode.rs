@@ -6,8 +6,9 @@
 //! bandwidth, and prefetch instructions did not help). The parts' results are then merged in order by their
 //! log-sum-exp, as in Flash-Decoding (Dao et al. 2023). The cut depends on the sizes alone.
 
-use super::scores::{FLOOR, exp2};
+use super::scores::FLOOR;
 use super::{Problem, Scratch, with_scratch};
+use crate::cpu::simd::math::exp2;
 use crate::cpu::simd::{Kernel, Vector};
 use crate::cpu::{Cpu, Disjoint, scratch};
 use std::f32::consts::{LN_2, LOG2_E};

@@ -1,59 +1,22 @@
 //! What happens to a tile of scores between two products: masks, bias, exponentials, dropout.
 //!
 //! Scores are in units of log 2 (the packed keys carry the factor `scale · log2 e`), so that an exponential is
-//! a polynomial and an addition to the exponent field: 11 instructions a vector, where a general `exp` needs 26.
+//! a polynomial and an addition to the exponent field ([`exp2`]): 11 instructions a vector, where `exp` needs 26.
 
 use super::tile::{KEY_BLOCK, QUERY_BLOCK, Tile, transpose};
 use crate::cpu::simd::Vector;
+use crate::cpu::simd::math::{exp2, log};
 use crate::ops::{Dropout, philox};
-use std::f32::consts::{LN_2, LOG2_E, SQRT_2};
+use std::f32::consts::{LN_2, LOG2_E};
 
 /// Stands for minus infinity as the maximum of a row: finite, so that subtracting it makes no NaN.
 pub(super) const FLOOR: f32 = f32::MIN;
-
-/// 2^x for x of at most 127, within 2 units in the last place; exactly 0 at and below -127, exactly 1 at 0. NaN stays.
-///
-/// x = n + r with |r| <= 1/2. The polynomial 1 + r·q(r) of degree 5 is the minimax one for relative error (Remez,
-/// 9.2e-8). At the lower clamp r = 0, hence 2^r = 1 and the exponent field becomes 0: a true zero without a select.
-#[inline(always)]
-pub(super) fn exp2<V: Vector>(x: V) -> V {
-    // In this order the maximum keeps a NaN.
-    let x = V::splat(-127.0).max(x);
-    let n = x.round();
-    let r = x.sub(n);
-    let mut p = V::splat(0.001_326_472_7);
-    // The fitted coefficient of r is not ln 2, only near it.
-    #[allow(clippy::approx_constant)]
-    for c in [0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0] {
-        p = p.mul_add(r, V::splat(c));
-    }
-    V::from_bits(V::int_add(p.to_bits(), V::int_shift_left::<23>(n.to_int())))
-}
-
-/// Natural logarithm of normal numbers of at least 1: exponent, and 2·atanh((f-1)/(f+1)) of the fraction in √½..√2.
-#[inline(always)]
-fn ln<V: Vector>(x: V) -> V {
-    let bits = x.to_bits();
-    let exponent = V::from_int(V::int_add(V::int_shift_right::<23>(bits), V::int_splat(-127)));
-    let fraction = V::from_bits(V::int_add(V::int_and(bits, V::int_splat(0x007F_FFFF)), V::int_splat(0x3F80_0000)));
-    let large = V::splat(SQRT_2).less(fraction);
-    let fraction = V::select(large, fraction.mul(V::splat(0.5)), fraction);
-    let exponent = V::select(large, exponent.add(V::splat(1.0)), exponent);
-    let s = fraction.sub(V::splat(1.0)).div(fraction.add(V::splat(1.0)));
-    let square = s.mul(s);
-    let mut p = V::splat(2.0 / 9.0);
-    for c in [2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0] {
-        p = p.mul_add(square, V::splat(c));
-    }
-    exponent.mul_add(V::splat(LN_2), p.mul(s))
-}
 
 /// Log-sum-exp of rows from their maximum (in units of log 2) and their sum of exponentials; minus infinity where the
 /// sum is zero.
 #[inline(always)]
 pub(super) fn log_sum_exp<V: Vector>(maximum: V, sum: V) -> V {
-    let value = maximum.mul_add(V::splat(LN_2), ln(sum));
-    V::select(V::zero().less(sum), value, V::select(sum.less(V::splat(1.0)), V::splat(f32::NEG_INFINITY), sum))
+    maximum.mul_add(V::splat(LN_2), log(sum))
 }
 
 /// Tiles that change the scores, `[key][query]` as the scores themselves.

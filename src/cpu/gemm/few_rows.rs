@@ -2,8 +2,8 @@
 //!
 //! Nothing is packed: each weight is used a handful of times, so the time is that of reading the weight once.
 //! - With one or two rows the weight is read strictly in order, one row after the other: the machine fetches a single
-//!   stream best (69 to 80 % of the read bandwidth with four rows side by side). Asking a few kilobytes ahead is worth
-//!   another 5 to 8 points.
+//!   stream best. A few kilobytes ahead of it are asked for, past the outer caches where the weight is large. Threads
+//!   take long runs of neighbouring tasks (`Pool::run_streams`) for the same reason.
 //! - With more, four rows of the weight are read side by side and meet all input rows while they lie in L1. Meanwhile
 //!   the next four are asked for: without that, memory idles while the third and later input rows are multiplied
 //!   (45 against 65 % of the bandwidth for eight rows).
@@ -12,7 +12,7 @@
 //! batch; a second chain would buy nothing, as the next rows' sums are under way meanwhile.
 
 use super::epilogue::{Place, Target, finish, load};
-use super::prefetch::prefetch_l2;
+use super::prefetch::{prefetch_l2, prefetch_once};
 use super::{Matrix, Shape};
 use crate::cpu::simd::Vector;
 use std::ops::Range;
@@ -22,6 +22,10 @@ pub const MOST_ROWS: usize = 8;
 
 /// How far ahead of a stream of weights memory is asked for.
 const AHEAD_FLOATS: usize = 2048;
+
+/// Weights from this size on (2 MiB) are read past the outer caches: the whole model they belong to is larger than
+/// those, and would only push itself out of them from token to token. A small model stays in them.
+const LARGE_FLOATS: usize = 512 << 10;
 
 /// Weight rows taken together.
 const GROUP: usize = 4;
@@ -48,6 +52,7 @@ pub unsafe fn run<V: Vector>(
     accumulate: bool,
     columns: Range<usize>,
 ) {
+    let is_large = shape.columns * shape.depth >= LARGE_FLOATS;
     let mut tile = [0.0f32; MOST_ROWS * COLUMN_STEP];
     for column in columns.clone().step_by(COLUMN_STEP) {
         let filled = COLUMN_STEP.min(columns.end - column);
@@ -57,11 +62,13 @@ pub unsafe fn run<V: Vector>(
             let out = tile.as_mut_ptr().wrapping_add(done);
             // SAFETY: rows and columns are inside the operands.
             done += unsafe {
-                match (shape.rows, filled - done) {
-                    (1, _) => in_order::<V, 1>(shape.depth, left, w, out),
-                    (2, _) => in_order::<V, 2>(shape.depth, left, w, out),
-                    (_, GROUP..) => side_by_side::<V, GROUP>(shape, left, w, right.stride, out),
-                    (_, _) => side_by_side::<V, 1>(shape, left, w, right.stride, out),
+                match (shape.rows, is_large, filled - done) {
+                    (1, true, _) => in_order::<V, 1, true>(shape.depth, left, w, out),
+                    (1, false, _) => in_order::<V, 1, false>(shape.depth, left, w, out),
+                    (2, true, _) => in_order::<V, 2, true>(shape.depth, left, w, out),
+                    (2, false, _) => in_order::<V, 2, false>(shape.depth, left, w, out),
+                    (_, _, GROUP..) => side_by_side::<V, GROUP>(shape, left, w, right.stride, out),
+                    (_, _, _) => side_by_side::<V, 1>(shape, left, w, right.stride, out),
                 }
             };
         }
@@ -73,7 +80,7 @@ pub unsafe fn run<V: Vector>(
 
 /// One weight row times `ROWS` input rows; returns 1.
 #[inline(always)]
-unsafe fn in_order<V: Vector, const ROWS: usize>(
+unsafe fn in_order<V: Vector, const ROWS: usize, const LARGE: bool>(
     depth: usize,
     left: Matrix<'_>,
     w: *const f32,
@@ -81,19 +88,25 @@ unsafe fn in_order<V: Vector, const ROWS: usize>(
 ) -> usize {
     let mut sums = [V::zero(); ROWS];
     let whole = depth / V::LANES * V::LANES;
+    let x: [*const f32; ROWS] = std::array::from_fn(|i| left.at(i, 0));
     // SAFETY: the caller's contract: rows of `depth` elements, and a tile to write to.
     unsafe {
         for p in (0..whole).step_by(V::LANES) {
-            prefetch_l2(w.wrapping_add(p + AHEAD_FLOATS));
+            let ahead = w.wrapping_add(p + AHEAD_FLOATS);
+            if LARGE {
+                prefetch_once(ahead)
+            } else {
+                prefetch_l2(ahead)
+            }
             let b = V::load(w.add(p));
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = V::load(left.at(i, p)).mul_add(b, *sum);
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = V::load(x.add(p)).mul_add(b, *sum);
             }
         }
         if whole < depth {
             let b: V = load(w.add(whole), depth - whole);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = load::<V>(left.at(i, whole), depth - whole).mul_add(b, *sum);
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = load::<V>(x.add(whole), depth - whole).mul_add(b, *sum);
             }
         }
         for (i, sum) in sums.into_iter().enumerate() {

@@ -23,7 +23,7 @@ pub mod epilogue;
 mod few_rows;
 mod micro;
 mod pack;
-mod prefetch;
+pub(super) mod prefetch;
 
 pub use epilogue::Epilogue;
 
@@ -129,10 +129,10 @@ pub fn run(cpu: &Cpu, product: Product<'_>) {
     let level = cpu.level();
     if rows <= few_rows::MOST_ROWS && right.transposed && !left.transposed {
         assert!(left_sums.is_none());
-        // A large weight is cut into fewer, longer streams: each has to start before the machine foresees it.
+        // A large weight is cut into fewer, larger tasks: that each is claimed costs as much as reading kilobytes.
         let floats = few_rows::TASK_FLOATS.max(columns * depth / few_rows::MOST_TASKS);
         let piece = floats.div_ceil(depth.max(1)).next_multiple_of(few_rows::COLUMN_STEP);
-        cpu.pool().run_pieces(columns, piece, |_, columns| {
+        cpu.pool().run_streams(columns, piece, |_, columns| {
             level.run(FewRows { shape, left, right, target, accumulate: write == Write::Add, columns });
         });
         return;

@@ -25,3 +25,17 @@ pub fn prefetch_l2(pointer: *const f32) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = pointer;
 }
+
+/// Asks for the cache line at `pointer`, which will be used once: it goes past the outer caches, so that it displaces
+/// nothing there and they need not be searched for room.
+#[inline(always)]
+pub fn prefetch_once(pointer: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_NTA, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_NTA>(pointer.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = pointer;
+}

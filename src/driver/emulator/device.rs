@@ -185,6 +185,14 @@ impl Emulator {
         module::release(&module, &mut self.write_memory());
     }
 
+    /// Refuses a launch as a driver refuses it at the call, and runs nothing.
+    ///
+    /// # Errors
+    /// The launch exceeds the device, or the parameters do not fit.
+    pub fn check_launch(&self, module: &Module, kernel: &str, config: LaunchConfig, params: &[u8]) -> Result<()> {
+        self.check(module, module.kernel(kernel)?, config, params)
+    }
+
     /// Runs a kernel to its end.
     ///
     /// # Errors
