@@ -13,7 +13,7 @@
 
 using namespace engine;
 
-namespace {
+namespace engine {
 
 // What a row of scores needs: its log-sum-exp in units of log 2, and delta.
 struct Row {
@@ -370,7 +370,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
     }
 }
 
-}  // namespace
+}  // namespace engine
 
 // delta[b, h, i] = sum over d of dO[b, i, h, d] * O[b, i, h, d]
 //
