@@ -13,7 +13,7 @@
 
 using namespace engine;
 
-namespace engine::attention_backward {
+namespace engine {
 
 // What a row of scores needs: its log-sum-exp in units of log 2, and delta.
 struct Row {
@@ -370,9 +370,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
     }
 }
 
-}  // namespace engine::attention_backward
-
-using namespace engine::attention_backward;
+}  // namespace engine
 
 // delta[b, h, i] = sum over d of dO[b, i, h, d] * O[b, i, h, d]
 //

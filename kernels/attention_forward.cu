@@ -14,7 +14,7 @@
 
 using namespace engine;
 
-namespace engine::attention_forward {
+namespace engine {
 
 // Finite, so that subtracting it from minus infinity makes no NaN.
 constexpr float FLOOR = -3.402823466e38f;
@@ -160,9 +160,7 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
     }
 }
 
-}  // namespace engine::attention_forward
-
-using namespace engine::attention_forward;
+}  // namespace engine
 
 // O = dropout(softmax(scale * Q K' + bias + mask)) V, and the log-sum-exp of the rows of scores.
 //
