@@ -1,4 +1,4 @@
-//! The operations on a GPU: one launcher per kernel file, through [`Driver`](crate::driver::Driver).
+//! The operations on a GPU: one launcher per kernel file, through [`Driver`].
 //!
 //! A launcher turns the checked arguments of `ops` into launches of the kernels in the `.cu` file of its name, all on
 //! one stream. Views hold device addresses. Nothing here waits, except where an operation returns a number to the host.
