@@ -456,6 +456,8 @@ impl<'a> Printer<'a> {
 
 /// Tokens before the clock starts: they fault pages in and wake the threads.
 const WARM_UP_TOKENS: usize = 4;
+/// Tokens between two measurements of the bandwidth: a shared machine's is not the same from second to second.
+const TOKENS_PER_BANDWIDTH: usize = 25;
 
 fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
     let Loaded { folder, model, mut parameters, device, description } = load(arguments)?;
@@ -468,7 +470,6 @@ fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
     let Device::Cpu(cpu) = &*device else {
         bail!("--benchmark compares with the bandwidth of this machine's memory; use --device cpu")
     };
-    let bandwidth_before = read_bytes_per_second(cpu);
     let batch = arguments.batch.unwrap_or(1);
     let sampling = sampling(arguments);
     let mut generator = Generator::with_capacity(Arc::clone(&device), &model, batch)?;
@@ -481,19 +482,33 @@ fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
 
     let mut step_seconds = Vec::with_capacity(arguments.max_tokens);
     let mut cached_tokens = 0;
-    for draw in 0..WARM_UP_TOKENS + arguments.max_tokens {
+    let mut draw = 0;
+    let mut step = |generator: &mut Generator<'_>| -> anyhow::Result<f64> {
         let before = Instant::now();
-        let tokens: Vec<u32> =
-            (0..batch).map(|place| sampling.choose(generator.logits(place), place, draw as u64)).collect();
+        let tokens: Vec<u32> = (0..batch).map(|place| sampling.choose(generator.logits(place), place, draw)).collect();
+        draw += 1;
         generator.push(&mut parameters, &tokens)?;
-        if draw >= WARM_UP_TOKENS {
-            step_seconds.push(before.elapsed().as_secs_f64());
+        Ok(before.elapsed().as_secs_f64())
+    };
+    for _ in 0..WARM_UP_TOKENS {
+        step(&mut generator)?;
+    }
+    // What could have been read in the time that the steps took.
+    let mut readable_bytes = 0.0;
+    let mut bandwidth_before = read_bytes_per_second(cpu);
+    while step_seconds.len() < arguments.max_tokens {
+        let first = step_seconds.len();
+        for _ in 0..TOKENS_PER_BANDWIDTH.min(arguments.max_tokens - first) {
+            step_seconds.push(step(&mut generator)?);
             cached_tokens += generator.cached_tokens();
         }
+        let bandwidth_after = read_bytes_per_second(cpu);
+        readable_bytes += bandwidth_before.max(bandwidth_after) * step_seconds[first..].iter().sum::<f64>();
+        bandwidth_before = bandwidth_after;
     }
-    let bandwidth = bandwidth_before.max(read_bytes_per_second(cpu));
 
     let total: f64 = step_seconds.iter().sum();
+    let bandwidth = readable_bytes / total;
     step_seconds.sort_unstable_by(f64::total_cmp);
     let median = step_seconds[step_seconds.len() / 2];
     let steps_per_second = step_seconds.len() as f64 / total;

@@ -3,7 +3,7 @@
 //! Rows and layers are those of the three models of the training-step figures; the last one of GPT-2 is the output
 //! projection.
 
-use super::{Call, Case, Error, Family, Floats, Work, rotation};
+use super::{Call, Case, Error, Family, Floats, ROTATION_FLOATS, Work, rotation};
 use crate::ops::linear::{Activation, Backward, Forward, Shape, backward, forward};
 use crate::ops::{Device, Write};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn prepare(device: Arc<Device>, shape: Shape, product: Product) -> Result<Call, Error> {
-    let copies = rotation(shape.inputs * shape.outputs);
+    let copies = rotation(shape.inputs * shape.outputs, ROTATION_FLOATS);
     let mut weights: Vec<Floats> = Floats::many(&device, copies, shape.inputs * shape.outputs)?;
     let input = Floats::numbers(&device, shape.rows * shape.inputs)?;
     let mut turn = 0;

@@ -215,9 +215,9 @@ impl<'a, T: bytemuck::Pod> From<&'a mut Buffer<T>> for ViewMut<'a, T> {
 /// call is another layer's, so a weight that is used over and over would look faster than it is.
 const ROTATION_FLOATS: usize = 24 << 20;
 
-/// How many copies of a weight of so many floats a rotation has.
-fn rotation(floats: usize) -> usize {
-    ROTATION_FLOATS.div_ceil(floats).clamp(1, 64)
+/// How many copies of a weight of so many floats a rotation of `together` floats has.
+fn rotation(floats: usize, together: usize) -> usize {
+    together.div_ceil(floats).clamp(1, 64)
 }
 
 #[cfg(test)]
