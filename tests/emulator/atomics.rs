@@ -94,15 +94,12 @@ fn check(case: &Case, is_compare: bool, has_red: bool, next: impl Fn(u64, u64) -
             let (end, olds) = (unpack(p, *count), unpack(r, THREADS * count));
             let mut value = vec![start & mask; *count];
             for thread in 0..THREADS {
-                for element in 0..*count {
+                for (element, value) in value.iter_mut().enumerate() {
                     let index = thread * count + element;
                     if *opcode == "atom" {
-                        assert_eq!(
-                            olds[index], value[element],
-                            "{opcode}{dot}.{operation} thread {thread} element {element}"
-                        );
+                        assert_eq!(olds[index], *value, "{opcode}{dot}.{operation} thread {thread} element {element}");
                     }
-                    value[element] = next(value[element], operands[index] & mask) & mask;
+                    *value = next(*value, operands[index] & mask) & mask;
                 }
             }
             assert_eq!(end, value, "{opcode}{dot}.{operation}");

@@ -85,8 +85,8 @@ fn warp_reductions_votes_and_matches_over_member_masks() {
     ];
     for (name, fold) in folds {
         let got = run(&format!("{split}redux.sync.{name} %r1, %v, %r9;\nst.global.u32 [%o], %r1;"), 32, 1, hash);
-        for lane in 0..32 {
-            assert_eq!(got[lane][0], members(lane).map(hash).reduce(fold).unwrap(), "{name} lane {lane}");
+        for (lane, got) in got.iter().enumerate() {
+            assert_eq!(got[0], members(lane).map(hash).reduce(fold).unwrap(), "{name} lane {lane}");
         }
     }
     for threshold in [0u32, 7, 100] {

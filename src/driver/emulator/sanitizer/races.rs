@@ -58,9 +58,15 @@ const UNTOUCHED: Shadow = Shadow { write: NOBODY, reads: [NOBODY; 2] };
 struct Pages(HashMap<u64, Box<[Shadow; PAGE as usize]>>);
 
 impl Pages {
-    fn at(&mut self, address: u64) -> &mut Shadow {
-        let page = self.0.entry(address / PAGE).or_insert_with(|| Box::new([UNTOUCHED; PAGE as usize]));
-        &mut page[(address % PAGE) as usize]
+    /// Calls `f` with what each byte of a range remembers.
+    fn each(&mut self, address: u64, bytes: u32, mut f: impl FnMut(&mut Shadow)) {
+        let (mut at, end) = (address, address + u64::from(bytes));
+        while at < end {
+            let page = self.0.entry(at / PAGE).or_insert_with(|| Box::new([UNTOUCHED; PAGE as usize]));
+            let (first, last) = (at % PAGE, (at % PAGE + end - at).min(PAGE));
+            page[first as usize..last as usize].iter_mut().for_each(&mut f);
+            at += last - first;
+        }
     }
 }
 
@@ -190,12 +196,12 @@ impl Races {
             if lanes >> copy.lane & 1 == 0 || !is_done {
                 return true;
             }
-            for byte in copy.address..copy.address + u64::from(copy.bytes) {
-                let write = &mut shared.pages.at(byte).write;
+            shared.pages.each(copy.address, copy.bytes, |shadow| {
+                let write = &mut shadow.write;
                 if write.order == Order::Asynchronous && write.warp == warp && write.lane == copy.lane {
                     (write.order, write.time) = (Order::Plain, now);
                 }
-            }
+            });
             false
         });
     }
@@ -274,8 +280,7 @@ fn meet(pages: &mut Pages, event: &AccessEvent<'_>, address: u64, mark: Mark, cl
         let both_synchronize = other.order == Order::Synchronizing && mark.order == Order::Synchronizing;
         !is_ordered(other, mark.warp, mark.lane, clock) && !both_synchronize && !is_together(other)
     };
-    for byte in address..address + u64::from(event.bytes) {
-        let shadow = pages.at(byte);
+    pages.each(address, event.bytes, |shadow| {
         if shadow.write.order == Order::Asynchronous
             && !(is_together(&shadow.write) && mark.order == shadow.write.order)
         {
@@ -294,6 +299,6 @@ fn meet(pages: &mut Pages, event: &AccessEvent<'_>, address: u64, mark: Mark, cl
             shadow.write = mark;
             shadow.reads = [NOBODY; 2];
         }
-    }
+    });
     found
 }
