@@ -141,13 +141,20 @@ fn compile(nvcc: &Path, source: &Path, target: &Path) -> Result<String, String> 
     Ok(normalise(&text, root))
 }
 
-/// Lowers `.version`, and makes file names relative to the project (or the toolkit), so that every machine that
-/// compiles the same sources writes the same text.
+/// Lowers `.version`, makes file names relative to the project (or the toolkit), and leaves out the names of inlined
+/// functions, which hold a hash of the file's path, so that every machine that compiles the same sources writes the same
+/// text. Lines and columns stay.
 fn normalise(text: &str, root: &Path) -> String {
     let root = format!("{}/", root.display());
     let mut lines = Vec::new();
+    let mut is_in_names = false;
     for line in text.lines() {
-        if line.starts_with(".version ") {
+        is_in_names |= line.trim_start().starts_with(".section\t.debug_str");
+        if is_in_names {
+            is_in_names = line.trim() != "}";
+        } else if let Some((place, _)) = line.split_once(", function_name ") {
+            lines.push(place.to_owned());
+        } else if line.starts_with(".version ") {
             lines.push(format!(".version {PTX_VERSION}"));
         } else if let Some((start, path)) =
             line.trim_start().strip_prefix(".file").and_then(|rest| rest.split_once('"'))

@@ -9,14 +9,16 @@
 
 using namespace engine;
 
-namespace {
+namespace engine::adamw {
 
 // What is the same for all parameters, computed in f64 by the host. Passed by value, 9 floats.
 struct Factors {
     float grad, keep, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, reciprocal_correction, epsilon;
 };
 
-}  // namespace
+}  // namespace engine::adamw
+
+using namespace engine::adamw;
 
 // One update.
 //

@@ -21,6 +21,9 @@
 namespace engine {
 
 constexpr unsigned ATTENTION_THREADS = 128;
+// Blocks on a multiprocessor, at least: leaves 255 registers to each thread. Left to itself, ptxas aims at more blocks
+// and spills.
+constexpr unsigned ATTENTION_BLOCKS = 2;
 constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.69314718055994530942f;
 constexpr float INFINITE = __builtin_huge_valf();
@@ -141,6 +144,13 @@ __device__ __forceinline__ void load_tile(float* tile, const float* source, unsi
     });
 }
 
+// Writes 16 bytes, aligned to 16. The compiler takes some such stores apart, and these then touch every sector four times.
+__device__ __forceinline__ void store_four(float* target, float4 four) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(target)), "f"(four.x),
+                 "f"(four.y), "f"(four.z), "f"(four.w)
+                 : "memory");
+}
+
 // Writes a tile's first `count` rows, row r to `target + offset(r)`, or adds them.
 template <int Padded, int Rows, class Offset>
 __device__ __forceinline__ void store_tile(const float* tile, float* target, unsigned count, unsigned head_size,
@@ -155,7 +165,7 @@ __device__ __forceinline__ void store_tile(const float* tile, float* target, uns
                 const float4 old = *(const float4*)to;
                 four.x += old.x, four.y += old.y, four.z += old.z, four.w += old.w;
             }
-            *(float4*)to = four;
+            store_four(to, four);
         } else {
             write(*to, *from, accumulate);
         }

@@ -13,7 +13,7 @@
 
 using namespace engine;
 
-namespace {
+namespace engine {
 
 // What a row of scores needs: its log-sum-exp in units of log 2, and delta.
 struct Row {
@@ -370,7 +370,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
     }
 }
 
-}  // namespace
+}  // namespace engine
 
 // delta[b, h, i] = sum over d of dO[b, i, h, d] * O[b, i, h, d]
 //
@@ -407,7 +407,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
 // Traffic: at least every input once and both results once; queries and dO are read once for every tile of keys that
 //   they see.
 #define KEY_VALUE(NAME, PADDED, R, C)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
              float* grad_key, float* grad_value, unsigned accumulate) {                                                \
         key_value<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_key, grad_value, accumulate);           \
@@ -425,7 +425,7 @@ KEY_VALUE(attention_backward_key_value_256, 256, 2, 1)
 // Traffic: at least every input once and the result once; keys and values are read once for every tile of queries
 //   that sees them.
 #define QUERY(NAME, PADDED, R, C)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
              float* grad_query, unsigned accumulate) {                                                                 \
         query<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_query, accumulate);                         \
@@ -444,7 +444,7 @@ QUERY(attention_backward_query_256, 256, 2, 1)
 // Traffic: at least every input once and the result once; queries and dO are read once for every tile of keys, keys and
 //   values once for every tile of queries.
 #define BIAS(NAME, PADDED, R, C)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
              float* grad_bias, unsigned accumulate) {                                                                  \
         bias<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_bias, accumulate);                           \

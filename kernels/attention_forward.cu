@@ -14,7 +14,7 @@
 
 using namespace engine;
 
-namespace {
+namespace engine {
 
 // Finite, so that subtracting it from minus infinity makes no NaN.
 constexpr float FLOOR = -3.402823466e38f;
@@ -160,7 +160,7 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
     }
 }
 
-}  // namespace
+}  // namespace engine
 
 // O = dropout(softmax(scale * Q K' + bias + mask)) V, and the log-sum-exp of the rows of scores.
 //
@@ -172,11 +172,11 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
 // log_sum_exp: (B, H, query_time) f32, or null; minus infinity for a row that sees no key. With several splits,
 //   (splits, B, H, query_time), and not null.
 // partial: B * H * query_time, used with several splits.
-// keys_per_split: block y takes keys y * keys_per_split and following; a multiple of 4.
+// keys_per_split: block y takes that many keys from y * keys_per_split on.
 // Launch: grid (ceil(H / HK * query_time / rows) * B * HK, splits), where rows = 8 R; 128 threads.
 // Shared: ((8 R + 32 C) * (number + 4) + 128 R C) * 4 bytes.
 #define ENTRY(NAME, PADDED, R, C)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, float* output, float* log_sum_exp, unsigned long long partial,                         \
              unsigned keys_per_split) {                                                                                \
         attend<PADDED, R, C>(problem, output, log_sum_exp, partial, keys_per_split);                                   \

@@ -9,7 +9,7 @@
 
 using namespace engine;
 
-namespace {
+namespace engine::embedding {
 
 // Rows that a block copies, one to a warp.
 constexpr unsigned ROWS = 4;
@@ -143,7 +143,9 @@ __device__ __forceinline__ void positions_backward(const float* grad_output, flo
     }
 }
 
-}  // namespace
+}  // namespace engine::embedding
+
+using namespace engine::embedding;
 
 // output = tokens[ids] + positions; a row whose id is outside the vocabulary becomes NaN.
 //

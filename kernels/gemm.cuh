@@ -207,8 +207,8 @@ struct Product {
     static constexpr unsigned THREADS = ROW_WARPS * COLUMN_WARPS * WARP;
     // Per multiprocessor at least: leaves 128 registers to a thread of the large tile, 168 to one of the small.
     static constexpr unsigned BLOCKS = Extent == 128 ? 2 : 6;
-    static constexpr unsigned TILE = Extent * DEPTH;       // floats of one operand's stage
-    static constexpr unsigned SHARED_FLOATS = 4 * TILE;    // two stages of two operands
+    static constexpr unsigned TILE = Extent * DEPTH;     // floats of one operand's stage
+    static constexpr unsigned SHARED_FLOATS = 4 * TILE;  // two stages of two operands
 
     float sums[8][8];
 

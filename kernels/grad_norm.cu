@@ -7,13 +7,15 @@
 
 using namespace engine;
 
-namespace {
+namespace engine::grad_norm {
 
 constexpr unsigned THREADS = 256;
 // Elements of a block.
 constexpr unsigned PIECE = 16384;
 
-}  // namespace
+}  // namespace engine::grad_norm
+
+using namespace engine::grad_norm;
 
 // partials[block] = sum of the squares of a piece of the gradient.
 //

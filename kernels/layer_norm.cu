@@ -14,7 +14,7 @@ using namespace engine;
 
 extern __shared__ float4 shared_memory[];
 
-namespace {
+namespace engine::layer_norm {
 
 // Teams of one warp in a block.
 constexpr unsigned WARP_ROWS = 4;
@@ -32,7 +32,7 @@ struct ForwardArguments {
 
 template <Team TEAM, unsigned N, bool CACHED>
 __device__ __forceinline__ void forward(const ForwardArguments& a) {
-    const unsigned row = team_row(), channels = a.channels;
+    const unsigned row = team_index(), channels = a.channels;
     if (row >= a.rows) {
         return;
     }
@@ -123,7 +123,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
         }
     }
 
-    const unsigned row_start = min(a.rows, team_row() * a.rows_per_team);
+    const unsigned row_start = min(a.rows, team_index() * a.rows_per_team);
     const unsigned row_end = min(a.rows, row_start + a.rows_per_team);
     for (unsigned row = row_start; row < row_end; ++row) {
         const unsigned long long start = (unsigned long long)row * channels;
@@ -187,7 +187,9 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
     }
 }
 
-}  // namespace
+}  // namespace engine::layer_norm
+
+using namespace engine::layer_norm;
 
 // Normalises rows.
 //

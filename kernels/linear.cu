@@ -1,12 +1,12 @@
 // Linear layer: z = x · Wᵀ + b, y = activation(z) + residual, and its gradients.
 //
 // Three matrix products, each with everything else in its epilogue (`gemm.cuh` has the product itself):
-//   forward        z  = x · Wᵀ     both operands with the depth last; bias, activation and residual as it is stored
+//   forward         z  = x · Wᵀ    both operands with the depth last; bias, activation and residual as it is stored
 //   input gradient dx = dz · W     may apply an activation's derivative as it is stored (the hidden layer of an FFN)
 //   weight gradient dW = dzᵀ · x   both operands with the depth first
 // The two gradients may be cut along their depth where their results are too small to fill a GPU: each piece is a
-// product of its own, and `linear_sum_parts` adds them in order. SwiGLU's gate and up-projection meet in the registers of
-// one thread (`Span`), forward and backward, so it takes no pass of its own either.
+// product of its own, and `linear_sum_parts` adds them in order. SwiGLU's gate and up-projection meet in the registers
+// of one thread (`Span`), forward and backward, so it takes no pass of its own either.
 //
 // Traffic: the least is each operand and each result once. A block tile of E x E reads (2 / E) * rows * columns * depth
 // elements instead, most of them from the L2 cache: blocks that run side by side share rows or columns.
@@ -23,8 +23,8 @@ __device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(
 constexpr float GELU_LINEAR = 1.5957691216f;   // 2 √(2/π)
 constexpr float GELU_CUBIC = 0.0713548162726f;  // 2 √(2/π) 0.044715
 
-// activation(z), of one variable. The last multiplication is rounded by itself wherever this is inlined: a residual added
-// to it must not change its bits, which a recomputed activation has to repeat.
+// activation(z), of one variable. The last multiplication is rounded by itself wherever this is inlined: a residual
+// added to it must not change its bits, which a recomputed activation has to repeat.
 __device__ __forceinline__ float activate(unsigned activation, float z) {
     switch (activation) {
         // NaN stays NaN.
@@ -105,7 +105,7 @@ struct ForwardEpilogue {
     }
 };
 
-// The same for a gradient: where `z` is there, it becomes that of the pre-activation.
+// The same for a gradient: with an activation it becomes the gradient of the pre-activation `z`.
 struct GradientEpilogue {
     const float* z;
     float* target;
@@ -161,13 +161,15 @@ __device__ __forceinline__ void forward(const float* input, const float* weight,
 #pragma unroll 1
         for (unsigned which = 0; which < (has_pairs ? 1 : 2); ++which) {
             const unsigned at = column + which * 32;
-            if (at < outputs) epilogue.store(row, at, quads(which), quads(1), outputs - at);
+            if (at >= outputs) break;
+            const float4 up = has_pairs ? quads(1) : float4();
+            epilogue.store(row, at, quads(which), up, outputs - at);
         }
     });
 }
 
-// result (rows, columns) = left (rows, depth) · right (depth, columns), of the depths of part blockIdx.z. Left lies as it
-// says; the right operand has the depth first.
+// result (rows, columns) = left (rows, depth) · right (depth, columns), of the depths of part blockIdx.z. How the left
+// operand lies its type says; the right one has the depth first.
 template <unsigned Extent, class Left>
 __device__ __forceinline__ void gradient(const float* left_memory, unsigned left_stride, const float* right_memory,
                                          GradientEpilogue epilogue, unsigned rows, unsigned depth,
@@ -177,11 +179,12 @@ __device__ __forceinline__ void gradient(const float* left_memory, unsigned left
     const unsigned columns = epilogue.columns;
     const unsigned first_row = blockIdx.x * Extent, first_column = blockIdx.y * Extent;
     const unsigned start = blockIdx.z * depth_per_part, end = min(depth, start + depth_per_part);
-    epilogue.target += (unsigned long long)blockIdx.z * rows * columns;
     Left left(left_memory, left_stride, Span{first_row, rows, 0}, start);
     DepthFirst<Extent, Tile::THREADS> right(right_memory, columns, Span{first_column, columns, 0}, start);
     Tile product;
     product.multiply(shared, left, right, start, end);
+    // Here rather than before the product, where it would take two registers from it.
+    epilogue.target += (unsigned long long)blockIdx.z * rows * columns;
     product.each_row(shared, first_row, rows, [&](unsigned row, auto quads) {
 #pragma unroll 1
         for (unsigned which = 0; which < 2; ++which) {
@@ -198,7 +201,8 @@ __device__ __forceinline__ float warp_dot(const float* left, const float* right,
     if (has_quads) {
 #pragma unroll 4
         for (unsigned k = lane * 4; k < depth; k += 4 * WARP) {
-            const float4 a = *reinterpret_cast<const float4*>(left + k), b = *reinterpret_cast<const float4*>(right + k);
+            const float4 a = *reinterpret_cast<const float4*>(left + k);
+            const float4 b = *reinterpret_cast<const float4*>(right + k);
             sum = fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
         }
     } else {
@@ -324,48 +328,48 @@ extern "C" __global__ void __launch_bounds__(256)
 // y = activation(x · Wᵀ + b) + residual, of a tile of EXTENT x EXTENT elements per block.
 //
 // input: (rows, depth) f32; weight: (z_columns, depth) f32, where z_columns is outputs, or twice that for SwiGLU, gates
-// first; bias: (z_columns) f32 or null; residual: (rows, outputs) f32 or null; pre_activation: (rows, z_columns) f32, or
-// null unless SwiGLU; output: (rows, outputs) f32. All row-major; any alignment, 16 bytes for the fast paths.
+// first; bias: (z_columns) f32 or null; residual: (rows, outputs) f32 or null; pre_activation: (rows, z_columns) f32,
+// or null (not for SwiGLU); output: (rows, outputs) f32. All row-major; any alignment, 16 bytes for the fast paths.
 // Launch: (ceil(rows / EXTENT), ceil(z_columns / EXTENT)) blocks, for SwiGLU (..., ceil(outputs / (EXTENT / 2))), of
 // 256 threads for EXTENT 128, of 64 for EXTENT 64.
 // Shared memory: 256 * EXTENT bytes, static.
 // Traffic: see the top of the file; output and pre-activation are written once, residual and bias tile read once.
-#define FORWARD(NAME, EXTENT)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(Product<EXTENT>::THREADS, Product<EXTENT>::BLOCKS)                                          \
+#define FORWARD(NAME, EXTENT)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(Product<EXTENT>::THREADS, Product<EXTENT>::BLOCKS)                    \
         NAME(const float* input, const float* weight, const float* bias, const float* residual, float* pre_activation, \
              float* output, unsigned rows, unsigned outputs, unsigned depth, unsigned activation) {                    \
-        const ForwardEpilogue epilogue(bias, residual, pre_activation, output, outputs, activation);                  \
-        forward<EXTENT>(input, weight, epilogue, rows, depth);                                                        \
+        const ForwardEpilogue epilogue(bias, residual, pre_activation, output, outputs, activation);                   \
+        forward<EXTENT>(input, weight, epilogue, rows, depth);                                                         \
     }
 
 // dx = dz · W, or with an activation the gradient of the layer before it: (dz · W) ⊙ activation'(z).
 //
-// grad: (rows, depth) f32, dz; weight: (depth, columns) f32; z: (rows, columns) f32, for SwiGLU (rows, 2 * columns), not
-// read for the identity; target: (rows, columns) f32, for SwiGLU (rows, 2 * columns); with more than one part it is
+// grad: (rows, depth) f32, dz; weight: (depth, columns) f32; z: (rows, columns) f32, for SwiGLU (rows, 2 * columns),
+// not read for the identity; target: (rows, columns) f32, for SwiGLU (rows, 2 * columns); with more than one part it is
 // (parts, rows, columns), the activation is the identity and nothing is accumulated.
-// Launch: (ceil(rows / EXTENT), ceil(columns / EXTENT), parts) blocks, as large as those of the forward pass. A part has
-// depth_per_part depths, a multiple of 16.
+// Launch: (ceil(rows / EXTENT), ceil(columns / EXTENT), parts) blocks, as large as those of the forward pass. A part
+// has depth_per_part depths, a multiple of 16.
 // Shared memory, traffic: as the forward pass; the target is read too if it is added to.
-#define GRAD_INPUT(NAME, EXTENT)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(Product<EXTENT>::THREADS, Product<EXTENT>::BLOCKS)                                          \
-        NAME(const float* grad, const float* weight, const float* z, float* target, unsigned rows, unsigned columns,  \
-             unsigned depth, unsigned depth_per_part, unsigned activation, unsigned accumulate) {                     \
-        const GradientEpilogue epilogue(z, target, columns, activation, accumulate);                                  \
-        gradient<EXTENT, DepthLast<EXTENT, Product<EXTENT>::THREADS>>(grad, depth, weight, epilogue, rows, depth,     \
-                                                                      depth_per_part);                                \
+#define GRAD_INPUT(NAME, EXTENT)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(Product<EXTENT>::THREADS, Product<EXTENT>::BLOCKS)                    \
+        NAME(const float* grad, const float* weight, const float* z, float* target, unsigned rows, unsigned columns,   \
+             unsigned depth, unsigned depth_per_part, unsigned activation, unsigned accumulate) {                      \
+        const GradientEpilogue epilogue(z, target, columns, activation, accumulate);                                   \
+        gradient<EXTENT, DepthLast<EXTENT, Product<EXTENT>::THREADS>>(grad, depth, weight, epilogue, rows, depth,      \
+                                                                      depth_per_part);                                 \
     }
 
 // dW = dzᵀ · x
 //
 // grad: (depth, rows) f32, dz; input: (depth, columns) f32, x; target: (rows, columns) f32, or (parts, rows, columns).
 // Launch, shared memory, traffic: as the input gradient.
-#define GRAD_WEIGHT(NAME, EXTENT)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(Product<EXTENT>::THREADS, Product<EXTENT>::BLOCKS)                                          \
-        NAME(const float* grad, const float* input, float* target, unsigned rows, unsigned columns, unsigned depth,   \
-             unsigned depth_per_part, unsigned accumulate) {                                                          \
-        const GradientEpilogue epilogue(nullptr, target, columns, IDENTITY, accumulate);                              \
-        gradient<EXTENT, DepthFirst<EXTENT, Product<EXTENT>::THREADS>>(grad, rows, input, epilogue, rows, depth,      \
-                                                                       depth_per_part);                               \
+#define GRAD_WEIGHT(NAME, EXTENT)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(Product<EXTENT>::THREADS, Product<EXTENT>::BLOCKS)                    \
+        NAME(const float* grad, const float* input, float* target, unsigned rows, unsigned columns, unsigned depth,    \
+             unsigned depth_per_part, unsigned accumulate) {                                                           \
+        const GradientEpilogue epilogue(nullptr, target, columns, IDENTITY, accumulate);                               \
+        gradient<EXTENT, DepthFirst<EXTENT, Product<EXTENT>::THREADS>>(grad, rows, input, epilogue, rows, depth,       \
+                                                                       depth_per_part);                                \
     }
 
 FORWARD(linear_forward_large, 128)

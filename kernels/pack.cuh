@@ -3,6 +3,9 @@
 // Two uses. Rows whose width and addresses are multiples of 16 bytes are walked with `Pack<4>`, others with `Pack<1>`:
 // the width is a template parameter. Flat arrays are always walked in packs of four, so that which thread takes which
 // element, and with it every sum's order, does not depend on where the array lies.
+//
+// A kernel file keeps its helpers in a namespace of its own name, not in an unnamed one: the compiler gives that a hash
+// of the file's path, which comes through to the PTX, so that each machine would make another.
 #pragma once
 
 #include "common.cuh"

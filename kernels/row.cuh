@@ -1,7 +1,7 @@
 // Teams: the threads that work on one row. A team is a warp, for short rows (several rows to a block, block (32, rows)),
 // or a whole block, for long ones (block (threads, 1)). Both read the same way:
 //
-//     row = team_row();  for (i = threadIdx.x; i < length; i += blockDim.x) ...;  total = team_sum<TEAM>(mine);
+//     row = team_index();  for (i = threadIdx.x; i < length; i += blockDim.x) ...;  total = team_sum<TEAM>(mine);
 //
 // Every thread meets the same elements in each pass over its row, so a row that is kept in shared memory needs no
 // barrier between the passes.
@@ -13,8 +13,8 @@ namespace engine {
 
 enum class Team { WARP, BLOCK };
 
-// The row, or the first of the rows, of this thread's team, counted over the whole grid.
-__device__ __forceinline__ unsigned team_row() { return blockIdx.x * blockDim.y + threadIdx.y; }
+// This thread's team, counted over the whole grid: the row it works on, where a team has one.
+__device__ __forceinline__ unsigned team_index() { return blockIdx.x * blockDim.y + threadIdx.y; }
 
 // Makes what the team's threads wrote to memory visible to each other.
 template <Team TEAM>

@@ -16,7 +16,7 @@ using namespace engine;
 
 extern __shared__ float4 shared_memory[];
 
-namespace {
+namespace engine::softmax_cross_entropy {
 
 constexpr unsigned WARP_ROWS = 4;
 constexpr unsigned BLOCK_THREADS = 1024;
@@ -59,7 +59,7 @@ struct Arguments {
 
 template <Team TEAM, bool GRADIENT, bool CACHED>
 __device__ __forceinline__ void loss_of_row(const Arguments& a) {
-    const unsigned row = team_row(), vocabulary = a.vocabulary;
+    const unsigned row = team_index(), vocabulary = a.vocabulary;
     if (row >= a.rows) {
         return;
     }
@@ -143,7 +143,9 @@ __device__ __forceinline__ void loss_of_row(const Arguments& a) {
     }
 }
 
-}  // namespace
+}  // namespace engine::softmax_cross_entropy
+
+using namespace engine::softmax_cross_entropy;
 
 // Losses of all rows.
 //

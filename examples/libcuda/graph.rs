@@ -13,10 +13,13 @@ use crate::errors::{Answer, Code, GRAPH_EXEC_UPDATE_FAILURE, INVALID_VALUE, OPER
 use crate::state::{driver, lock};
 use crate::submit::{Operation, execute, submit};
 use crate::types::{Handle, In, InstantiateParams, Name, Out, UpdateResult};
+use crate::user_object::Retained;
 
 pub struct Graph {
     pub handle: Handle,
     nodes: Mutex<Vec<Node>>,
+    /// Objects of the program that it keeps.
+    pub retained: Mutex<Vec<Retained>>,
     /// To be told to its nodes.
     this: Weak<Graph>,
 }
@@ -39,6 +42,7 @@ pub struct GraphExec {
     pub source: Option<Arc<Graph>>,
     pub steps: Mutex<Vec<Step>>,
     flags: u64,
+    _retained: Vec<Retained>,
 }
 
 #[derive(Clone)]
@@ -79,7 +83,12 @@ impl Graph {
     /// A new graph in the table.
     pub fn register() -> Answer<Arc<Self>> {
         let handle = crate::state::new_handle();
-        let graph = Arc::new_cyclic(|this| Self { handle, nodes: Mutex::default(), this: this.clone() });
+        let graph = Arc::new_cyclic(|this| Self {
+            handle,
+            nodes: Mutex::default(),
+            retained: Mutex::default(),
+            this: this.clone(),
+        });
         driver()?.graphs.put(handle, graph.clone());
         Ok(graph)
     }
@@ -130,6 +139,7 @@ impl Graph {
             let dependencies = step.dependencies.iter().filter_map(|old| renamed.get(old).copied()).collect();
             renamed.insert(step.handle, copy.add(step.operation, dependencies)?);
         }
+        *lock(&copy.retained) = lock(&self.retained).clone();
         Ok(copy)
     }
 
@@ -170,7 +180,13 @@ impl Graph {
     pub fn as_child(&self) -> Answer<Arc<GraphExec>> {
         let copy = self.copy()?;
         let steps = Mutex::new(copy.steps()?);
-        Ok(Arc::new(GraphExec { handle: 0, source: Some(copy), steps, flags: 0 }))
+        Ok(Arc::new(GraphExec {
+            handle: 0,
+            source: Some(copy),
+            steps,
+            flags: 0,
+            _retained: lock(&self.retained).clone(),
+        }))
     }
 }
 
@@ -235,8 +251,9 @@ fn instantiate(target: Out<Handle>, handle: Handle, flags: u64) -> Answer {
     if target.is_null() {
         return Err(INVALID_VALUE);
     }
-    let steps = graph(handle)?.steps()?;
-    let make = |handle| GraphExec { handle, source: None, steps: Mutex::new(steps), flags };
+    let graph = graph(handle)?;
+    let (steps, retained) = (Mutex::new(graph.steps()?), lock(&graph.retained).clone());
+    let make = |handle| GraphExec { handle, source: None, steps, flags, _retained: retained };
     target.put(driver()?.graph_execs.add(make).handle)
 }
 

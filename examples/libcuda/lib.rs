@@ -41,3 +41,4 @@ mod stream_value;
 mod submit;
 mod transfer;
 mod types;
+mod user_object;

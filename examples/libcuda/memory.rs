@@ -116,6 +116,9 @@ fn allocate_shared(bytes: usize, kind: Kind, flags: c_uint) -> Answer<usize> {
 
 /// Ends an allocation that was taken out of the table.
 fn release(driver: &Driver, address: u64, block: &Block) -> Answer {
+    if block.kind == Kind::Registered {
+        driver.registered.fetch_sub(1, Relaxed);
+    }
     let freed = driver.emulator.free(address).map_err(|error| refuse(&error));
     if matches!(block.kind, Kind::Managed | Kind::Pinned) {
         unmap_pages(block.host, block.bytes);
@@ -176,8 +179,17 @@ pub fn block_at(driver: &Driver, address: DevicePointer) -> Option<(u64, Block)>
     (address - start < block.bytes as u64).then_some((*start, *block))
 }
 
-/// The pinned or registered allocation that holds a host address.
+/// The allocation that holds a host address: managed, pinned or registered.
 pub fn block_of_host(driver: &Driver, host: usize) -> Option<(u64, Block)> {
+    // All but registered memory has the same address on both sides.
+    if let Some((start, block)) = block_at(driver, host as u64)
+        && block.host != 0
+    {
+        return Some((start, block));
+    }
+    if driver.registered.load(Relaxed) == 0 {
+        return None;
+    }
     let blocks = lock(&driver.blocks);
     let found = blocks.iter().find(|(_, block)| block.host != 0 && host.wrapping_sub(block.host) < block.bytes);
     found.map(|(start, block)| (*start, *block))
@@ -341,6 +353,7 @@ pub extern "C" fn cuMemHostRegister_v2(host: *mut c_void, bytes: usize, flags: c
             pool: 0,
             is_of_graph: false,
         };
+        driver.registered.fetch_add(1, Relaxed);
         lock(&driver.blocks).insert(address, block);
         Ok(())
     })

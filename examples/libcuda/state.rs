@@ -22,6 +22,7 @@ use crate::options::Options;
 use crate::pool::Pool;
 use crate::stream::Stream;
 use crate::types::Handle;
+use crate::user_object::UserObject;
 
 /// Objects of one kind by handle.
 pub struct Table<T> {
@@ -94,11 +95,14 @@ pub struct Driver {
     pub graphs: Table<Graph>,
     pub nodes: Table<NodePlace>,
     pub graph_execs: Table<GraphExec>,
+    pub user_objects: Table<UserObject>,
     pub pools: Table<Pool>,
     pub default_pool: Handle,
     pub current_pool: AtomicUsize,
     /// Everything allocated through the interface, by device address.
     pub blocks: Mutex<BTreeMap<u64, Block>>,
+    /// How many of them are registered memory, which alone has another address on the host.
+    pub registered: AtomicUsize,
     printed: Mutex<Vec<u8>>,
 }
 
@@ -152,10 +156,12 @@ pub fn initialise() -> Answer {
         graphs: Table::default(),
         nodes: Table::default(),
         graph_execs: Table::default(),
+        user_objects: Table::default(),
         pools,
         default_pool,
         current_pool: AtomicUsize::new(default_pool),
         blocks: Mutex::default(),
+        registered: AtomicUsize::new(0),
         printed: Mutex::default(),
     };
     // Another thread may have been first: then its driver stands.

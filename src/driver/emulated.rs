@@ -7,15 +7,15 @@ use std::time::Instant;
 use super::emulator::{self, Emulator, EmulatorError};
 use super::handles::Table;
 use super::{
-    CAPTURED, DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, Module, Params, Result,
-    Stream, refuse_default,
+    CAPTURED, DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, LaunchLog, LaunchRecord,
+    Module, Params, Result, Stream, refuse_default,
 };
 
 /// A [`Driver`] that executes PTX on the CPU.
 pub struct Emulated {
     emulator: Emulator,
-    /// Launches go through the sanitizer; a finding is an error.
-    is_sanitized: bool,
+    watch: Watch,
+    log: Option<LaunchLog>,
     modules: Table<emulator::Module>,
     functions: Table<Kernel>,
     /// What was queued since a capture began, where one did.
@@ -24,6 +24,15 @@ pub struct Emulated {
     graphs: Table<Vec<Work>>,
     /// What the first launch that failed said: the device is lost.
     fault: Mutex<Option<Error>>,
+}
+
+/// How launches run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    Nothing,
+    /// Under the sanitizer; a finding is an error.
+    Sanitize,
+    Count,
 }
 
 struct Kernel {
@@ -76,7 +85,8 @@ impl Emulated {
         debug_assert_eq!(Stream(default), Stream::DEFAULT);
         Self {
             emulator,
-            is_sanitized: false,
+            watch: Watch::Nothing,
+            log: None,
             modules: Table::new("module"),
             functions: Table::new("function"),
             streams,
@@ -89,7 +99,19 @@ impl Emulated {
     /// Every launch goes through the sanitizer; what it finds is the launch's error.
     #[must_use]
     pub fn sanitized(self) -> Self {
-        Self { emulator: self.emulator.with_initialisation_tracking(), is_sanitized: true, ..self }
+        Self { emulator: self.emulator.with_initialisation_tracking(), watch: Watch::Sanitize, ..self }
+    }
+
+    /// Every launch is counted; see [`logged`](Self::logged).
+    #[must_use]
+    pub fn counted(self) -> Self {
+        Self { watch: Watch::Count, ..self }
+    }
+
+    /// Every launch is written down in `log`.
+    #[must_use]
+    pub fn logged(self, log: &LaunchLog) -> Self {
+        Self { log: Some(log.clone()), ..self }
     }
 
     /// Fails where an earlier launch failed.
@@ -126,14 +148,24 @@ impl Emulated {
 
     fn run_launch(&self, kernel: &Kernel, config: LaunchConfig, params: &[u8]) -> Result<()> {
         let Kernel { module, name } = kernel;
-        let result = if self.is_sanitized {
-            self.emulator.launch_sanitized(module, name, config, params)
-        } else {
-            self.emulator.launch(module, name, config, params).map(|report| (report, Vec::new()))
+        let emulator = &self.emulator;
+        let result = match self.watch {
+            Watch::Nothing => emulator.launch(module, name, config, params).map(|report| (report, None, vec![])),
+            Watch::Sanitize => emulator
+                .launch_sanitized(module, name, config, params)
+                .map(|(report, findings)| (report, None, findings)),
+            Watch::Count => emulator
+                .launch_counted(module, name, config, params)
+                .map(|(report, counters)| (report, Some(counters), vec![])),
         };
         let error = match result {
-            Ok((report, findings)) => {
+            Ok((report, counters, findings)) => {
                 print(&report.output);
+                if let Some(log) = &self.log {
+                    let blocks = config.grid.iter().map(|&size| u64::from(size)).product();
+                    let (kernel, findings) = (name.clone(), findings.clone());
+                    log.push(LaunchRecord { kernel, blocks, counters, findings });
+                }
                 let Some(first) = findings.first() else { return Ok(()) };
                 let more = match findings.len() - 1 {
                     0 => String::new(),

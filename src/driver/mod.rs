@@ -13,6 +13,7 @@ pub mod emulator;
 mod facts;
 mod handles;
 mod launch;
+mod launch_log;
 mod requirements;
 
 pub use cuda::Cuda;
@@ -21,6 +22,7 @@ pub use cust::Cust;
 pub use emulated::Emulated;
 pub use facts::DeviceFacts;
 pub use launch::{LaunchConfig, Params};
+pub use launch_log::{LaunchLog, LaunchRecord};
 
 /// What a driver refuses or a device reports.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -1,8 +1,8 @@
 //! Launches `kernels/adamw.cu`. What is the same for all parameters is computed here, in f64, as the CPU does.
 
-use super::rows::packed;
+use super::rows::{Launch, packed};
 use super::{Arguments, Gpu, Source, source};
-use crate::driver::{LaunchConfig, Result};
+use crate::driver::Result;
 use crate::ops::adamw::{Hyper, Update};
 
 static SOURCE: Source = source!("adamw");
@@ -13,7 +13,7 @@ pub fn update(gpu: &Gpu, hyper: &Hyper, arguments: Update<'_>) -> Result<()> {
     gpu.launch(&SOURCE, kernel, config, list)
 }
 
-fn launch(hyper: &Hyper, arguments: &Update<'_>) -> (&'static str, LaunchConfig, Arguments) {
+fn launch(hyper: &Hyper, arguments: &Update<'_>) -> Launch {
     let Update { parameter, gradient, first_moment, second_moment } = arguments;
     let [beta1, beta2, rate, decay] =
         [hyper.beta1, hyper.beta2, hyper.learning_rate, hyper.weight_decay].map(f64::from);
@@ -37,11 +37,12 @@ fn launch(hyper: &Hyper, arguments: &Update<'_>) -> (&'static str, LaunchConfig,
     ("adamw_update", packed(parameter.len()), list)
 }
 
-#[cfg(test)]
-mod tests {
+pub(crate) mod checks {
+    #[cfg(test)]
     use super::super::counting::CountingDevice;
-    use super::super::testing::{Buffer, device};
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::testing::{Random, assert_close, cpu_devices, double};
     use crate::ops::{Device, View, ViewMut, adamw};
 
@@ -58,10 +59,8 @@ mod tests {
     /// Half a unit in the last place of the numbers that are added: all that is left where a single one cancels.
     const ROUNDING: f64 = 3e-7;
 
-    #[test]
-    fn updates_match_reference_and_have_the_bits_of_a_cpu_that_fuses() {
+    fn updates_match_reference_and_have_the_bits_of_a_cpu_that_fuses(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         // Portable code rounds between multiplication and addition.
         let cpus: Vec<_> = cpu_devices().into_iter().filter(|(name, _)| !name.contains("portable")).collect();
         for length in [1, 3, 113, 203, 1023, 20_001] {
@@ -77,7 +76,7 @@ mod tests {
 
                     let shifted = |values: &[f32]| [&vec![0.0; offset], values].concat();
                     let on_device =
-                        [&start, &m_start, &v_start, &gradient].map(|x| Buffer::upload(&device, &shifted(x)));
+                        [&start, &m_start, &v_start, &gradient].map(|x| Buffer::upload(device, &shifted(x)));
                     let address = |i: usize| on_device[i].view().address() + 4 * offset as u64;
                     // SAFETY: each range lies in its own buffer, which is read only afterwards.
                     let of = |i: usize| unsafe { ViewMut::on_device(address(i), length) };
@@ -88,7 +87,7 @@ mod tests {
                         first_moment: of(1),
                         second_moment: of(2),
                     };
-                    adamw::update(&device, &hyper, arguments).unwrap();
+                    adamw::update(device, &hyper, arguments).unwrap();
                     let found = on_device.map(|buffer| buffer.download()[offset..].to_vec());
                     assert_close(&format!("parameter, {name}"), &found[0], &p, 1e-6, ROUNDING);
                     assert_close(&format!("first moment, {name}"), &found[1], &m, 1e-6, ROUNDING);
@@ -128,10 +127,21 @@ mod tests {
 
     #[test]
     fn nothing_to_update_is_no_launch() {
-        let Device::Gpu(gpu) = device() else { unreachable!() };
+        let Device::Gpu(gpu) = crate::gpu::testing::device() else { unreachable!() };
         let none = || ViewMut::from(&mut [][..]);
         let arguments =
             Update { parameter: none(), gradient: [][..].into(), first_moment: none(), second_moment: none() };
         update(&gpu, &HYPER, arguments).unwrap();
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[Check {
+        name: "adamw: updates match reference and have the bits of a cpu that fuses",
+        claim: updates_match_reference_and_have_the_bits_of_a_cpu_that_fuses,
+    }];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

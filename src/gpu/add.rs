@@ -23,30 +23,39 @@ pub fn accumulate(gpu: &Gpu, source: View<'_, f32>, target: ViewMut<'_, f32>, wr
     gpu.launch(&SOURCE, "add_accumulate", strided(count, BLOCK), list)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::testing::{Random, assert_close, double};
-    use crate::ops::{Write, add};
+    use crate::ops::{Device, Write, add};
 
-    #[test]
-    fn sums_match_the_definition_over_odd_sizes() {
+    fn sums_match_the_definition_over_odd_sizes(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for length in [0, 1, 3, 113, 203, 1023, 40_001] {
             let (left, right) = (random.normal(length), random.normal(length));
             let expected: Vec<f64> = left.iter().zip(&right).map(|(a, b)| f64::from(a + b)).collect();
-            let (a, b) = (Buffer::upload(&device, &left), Buffer::upload(&device, &right));
-            let mut output = Buffer::poisoned(&device, length);
+            let (a, b) = (Buffer::upload(device, &left), Buffer::upload(device, &right));
+            let mut output = Buffer::poisoned(device, length);
             let arguments = add::Forward { left: a.view(), right: b.view(), output: output.view_mut() };
-            add::forward(&device, arguments).unwrap();
+            add::forward(device, arguments).unwrap();
             assert_close("sum", &output.download(), &expected, 0.0, 0.0);
 
-            let mut target = Buffer::poisoned(&device, length);
-            add::accumulate(&device, a.view(), target.view_mut(), Write::Set).unwrap();
+            let mut target = Buffer::poisoned(device, length);
+            add::accumulate(device, a.view(), target.view_mut(), Write::Set).unwrap();
             assert_close("copy", &target.download(), &double(&left), 0.0, 0.0);
-            add::accumulate(&device, b.view(), target.view_mut(), Write::Add).unwrap();
+            add::accumulate(device, b.view(), target.view_mut(), Write::Add).unwrap();
             assert_close("accumulated", &target.download(), &expected, 0.0, 0.0);
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[Check {
+        name: "add: sums match the definition over odd sizes",
+        claim: sums_match_the_definition_over_odd_sizes,
+    }];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -1,12 +1,10 @@
 //! For the tests of launchers: an emulated device that counts what a launch moves.
 
-use super::{Arguments, Source};
+use super::Source;
+use super::rows::Launch;
+use crate::driver::DeviceFacts;
 use crate::driver::emulator::{Counters, Emulator};
-use crate::driver::{DeviceFacts, LaunchConfig};
 use crate::ops::{View, ViewMut};
-
-/// A launch that was prepared: kernel, geometry, arguments.
-pub(crate) type Launch = (&'static str, LaunchConfig, Arguments);
 
 /// An emulator, and memory on it that lives as long as it does.
 pub(crate) struct CountingDevice(Emulator);

@@ -27,21 +27,20 @@ fn apply(gpu: &Gpu, dropout: &Dropout, input: &View<'_, f32>, addend: u64, outpu
     gpu.launch(&SOURCE, "dropout_apply", packed(count), list)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
+    use crate::ops::Device;
     use crate::ops::dropout;
     use crate::ops::testing::{Random, assert_close, cpu_devices, double, poisoned};
 
-    #[test]
-    fn both_passes_match_reference_with_the_masks_of_the_cpu() {
+    fn both_passes_match_reference_with_the_masks_of_the_cpu(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         let (_, cpu) = cpu_devices().remove(0);
         for length in [0, 1, 3, 113, 203, 1023, 20_001] {
             let [input, residual] = [0; 2].map(|_| random.normal(length));
-            let [on_input, on_residual] = [&input, &residual].map(|values| Buffer::upload(&device, values));
+            let [on_input, on_residual] = [&input, &residual].map(|values| Buffer::upload(device, values));
             for probability in [0.0, 0.1, 0.9] {
                 let mask = Dropout { probability, seed: 0xDEAD_BEEF_0123, step: 1 << 40, site: 7 };
                 let name = format!("{length} elements, p {probability}");
@@ -50,9 +49,9 @@ mod tests {
                 let plain = dropout::reference::forward(&mask, &double(&input), None);
                 let summed = dropout::reference::forward(&mask, &double(&input), Some(&double(&residual)));
 
-                let mut output = Buffer::poisoned(&device, length);
+                let mut output = Buffer::poisoned(device, length);
                 let arguments = Forward { input: on_input.view(), residual: None, output: output.view_mut() };
-                dropout::forward(&device, &mask, arguments).unwrap();
+                dropout::forward(device, &mask, arguments).unwrap();
                 let found = output.download();
                 assert_close(&format!("forward, {name}"), &found, &plain, 1e-6, 0.0);
                 let mut on_cpu = poisoned(length);
@@ -60,18 +59,18 @@ mod tests {
                 dropout::forward(&cpu, &mask, arguments).unwrap();
                 assert!(on_cpu == found, "the CPU's bits differ, {name}");
 
-                let mut output = Buffer::poisoned(&device, length);
+                let mut output = Buffer::poisoned(device, length);
                 let arguments =
                     Forward { input: on_input.view(), residual: Some(on_residual.view()), output: output.view_mut() };
-                dropout::forward(&device, &mask, arguments).unwrap();
+                dropout::forward(device, &mask, arguments).unwrap();
                 assert_close(&format!("with residual, {name}"), &output.download(), &summed, 1e-6, rounding);
 
                 for (write, mut gradient, expected) in [
-                    (Write::Set, Buffer::poisoned(&device, length), &plain),
-                    (Write::Add, Buffer::upload(&device, &residual), &summed),
+                    (Write::Set, Buffer::poisoned(device, length), &plain),
+                    (Write::Add, Buffer::upload(device, &residual), &summed),
                 ] {
                     let grad_input = (gradient.view_mut(), write);
-                    dropout::backward(&device, &mask, Backward { grad_output: on_input.view(), grad_input }).unwrap();
+                    dropout::backward(device, &mask, Backward { grad_output: on_input.view(), grad_input }).unwrap();
                     assert_close(
                         &format!("backward, {write:?}, {name}"),
                         &gradient.download(),
@@ -82,5 +81,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[Check {
+        name: "dropout: both passes match reference with the masks of the cpu",
+        claim: both_passes_match_reference_with_the_masks_of_the_cpu,
+    }];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -150,10 +150,10 @@ fn sort_places(gpu: &Gpu, ids: &View<'_, i32>, vocabulary: usize) -> Result<(u64
     Ok(from)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, embedding};
 
@@ -186,28 +186,26 @@ mod tests {
         (0..shape.batch * shape.time).map(|i| random.below(bound(i)) as i32).collect()
     }
 
-    #[test]
-    fn forward_matches_reference() {
+    fn forward_matches_reference(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for shape in shapes() {
             let ids = ids(&mut random, &shape);
             let tokens = random.normal(shape.vocabulary * shape.channels);
             let positions = random.normal(shape.positions * shape.channels);
-            let on_ids = Buffer::upload(&device, &ids);
-            let [on_tokens, on_positions] = [&tokens, &positions].map(|table| Buffer::upload(&device, table));
+            let on_ids = Buffer::upload(device, &ids);
+            let [on_tokens, on_positions] = [&tokens, &positions].map(|table| Buffer::upload(device, table));
             for has_positions in [false, shape.positions > 0] {
                 let positions = double(&positions);
                 let positions = has_positions.then_some(positions.as_slice());
                 let expected = embedding::reference::forward(&shape, &ids, &double(&tokens), positions);
-                let mut output = Buffer::poisoned(&device, expected.len());
+                let mut output = Buffer::poisoned(device, expected.len());
                 let arguments = Forward {
                     ids: on_ids.view(),
                     token_table: on_tokens.view(),
                     position_table: has_positions.then(|| on_positions.view()),
                     output: output.view_mut(),
                 };
-                embedding::forward(&device, &shape, arguments).unwrap();
+                embedding::forward(device, &shape, arguments).unwrap();
                 assert_close(&format!("{shape:?}"), &output.download(), &expected, 1e-6, 0.0);
             }
         }
@@ -238,17 +236,15 @@ mod tests {
         gradients.map(|gradient| gradient.download())
     }
 
-    #[test]
-    fn backward_matches_reference_and_two_runs_have_the_same_bits() {
+    fn backward_matches_reference_and_two_runs_have_the_same_bits(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for shape in shapes() {
             let ids = ids(&mut random, &shape);
             let grad_output = random.normal(ids.len() * shape.channels);
             let before = [shape.vocabulary, shape.positions].map(|rows| random.normal(rows * shape.channels));
             let (tokens, positions) = embedding::reference::backward(&shape, &ids, &double(&grad_output));
             for write in [Write::Set, Write::Add] {
-                let found = run(&device, &shape, &ids, &grad_output, write, &before);
+                let found = run(device, &shape, &ids, &grad_output, write, &before);
                 for (i, (name, gradient)) in [("tokens", &tokens), ("positions", &positions)].into_iter().enumerate() {
                     let expected: Vec<f64> = match write {
                         Write::Set => gradient.clone(),
@@ -256,7 +252,7 @@ mod tests {
                     };
                     assert_close(&format!("{name}, {shape:?}, {write:?}"), &found[i], &expected, 1e-5, 0.0);
                 }
-                let again = run(&device, &shape, &ids, &grad_output, write, &before);
+                let again = run(device, &shape, &ids, &grad_output, write, &before);
                 assert!(found == again, "two runs differ, {shape:?}, {write:?}");
             }
         }
@@ -265,7 +261,7 @@ mod tests {
     #[test]
     fn places_of_one_id_stay_in_order() {
         let mut random = Random::fresh();
-        let Device::Gpu(gpu) = &device() else { unreachable!() };
+        let Device::Gpu(gpu) = &crate::gpu::testing::device() else { unreachable!() };
         // One pass of the sort, two and three; an id outside the vocabulary is the last key.
         for (vocabulary, count) in [(5, 5000), (255, 4097), (256, 33), (3000, 4096), (70_000, 2500)] {
             let mut ids: Vec<i32> = (0..count).map(|_| random.below(vocabulary) as i32).collect();
@@ -289,42 +285,57 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_id_outside_the_vocabulary_gives_a_row_of_nan_and_no_gradient() {
-        let device = device();
+    fn an_id_outside_the_vocabulary_gives_a_row_of_nan_and_no_gradient(device: &Device) {
         for vocabulary in [3, 300] {
             let shape = Shape { batch: 1, time: 4, channels: 5, vocabulary, positions: 4, first_position: 0 };
             let ids = [2, vocabulary as i32, -7, 2];
             let table = vec![1.0; vocabulary * 5];
-            let (on_ids, on_table) = (Buffer::upload(&device, &ids), Buffer::upload(&device, &table));
-            let positions = Buffer::upload(&device, &[1.0f32; 20]);
-            let mut output = Buffer::poisoned(&device, 20);
+            let (on_ids, on_table) = (Buffer::upload(device, &ids), Buffer::upload(device, &table));
+            let positions = Buffer::upload(device, &[1.0f32; 20]);
+            let mut output = Buffer::poisoned(device, 20);
             let arguments = Forward {
                 ids: on_ids.view(),
                 token_table: on_table.view(),
                 position_table: Some(positions.view()),
                 output: output.view_mut(),
             };
-            embedding::forward(&device, &shape, arguments).unwrap();
+            embedding::forward(device, &shape, arguments).unwrap();
             let output = output.download();
             assert!(output[..5].iter().chain(&output[15..]).all(|&y| y == 2.0), "{output:?}");
             assert!(output[5..15].iter().all(|y| y.is_nan()), "{output:?}");
 
-            let [tokens, _] = run(&device, &shape, &ids, &[1.0; 20], Write::Set, &[table, vec![0.0; 20]]);
+            let [tokens, _] = run(device, &shape, &ids, &[1.0; 20], Write::Set, &[table, vec![0.0; 20]]);
             for (id, row) in tokens.chunks(5).enumerate() {
                 assert_eq!(row, [if id == 2 { 2.0 } else { 0.0 }; 5], "row {id} of {vocabulary}");
             }
         }
     }
 
-    #[test]
-    fn no_places_have_gradients_of_zero() {
-        let device = device();
+    fn no_places_have_gradients_of_zero(device: &Device) {
         for vocabulary in [0, 9] {
             let shape = Shape { batch: 0, time: 4, channels: 3, vocabulary, positions: 4, first_position: 0 };
             let before = [vec![1.0; 3 * vocabulary], vec![1.0; 12]];
-            let [tokens, positions] = run(&device, &shape, &[], &[], Write::Set, &before);
+            let [tokens, positions] = run(device, &shape, &[], &[], Write::Set, &before);
             assert!(tokens.iter().chain(&positions).all(|&g| g == 0.0));
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[
+        Check { name: "embedding: forward matches reference", claim: forward_matches_reference },
+        Check {
+            name: "embedding: backward matches reference and two runs have the same bits",
+            claim: backward_matches_reference_and_two_runs_have_the_same_bits,
+        },
+        Check {
+            name: "embedding: an id outside the vocabulary gives a row of nan and no gradient",
+            claim: an_id_outside_the_vocabulary_gives_a_row_of_nan_and_no_gradient,
+        },
+        Check { name: "embedding: no places have gradients of zero", claim: no_places_have_gradients_of_zero },
+    ];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -94,9 +94,9 @@ pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()>
     inner.compute(gpu, grad_z.as_view(), workspace)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::ffn::reference::{self, Parameters};
     use crate::ops::ffn::{Backward, Forward, Hidden, Shape, backward, forward};
     use crate::ops::linear::Activation;
@@ -207,10 +207,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn network_and_gradients_match_reference_for_odd_sizes() {
+    fn network_and_gradients_match_reference_for_odd_sizes(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for activation in ACTIVATIONS {
             for sizes in [[1, 3, 5], [17, 33, 65], [70, 36, 132]] {
                 let case = Case::new(&mut random, sizes, activation);
@@ -220,7 +218,7 @@ mod tests {
                 let parameters =
                     Parameters { weight_in: &w_in, bias_in: Some(&b_in), weight_out: &w_out, bias_out: Some(&b_out) };
                 let expected = reference::forward(&case.shape, activation, &x, parameters, Some(&r));
-                let [z, activated, output] = case.forward(&device);
+                let [z, activated, output] = case.forward(device);
                 let name = format!("{activation:?} {sizes:?}");
                 assert_close(&format!("{name}: z"), &z, &expected.pre_activation, 1e-5, 1e-7);
                 assert_close(&format!("{name}: activated"), &activated, &expected.activated, 1e-5, 1e-7);
@@ -238,7 +236,7 @@ mod tests {
                     &grads.pre_activation,
                 ];
                 for before in [None, Some(-0.25)] {
-                    let found = case.backward(&device, &z, None, before);
+                    let found = case.backward(device, &z, None, before);
                     for (i, part) in GRAD_NAMES.into_iter().enumerate() {
                         // The pre-activation's gradient is memory of the operation: always overwritten.
                         let before = if i < 5 { f64::from(before.unwrap_or(0.0)) } else { 0.0 };
@@ -256,19 +254,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_recomputed_hidden_layer_gives_equal_bits() {
+    fn a_recomputed_hidden_layer_gives_equal_bits(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         let bits = |grads: [Vec<f32>; 6]| grads.map(|grad| grad.iter().map(|g| g.to_bits()).collect::<Vec<_>>());
         for activation in ACTIVATIONS {
             for sizes in [[3, 20, 65], [113, 17, 66]] {
                 let case = Case::new(&mut random, sizes, activation);
-                let [z, activated, _] = case.forward(&device);
-                let kept = case.backward(&device, &z, Some(&activated), None);
-                let recomputed = case.backward(&device, &z, None, None);
+                let [z, activated, _] = case.forward(device);
+                let kept = case.backward(device, &z, Some(&activated), None);
+                let recomputed = case.backward(device, &z, None, None);
                 assert!(bits(kept) == bits(recomputed), "{activation:?} {sizes:?}: bits differ");
             }
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[
+        Check {
+            name: "ffn: network and gradients match reference for odd sizes",
+            claim: network_and_gradients_match_reference_for_odd_sizes,
+        },
+        Check {
+            name: "ffn: a recomputed hidden layer gives equal bits",
+            claim: a_recomputed_hidden_layer_gives_equal_bits,
+        },
+    ];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

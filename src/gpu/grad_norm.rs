@@ -41,10 +41,10 @@ pub fn forward(gpu: &Gpu, gradients: &[View<'_, f32>]) -> Result<f64> {
     Ok(f64::from_le_bytes(bytes).sqrt())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::testing::{Random, double};
     use crate::ops::{Device, grad_norm};
 
@@ -54,19 +54,17 @@ mod tests {
         grad_norm::forward(device, &views).unwrap()
     }
 
-    #[test]
-    fn norm_matches_reference_with_the_same_bits_wherever_the_gradients_lie() {
+    fn norm_matches_reference_with_the_same_bits_wherever_the_gradients_lie(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         let lengths = [1, 3, 0, 17, 113, 203, 1023, PIECE, 70_001];
         let gradients: Vec<Vec<f32>> = lengths.iter().map(|&length| random.normal(length)).collect();
         let doubles: Vec<Vec<f64>> = gradients.iter().map(|gradient| double(gradient)).collect();
         let expected = grad_norm::reference::forward(&doubles.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        let found = norm(&device, &gradients);
+        let found = norm(device, &gradients);
         assert!((found - expected).abs() <= 1e-12 * expected, "{found}, expected {expected}");
 
         // All in one array, so that most of them start at no multiple of 16 bytes.
-        let together = Buffer::upload(&device, &gradients.concat());
+        let together = Buffer::upload(device, &gradients.concat());
         let mut address = together.view().address();
         let views: Vec<View<'_, f32>> = lengths
             .iter()
@@ -77,29 +75,46 @@ mod tests {
                 view
             })
             .collect();
-        assert_eq!(grad_norm::forward(&device, &views).unwrap().to_bits(), found.to_bits());
-        assert_eq!(norm(&device, &[]), 0.0);
-        assert_eq!(norm(&device, &[vec![]]), 0.0);
+        assert_eq!(grad_norm::forward(device, &views).unwrap().to_bits(), found.to_bits());
+        assert_eq!(norm(device, &[]), 0.0);
+        assert_eq!(norm(device, &[vec![]]), 0.0);
     }
 
-    #[test]
-    fn huge_gradients_do_not_overflow_and_tiny_ones_do_not_vanish() {
-        let device = device();
+    fn huge_gradients_do_not_overflow_and_tiny_ones_do_not_vanish(device: &Device) {
         for (value, expected) in [(1e30f32, 2e30), (1e-30, 2e-30), (f32::MAX, 2.0 * f64::from(f32::MAX))] {
-            let found = norm(&device, &[vec![value; 3], vec![value]]);
+            let found = norm(device, &[vec![value; 3], vec![value]]);
             assert!((found - expected).abs() < 1e-6 * expected, "{found}, expected {expected}");
         }
     }
 
-    #[test]
-    fn nan_and_infinity_anywhere_reach_the_norm() {
-        let device = device();
+    fn nan_and_infinity_anywhere_reach_the_norm(device: &Device) {
         for place in [0, 31, 16_384, 39_999] {
             let mut gradient = vec![0.5f32; 40_000];
             gradient[place] = f32::NAN;
-            assert!(norm(&device, &[vec![1.0], gradient.clone()]).is_nan(), "NaN at {place}");
+            assert!(norm(device, &[vec![1.0], gradient.clone()]).is_nan(), "NaN at {place}");
             gradient[place] = f32::NEG_INFINITY;
-            assert!(norm(&device, &[vec![1.0], gradient]) == f64::INFINITY, "-inf at {place}");
+            assert!(norm(device, &[vec![1.0], gradient]) == f64::INFINITY, "-inf at {place}");
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[
+        Check {
+            name: "grad_norm: norm matches reference with the same bits wherever the gradients lie",
+            claim: norm_matches_reference_with_the_same_bits_wherever_the_gradients_lie,
+        },
+        Check {
+            name: "grad_norm: huge gradients do not overflow and tiny ones do not vanish",
+            claim: huge_gradients_do_not_overflow_and_tiny_ones_do_not_vanish,
+        },
+        Check {
+            name: "grad_norm: nan and infinity anywhere reach the norm",
+            claim: nan_and_infinity_anywhere_reach_the_norm,
+        },
+    ];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -35,15 +35,15 @@ pub fn append(gpu: &Gpu, shape: &Shape, arguments: Append<'_>) -> Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
+    use crate::ops::Device;
     use crate::ops::key_value_cache::{Append, Shape, append};
     use crate::ops::testing::Random;
 
-    #[test]
-    fn append_writes_keys_and_values_at_each_sequence_s_position_and_nothing_else() {
-        let (device, mut random) = (device(), Random::fresh());
+    fn append_writes_keys_and_values_at_each_sequence_s_position_and_nothing_else(device: &Device) {
+        let mut random = Random::fresh();
         // The second has more sequences than one launch takes, the third more columns than a block.
         for (batch, time, key_columns, capacity) in [(2, 3, 5, 7), (300, 1, 3, 4), (3, 17, 203, 40)] {
             let query_columns = 8;
@@ -52,10 +52,10 @@ mod tests {
             let values = random.normal(batch * time * row);
             let before = random.normal(batch * capacity * columns);
             let positions: Vec<usize> = (0..batch).map(|_| random.below(capacity - time + 1)).collect();
-            let qkv = Buffer::upload(&device, &values);
-            let mut cache = Buffer::upload(&device, &before);
+            let qkv = Buffer::upload(device, &values);
+            let mut cache = Buffer::upload(device, &before);
             let arguments = Append { qkv: qkv.view(), positions: &positions, cache: cache.view_mut() };
-            append(&device, &shape, arguments).unwrap();
+            append(device, &shape, arguments).unwrap();
             let mut expected = before;
             for (b, position) in positions.iter().enumerate() {
                 for t in 0..time {
@@ -67,12 +67,24 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_full_cache_is_refused() {
-        let device = device();
+    fn a_full_cache_is_refused(device: &Device) {
         let shape = Shape { batch: 1, time: 2, query_columns: 4, key_columns: 4, capacity: 3 };
-        let (qkv, mut cache) = (Buffer::poisoned(&device, 24), Buffer::poisoned(&device, 24));
+        let (qkv, mut cache) = (Buffer::poisoned(device, 24), Buffer::poisoned(device, 24));
         let arguments = Append { qkv: qkv.view(), positions: &[2], cache: cache.view_mut() };
-        assert!(append(&device, &shape, arguments).unwrap_err().to_string().contains("position 2 of a cache of 3"));
+        assert!(append(device, &shape, arguments).unwrap_err().to_string().contains("position 2 of a cache of 3"));
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[
+        Check {
+            name: "key_value_cache: append writes keys and values at each sequence s position and nothing else",
+            claim: append_writes_keys_and_values_at_each_sequence_s_position_and_nothing_else,
+        },
+        Check { name: "key_value_cache: a full cache is refused", claim: a_full_cache_is_refused },
+    ];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -1,6 +1,6 @@
 //! Launches `kernels/layer_norm.cu`: which team takes a row, how many rows a team sums, and the workspace of the sums.
 
-use super::rows::{Rows, Team, access_width};
+use super::rows::{Launch, Rows, Team, access_width};
 use super::{Arguments, Gpu, Source, source};
 use crate::driver::{LaunchConfig, Result};
 use crate::ops::layer_norm::{Backward, Forward, Shape};
@@ -48,7 +48,7 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     gpu.launch(&SOURCE, kernel, config, list)
 }
 
-fn forward_launch(gpu: &Gpu, shape: &Shape, arguments: &Forward<'_>) -> (&'static str, LaunchConfig, Arguments) {
+fn forward_launch(gpu: &Gpu, shape: &Shape, arguments: &Forward<'_>) -> Launch {
     let Shape { rows, channels, epsilon } = *shape;
     let Forward { input, residual, weight, bias, output, statistics } = arguments;
     let (residual, sum) = (residual.as_ref().map(|(values, _)| values), residual.as_ref().map(|(_, sum)| sum));
@@ -151,12 +151,7 @@ impl BackwardPlan {
         (2 * self.parts * channels * size_of::<f32>()) as u64
     }
 
-    fn launch(
-        &self,
-        shape: &Shape,
-        arguments: &Backward<'_>,
-        partials: u64,
-    ) -> (&'static str, LaunchConfig, Arguments) {
+    fn launch(&self, shape: &Shape, arguments: &Backward<'_>, partials: u64) -> Launch {
         let Backward { input, weight, mean, reciprocal_deviation, grad_output, grad_input, .. } = arguments;
         let list = Arguments::new()
             .view(input)
@@ -175,11 +170,12 @@ impl BackwardPlan {
     }
 }
 
-#[cfg(test)]
-mod tests {
+pub(crate) mod checks {
+    #[cfg(test)]
     use super::super::counting::CountingDevice;
-    use super::super::testing::{Buffer, device};
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, layer_norm};
 
@@ -193,10 +189,8 @@ mod tests {
         random.normal(shape.rows * shape.channels)
     }
 
-    #[test]
-    fn forward_matches_reference_over_odd_sizes_and_options() {
+    fn forward_matches_reference_over_odd_sizes_and_options(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for (rows, channels) in SIZES {
             let shape = Shape { rows, channels, epsilon: EPSILON };
             // A mean far from zero is where a one-pass variance would lose its digits.
@@ -204,8 +198,8 @@ mod tests {
             let input: Vec<f32> = normal(&mut random, &shape).iter().map(|x| x + shift).collect();
             let residual = normal(&mut random, &shape);
             let [weight, bias] = [0; 2].map(|_| random.normal(channels));
-            let [on_input, on_residual] = [&input, &residual].map(|values| Buffer::upload(&device, values));
-            let [on_weight, on_bias] = [&weight, &bias].map(|values| Buffer::upload(&device, values));
+            let [on_input, on_residual] = [&input, &residual].map(|values| Buffer::upload(device, values));
+            let [on_weight, on_bias] = [&weight, &bias].map(|values| Buffer::upload(device, values));
             for options in 0..8 {
                 let (has_residual, has_bias, has_statistics) = (options & 1 > 0, options & 2 > 0, options & 4 > 0);
                 let (residual, bias) = (double(&residual), double(&bias));
@@ -216,8 +210,8 @@ mod tests {
                     &double(&weight),
                     has_bias.then_some(&bias),
                 );
-                let [mut output, mut sum] = [0; 2].map(|_| Buffer::poisoned(&device, rows * channels));
-                let [mut mean, mut rstd] = [0; 2].map(|_| Buffer::poisoned(&device, rows));
+                let [mut output, mut sum] = [0; 2].map(|_| Buffer::poisoned(device, rows * channels));
+                let [mut mean, mut rstd] = [0; 2].map(|_| Buffer::poisoned(device, rows));
                 let arguments = Forward {
                     input: on_input.view(),
                     residual: has_residual.then(|| (on_residual.view(), sum.view_mut())),
@@ -226,7 +220,7 @@ mod tests {
                     output: output.view_mut(),
                     statistics: has_statistics.then(|| (mean.view_mut(), rstd.view_mut())),
                 };
-                layer_norm::forward(&device, &shape, arguments).unwrap();
+                layer_norm::forward(device, &shape, arguments).unwrap();
                 let name = format!("{rows}x{channels}, options {options}");
                 assert_close(&format!("output, {name}"), &output.download(), &expected.output, 1e-5, 0.0);
                 if has_residual {
@@ -287,12 +281,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn backward_matches_reference_over_odd_sizes_and_options() {
+    fn backward_matches_reference_over_odd_sizes_and_options(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for (rows, channels) in SIZES.into_iter().chain([(1023, 12)]) {
-            let case = Case::new(&device, &mut random, rows, channels);
+            let case = Case::new(device, &mut random, rows, channels);
             let (input, weight) = (double(&case.input), double(&case.weight));
             let expected = layer_norm::reference::backward(&case.shape, &input, &weight, &double(&case.grad_output));
             let before = [normal(&mut random, &case.shape), random.normal(channels), random.normal(channels)];
@@ -314,12 +306,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_gradient_can_be_asked_for_alone_with_the_same_bits() {
+    fn each_gradient_can_be_asked_for_alone_with_the_same_bits(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for (rows, channels) in [(67, 48), (13, 516), (3, 12_289)] {
-            let case = Case::new(&device, &mut random, rows, channels);
+            let case = Case::new(device, &mut random, rows, channels);
             let before = [vec![0.0; rows * channels], vec![0.0; channels], vec![0.0; channels]];
             let bits = |gradient: &[f32]| -> Vec<u32> { gradient.iter().map(|x| x.to_bits()).collect() };
             let together = case.run([true; 3], Write::Set, &before);
@@ -332,17 +322,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn no_rows_have_gradients_of_zero() {
-        let device = device();
-        let case = Case::new(&device, &mut Random::fresh(), 0, 5);
+    fn no_rows_have_gradients_of_zero(device: &Device) {
+        let case = Case::new(device, &mut Random::fresh(), 0, 5);
         let [_, weight, bias] = case.run([true; 3], Write::Set, &[vec![], vec![0.0; 5], vec![0.0; 5]]);
         assert!(weight == [0.0; 5] && bias == [0.0; 5]);
     }
 
     #[test]
     fn every_value_is_moved_once() {
-        let Device::Gpu(gpu) = device() else { unreachable!() };
+        let Device::Gpu(gpu) = crate::gpu::testing::device() else { unreachable!() };
         let counting = CountingDevice::new();
         let values = |count: usize| vec![1.0f32; count];
         // A warp's rows and a block's.
@@ -389,5 +377,27 @@ mod tests {
             assert_eq!(32 * counts.global_load_sectors, 3 * all_bytes + 2 * 32 * rows as u64 * warps_of_row);
             assert_eq!(counts.shared_bank_conflicts, 0);
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[
+        Check {
+            name: "layer_norm: forward matches reference over odd sizes and options",
+            claim: forward_matches_reference_over_odd_sizes_and_options,
+        },
+        Check {
+            name: "layer_norm: backward matches reference over odd sizes and options",
+            claim: backward_matches_reference_over_odd_sizes_and_options,
+        },
+        Check {
+            name: "layer_norm: each gradient can be asked for alone with the same bits",
+            claim: each_gradient_can_be_asked_for_alone_with_the_same_bits,
+        },
+        Check { name: "layer_norm: no rows have gradients of zero", claim: no_rows_have_gradients_of_zero },
+    ];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

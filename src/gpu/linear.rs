@@ -322,5 +322,4 @@ impl Arguments {
     }
 }
 
-#[cfg(test)]
-mod tests;
+pub(crate) mod checks;

@@ -75,17 +75,16 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
+    use crate::ops::Device;
     use crate::ops::linear_cross_entropy::{forward, reference};
     use crate::ops::testing::{Random, assert_close, double};
 
-    #[test]
-    fn chunks_of_any_size_match_the_reference() {
+    fn chunks_of_any_size_match_the_reference(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         for (rows, vocabulary, channels) in [(1, 3, 1), (17, 113, 33), (203, 65, 48)] {
             let input = random.normal(rows * channels);
             let scale = 1.0 / (channels as f32).sqrt();
@@ -97,16 +96,16 @@ mod tests {
                 let shape = Shape { loss, channels, chunk_rows };
                 let expected = reference::forward(&shape, &double(&input), &double(&weight), &targets, 0.25);
                 let grad_of = |length| match before {
-                    None => Buffer::poisoned(&device, length),
-                    Some(value) => Buffer::upload(&device, &vec![value; length]),
+                    None => Buffer::poisoned(device, length),
+                    Some(value) => Buffer::upload(device, &vec![value; length]),
                 };
                 let (mut grad_input, mut grad_weight) = (grad_of(input.len()), grad_of(weight.len()));
                 let write = if before.is_some() { Write::Add } else { Write::Set };
-                let (x, w) = (Buffer::upload(&device, &input), Buffer::upload(&device, &weight));
-                let t = Buffer::upload(&device, &targets);
-                let mut evaluated = Buffer::poisoned(&device, rows);
-                let mut losses = Buffer::poisoned(&device, rows);
-                let mut logits = Buffer::poisoned(&device, chunk_rows.min(rows) * vocabulary);
+                let (x, w) = (Buffer::upload(device, &input), Buffer::upload(device, &weight));
+                let t = Buffer::upload(device, &targets);
+                let mut evaluated = Buffer::poisoned(device, rows);
+                let mut losses = Buffer::poisoned(device, rows);
+                let mut logits = Buffer::poisoned(device, chunk_rows.min(rows) * vocabulary);
                 let gradients = Gradients {
                     grad_loss: 0.25,
                     grad_input: Some((grad_input.view_mut(), write)),
@@ -116,7 +115,7 @@ mod tests {
                     let (input, weight, targets) = (x.view(), w.view(), t.view());
                     let logits = logits.view_mut();
                     let arguments = Forward { input, weight, targets, logits, losses, gradients };
-                    forward(&device, &shape, arguments).unwrap();
+                    forward(device, &shape, arguments).unwrap();
                 }
                 let name = format!("{rows} {vocabulary} {channels} by {chunk_rows}, added to {before:?}");
                 let added =
@@ -128,5 +127,16 @@ mod tests {
                 assert_close(&format!("{name}: grad_weight"), &grad_weight.download(), &dw, 1e-5, 1e-7);
             }
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[Check {
+        name: "linear_cross_entropy: chunks of any size match the reference",
+        claim: chunks_of_any_size_match_the_reference,
+    }];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

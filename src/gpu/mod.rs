@@ -1,4 +1,4 @@
-//! The operations on a GPU: one launcher per kernel file, through [`Driver`](crate::driver::Driver).
+//! The operations on a GPU: one launcher per kernel file, through [`Driver`].
 //!
 //! A launcher turns the checked arguments of `ops` into launches of the kernels in the `.cu` file of its name, all on
 //! one stream. Views hold device addresses. Nothing here waits, except where an operation returns a number to the host.
@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod checks;
 #[cfg(test)]
 mod counting;
 pub mod dropout;
@@ -20,8 +21,7 @@ pub mod peak;
 mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;
-#[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 
 use crate::driver::{DeviceFacts, Driver, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream};
 use crate::ops::philox::{keep_threshold, stream};

@@ -1,8 +1,11 @@
 //! Launch geometry of the kernels that work row by row: which team takes a row (`kernels/row.cuh`), and how wide its
 //! accesses are; and of those that walk flat arrays in packs (`kernels/pack.cuh`).
 
-use super::{Gpu, strided};
+use super::{Arguments, Gpu, strided};
 use crate::driver::LaunchConfig;
+
+/// A launch that is prepared, for `Gpu::launch` or to be counted: kernel, geometry, arguments.
+pub(crate) type Launch = (&'static str, LaunchConfig, Arguments);
 
 /// Threads of a warp.
 pub(crate) const WARP: usize = 32;

@@ -25,18 +25,17 @@ pub fn update(gpu: &Gpu, hyper: &Hyper, arguments: Update<'_>) -> Result<()> {
     gpu.launch(&SOURCE, "sgd_update", packed(count), list)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Buffer, device};
+pub(crate) mod checks {
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
+    use crate::ops::Device;
     use crate::ops::sgd;
     use crate::ops::testing::{Random, assert_close, cpu_devices, double};
 
-    #[test]
-    fn updates_match_reference_and_have_the_bits_of_a_cpu_that_fuses() {
+    fn updates_match_reference_and_have_the_bits_of_a_cpu_that_fuses(device: &Device) {
         const ROUNDING: f64 = 3e-7;
         let mut random = Random::fresh();
-        let device = device();
         // Portable code rounds between multiplication and addition.
         let cpus: Vec<_> = cpu_devices().into_iter().filter(|(name, _)| !name.contains("portable")).collect();
         for length in [0, 1, 3, 113, 203, 1023, 20_001] {
@@ -46,15 +45,15 @@ mod tests {
                 let name = format!("{length} elements, momentum {momentum}");
                 let (mut p, mut m) = (double(&start), double(&m_start));
                 sgd::reference::update(&hyper, &mut p, &double(&gradient), (momentum != 0.0).then_some(&mut m));
-                let gradient_on_device = Buffer::upload(&device, &gradient);
-                let [mut parameter, mut buffer] = [&start, &m_start].map(|values| Buffer::upload(&device, values));
+                let gradient_on_device = Buffer::upload(device, &gradient);
+                let [mut parameter, mut buffer] = [&start, &m_start].map(|values| Buffer::upload(device, values));
                 let arguments = Update {
                     parameter: parameter.view_mut(),
                     gradient: gradient_on_device.view(),
                     // Given in any case: plain descent must not touch it.
                     momentum: Some(buffer.view_mut()),
                 };
-                sgd::update(&device, &hyper, arguments).unwrap();
+                sgd::update(device, &hyper, arguments).unwrap();
                 let (parameter, buffer) = (parameter.download(), buffer.download());
                 assert_close(&format!("parameter, {name}"), &parameter, &p, 1e-6, ROUNDING);
                 assert_close(&format!("momentum, {name}"), &buffer, &m, 1e-6, ROUNDING);
@@ -71,5 +70,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[Check {
+        name: "sgd: updates match reference and have the bits of a cpu that fuses",
+        claim: updates_match_reference_and_have_the_bits_of_a_cpu_that_fuses,
+    }];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -1,8 +1,8 @@
 //! Launches `kernels/softmax_cross_entropy.cu`: which team takes a row, by the size of the vocabulary.
 
-use super::rows::{Rows, Team};
+use super::rows::{Launch, Rows, Team};
 use super::{Arguments, Gpu, Source, source};
-use crate::driver::{LaunchConfig, Result};
+use crate::driver::Result;
 use crate::ops::softmax_cross_entropy::{Forward, ForwardBackward, Shape};
 
 static SOURCE: Source = source!("softmax_cross_entropy");
@@ -44,11 +44,7 @@ pub fn forward_backward(gpu: &Gpu, shape: &Shape, arguments: ForwardBackward<'_>
     gpu.launch(&SOURCE, kernel, config, list)
 }
 
-fn forward_backward_launch(
-    gpu: &Gpu,
-    shape: &Shape,
-    arguments: &ForwardBackward<'_>,
-) -> (&'static str, LaunchConfig, Arguments) {
+fn forward_backward_launch(gpu: &Gpu, shape: &Shape, arguments: &ForwardBackward<'_>) -> Launch {
     let ForwardBackward { logits, targets, losses, grad_loss } = arguments;
     // The row, shifted by up to three values for alignment.
     let row = rows(shape, size_of::<f32>() * ((shape.vocabulary + 6) / PACK * PACK));
@@ -70,11 +66,12 @@ fn forward_backward_launch(
     (kernel, team.config(shape.rows, &row, PACK, threads), list)
 }
 
-#[cfg(test)]
-mod tests {
+pub(crate) mod checks {
+    #[cfg(test)]
     use super::super::counting::CountingDevice;
-    use super::super::testing::{Buffer, device};
     use super::*;
+    use crate::gpu::checks::Check;
+    use crate::gpu::testing::Buffer;
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, softmax_cross_entropy};
 
@@ -109,10 +106,8 @@ mod tests {
         (losses.download(), both.download(), on_logits.download())
     }
 
-    #[test]
-    fn losses_and_gradients_match_reference_over_odd_sizes_and_options() {
+    fn losses_and_gradients_match_reference_over_odd_sizes_and_options(device: &Device) {
         let mut random = Random::fresh();
-        let device = device();
         // Rows of a warp, of a block, and of a block that does not hold them.
         let sizes = [(1, 1), (3, 3), (17, 17), (113, 65), (9, 203), (5, 1023), (4, 1025), (4, 2048), (3, 12_291)];
         for (rows, vocabulary) in sizes.into_iter().chain([(2, 50_257)]) {
@@ -123,7 +118,7 @@ mod tests {
                 let doubles = double(&logits);
                 let expected = softmax_cross_entropy::reference::forward(&shape, &doubles, &targets);
                 let expected_gradient = softmax_cross_entropy::reference::backward(&shape, &doubles, &targets, 0.125);
-                let (losses, both, gradient) = run(&device, &shape, &logits, &targets, 0.125);
+                let (losses, both, gradient) = run(device, &shape, &logits, &targets, 0.125);
                 let name = format!("{rows}x{vocabulary}, smoothing {smoothing}, spread {spread}");
                 assert_close(&format!("losses, {name}"), &losses, &expected, 1e-5, 1e-6);
                 assert_close(&format!("losses with gradient, {name}"), &both, &expected, 1e-5, 1e-6);
@@ -133,20 +128,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn gradients_of_a_row_sum_to_zero_shifting_the_logits_changes_nothing_and_two_runs_have_the_same_bits() {
+    fn gradients_of_a_row_sum_to_zero_shifting_the_logits_changes_nothing_and_two_runs_have_the_same_bits(
+        device: &Device,
+    ) {
         let mut random = Random::fresh();
-        let device = device();
         for vocabulary in [203, 5003, 12_293] {
             let shape = shape(3, vocabulary, 0.1);
             // Steps of 1/64 and a shift of 1024 are exact in f32.
             let normal = random.normal(3 * vocabulary);
             let logits: Vec<f32> = normal.iter().map(|x| (x * 64.0).round() / 64.0).collect();
             let shifted: Vec<f32> = logits.iter().map(|x| x + 1024.0).collect();
-            let (_, losses, gradient) = run(&device, &shape, &logits, &[1, 0, 2], 1.0);
-            let (_, again, gradient_again) = run(&device, &shape, &logits, &[1, 0, 2], 1.0);
+            let (_, losses, gradient) = run(device, &shape, &logits, &[1, 0, 2], 1.0);
+            let (_, again, gradient_again) = run(device, &shape, &logits, &[1, 0, 2], 1.0);
             assert!(losses == again && gradient == gradient_again, "two runs differ, {vocabulary} classes");
-            assert!(gradient == run(&device, &shape, &shifted, &[1, 0, 2], 1.0).2, "shifted, {vocabulary} classes");
+            assert!(gradient == run(device, &shape, &shifted, &[1, 0, 2], 1.0).2, "shifted, {vocabulary} classes");
             for row in gradient.chunks(vocabulary) {
                 let sum: f64 = row.iter().map(|&g| f64::from(g)).sum();
                 assert!(sum.abs() < 1e-5, "a row's gradients sum to {sum}, {vocabulary} classes");
@@ -154,9 +149,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn masked_huge_and_nan_logits_give_what_they_should() {
-        let device = device();
+    fn masked_huge_and_nan_logits_give_what_they_should(device: &Device) {
         for classes in [1000, 3000, 13_000] {
             let (shape, masked) = (shape(4, classes, 0.0), classes - 500);
             let mut logits = vec![0.0f32; 4 * classes];
@@ -166,7 +159,7 @@ mod tests {
             logits[classes] = 1e30;
             logits[2 * classes + 100] = f32::NAN;
             logits[3 * classes + 100] = f32::INFINITY;
-            let (_, losses, gradient) = run(&device, &shape, &logits, &[classes as i32 - 1, 0, 5, 5], 1.0);
+            let (_, losses, gradient) = run(device, &shape, &logits, &[classes as i32 - 1, 0, 5, 5], 1.0);
             assert!((losses[0] - 500f32.ln()).abs() < 1e-5, "{classes}: {}", losses[0]);
             assert!(gradient[..masked].iter().all(|&g| g == 0.0), "{classes}");
             assert!((gradient[masked] - 0.002).abs() < 1e-8, "{classes}: {}", gradient[masked]);
@@ -176,13 +169,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_target_outside_the_classes_gives_nan_in_its_row_only() {
-        let device = device();
+    fn a_target_outside_the_classes_gives_nan_in_its_row_only(device: &Device) {
         for classes in [7, 1500, 13_001] {
             let logits = Random::fresh().normal(4 * classes);
             let targets = [classes as i32, 2, -1, -100];
-            let (losses, both, gradient) = run(&device, &shape(4, classes, 0.0), &logits, &targets, 1.0);
+            let (losses, both, gradient) = run(device, &shape(4, classes, 0.0), &logits, &targets, 1.0);
             for losses in [losses, both] {
                 assert!(losses[0].is_nan() && losses[1].is_finite() && losses[2].is_nan() && losses[3] == 0.0);
             }
@@ -194,7 +185,7 @@ mod tests {
 
     #[test]
     fn every_logit_is_moved_once_where_the_row_fits() {
-        let Device::Gpu(gpu) = device() else { unreachable!() };
+        let Device::Gpu(gpu) = crate::gpu::testing::device() else { unreachable!() };
         let counting = CountingDevice::new();
         for (rows, vocabulary) in [(64, 1024), (8, 4096), (2, 16_384)] {
             let mut targets = vec![5; rows];
@@ -219,5 +210,30 @@ mod tests {
             assert_eq!(32 * counts.global_store_sectors, rows as u64 * (row_bytes + 32));
             assert_eq!(counts.shared_bank_conflicts, 0);
         }
+    }
+
+    /// What holds on every GPU.
+    pub(crate) const ALL: &[Check] = &[
+        Check {
+            name: "softmax_cross_entropy: losses and gradients match reference over odd sizes and options",
+            claim: losses_and_gradients_match_reference_over_odd_sizes_and_options,
+        },
+        Check {
+            name: "softmax_cross_entropy: gradients of a row sum to zero shifting the logits changes nothing and two runs have the same bits",
+            claim: gradients_of_a_row_sum_to_zero_shifting_the_logits_changes_nothing_and_two_runs_have_the_same_bits,
+        },
+        Check {
+            name: "softmax_cross_entropy: masked huge and nan logits give what they should",
+            claim: masked_huge_and_nan_logits_give_what_they_should,
+        },
+        Check {
+            name: "softmax_cross_entropy: a target outside the classes gives nan in its row only",
+            claim: a_target_outside_the_classes_gives_nan_in_its_row_only,
+        },
+    ];
+
+    #[test]
+    fn hold_on_the_emulator() {
+        crate::gpu::checks::hold(ALL);
     }
 }

@@ -1,11 +1,14 @@
 //! For the tests of launchers: an emulated device whose launches are sanitised, and buffers on it.
 
 use super::Gpu;
-use crate::driver::{DeviceFacts, Emulated, Stream};
+use crate::driver::Stream;
+#[cfg(test)]
+use crate::driver::{DeviceFacts, Emulated};
 use crate::ops::{Device, View, ViewMut};
 use std::marker::PhantomData;
 
 /// An emulated GPU. Every launch goes through the sanitizer, and a finding fails the launch.
+#[cfg(test)]
 pub fn device() -> Device {
     let driver = Emulated::new(DeviceFacts::default()).sanitized();
     Device::Gpu(Gpu::new(Box::new(driver)).expect("the emulator makes streams"))

@@ -4,7 +4,6 @@
 //! (online softmax, Milakov and Gimelshein 2018), and only the log-sum-exp of each row kept for the backward pass.
 //! Queries, keys and values are read in place from packed projections, so nothing is permuted or copied.
 
-#[cfg(test)]
 pub(crate) mod cases;
 pub mod reference;
 #[cfg(test)]

@@ -22,8 +22,7 @@ pub mod linear_cross_entropy;
 pub mod philox;
 pub mod sgd;
 pub mod softmax_cross_entropy;
-#[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 
 use crate::cpu::Cpu;
 use crate::gpu::Gpu;

@@ -12,12 +12,15 @@ pub struct Random {
 }
 
 impl Random {
-    /// A fresh seed, or the one in `ENGINE_TEST_SEED`; printed, so that a failure can be repeated.
+    /// A fresh seed, or the one in `ENGINE_TEST_SEED`; tests print it, so that a failure can be repeated.
     pub fn fresh() -> Self {
         let seed = std::env::var("ENGINE_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64)
         });
-        println!("ENGINE_TEST_SEED={seed}");
+        // A tool that runs the checks of kernels has lines of its own to show.
+        if cfg!(test) {
+            println!("ENGINE_TEST_SEED={seed}");
+        }
         Self { seed, count: 0 }
     }
 
@@ -94,6 +97,7 @@ pub fn assert_close(name: &str, found: &[f32], expected: &[f64], relative: f64, 
 /// Checks a gradient against central differences of `function` at `point`, in f64.
 ///
 /// `function` must be smooth at `point`. Elements are sampled where there are more than 200.
+#[cfg(test)]
 #[track_caller]
 pub fn assert_gradient(name: &str, function: impl Fn(&[f64]) -> f64, point: &[f64], gradient: &[f64]) {
     assert_eq!(point.len(), gradient.len(), "{name}: lengths");

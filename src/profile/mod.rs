@@ -7,6 +7,7 @@
 //! Nothing here prints, except through what it returns; nothing in the engine depends on this part.
 
 pub mod cases;
+pub mod counted;
 pub mod gpus;
 pub mod kernels;
 pub mod launch;

@@ -407,9 +407,9 @@ fn a_row_that_sees_no_key_is_not_taken_for_a_fault() {
     let mut program = tape.finish().unwrap();
     let mut parameters = parameters;
     let mut find = |length: i32, value: f32| {
-        program.write(qkv, &vec![value; 2 * 3 * 3 * 8]);
-        program.write_ids(lengths, &[3, length]);
-        program.write_ids(targets, &[1; 6]);
+        program.write(qkv, &vec![value; 2 * 3 * 3 * 8]).unwrap();
+        program.write_ids(lengths, &[3, length]).unwrap();
+        program.write_ids(targets, &[1; 6]).unwrap();
         program.find_non_finite(&mut parameters, &RunOptions::default()).unwrap()
     };
     assert_eq!(find(2, 0.5), None);

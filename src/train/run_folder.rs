@@ -43,6 +43,13 @@ pub fn default_path(name: &str) -> PathBuf {
     PathBuf::from("runs").join(format!("{name}-{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}"))
 }
 
+/// Today in UTC, as in `2026-11-24`.
+pub fn today() -> String {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (year, month, day) = date(seconds / 86_400);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
 /// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar: years are counted from March,
 /// so that the leap day is the last day of a year.
 fn date(days: u64) -> (u64, u64, u64) {

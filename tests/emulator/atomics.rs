@@ -201,3 +201,22 @@ fn floats_and_pairs_of_halves() {
         });
     }
 }
+
+#[test]
+fn sums_of_floats_over_blocks_do_not_depend_on_the_number_of_threads() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p, .param .u64 q) {\n\
+        .reg .b64 %a<4>;\n.reg .b32 %r<5>;\n.reg .f32 %f<3>;\nld.param.u64 %a1, [p];\nld.param.u64 %a2, [q];\n\
+        mov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %tid.x;\nmad.lo.u32 %r1, %r1, 64, %r2;\nmad.wide.u32 %a2, %r1, 4, %a2;\n\
+        ld.global.f32 %f1, [%a2];\natom.global.add.f32 %f2, [%a1], %f1;\nret;\n}\n";
+    let values: Vec<f32> = (0..64 * 200).map(|i| hash(i) as i32 as f32 / 1e3).collect();
+    let run = |threads| {
+        let emulator = Emulator::new(DeviceFacts::default()).with_threads(threads);
+        let module = emulator.load("sum.ptx", text).unwrap();
+        let (p, q) = (emulator.upload(&[0f32]).unwrap(), emulator.upload(&values).unwrap());
+        let config = LaunchConfig::new([200, 1, 1], [64, 1, 1]);
+        emulator.launch(&module, "k", config, Params::new().u64(p).u64(q).as_bytes()).unwrap();
+        emulator.download::<u32>(p, 1).unwrap()[0]
+    };
+    let one = run(1);
+    assert!((2..6).all(|threads| run(threads) == one));
+}

@@ -198,6 +198,16 @@ fn wild_addresses_are_faults_with_line_block_and_thread() {
     assert!(run(data).contains("freed"));
 }
 
+#[test]
+fn constants_and_special_registers_do_not_pass_for_128_bits() {
+    for source in ["%tid.x", "0", "2.5", "g", "%clock64"] {
+        let message = refuse(&format!(
+            ".global .align 16 .b8 g[16];\n.visible .entry k() {{\n.reg .b64 %d;\nmov.u64 %d, g;\nst.b128 [%d], {source};\nret;\n}}"
+        ));
+        assert!(message.starts_with("t.ptx:8") && message.contains("128-bit register"), "{message}");
+    }
+}
+
 /// Pages of this process that are in memory, in bytes; 0 where the system does not tell.
 fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

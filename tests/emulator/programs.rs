@@ -515,3 +515,21 @@ fn results_are_the_same_for_any_number_of_threads() {
     let one = run(1);
     assert!((2..6).all(|threads| run(threads) == one));
 }
+
+#[test]
+fn a_store_from_a_wide_register_writes_its_low_half() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    // As NVVM emits it for an array of int indexed by a 64-bit number.
+    let text = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 out) {\n\
+        .reg .b32 %r<2>;\n.reg .b64 %rd<5>;\nld.param.u64 %rd1, [out];\nmov.u32 %r1, %tid.x;\ncvt.u64.u32 %rd2, %r1;\n\
+        mad.wide.u32 %rd3, %r1, 4, %rd1;\nst.global.u32 [%rd3], %rd2;\nret;\n}\n";
+    let module = emulator.load("k.ptx", text).unwrap();
+    for threads in [10, 32, 50] {
+        let out = emulator.upload(&[u32::MAX; 51]).unwrap();
+        let config = LaunchConfig::new([1, 1, 1], [threads, 1, 1]);
+        emulator.launch(&module, "k", config, Params::new().u64(out).as_bytes()).unwrap();
+        let values = emulator.download::<u32>(out, threads as usize + 1).unwrap();
+        let expected: Vec<u32> = (0..threads).chain([u32::MAX]).collect();
+        assert_eq!(values, expected);
+    }
+}

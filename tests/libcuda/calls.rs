@@ -45,7 +45,8 @@ fn vectors_are_added_through_both_forms_of_parameters() {
     let mut extra = [1, at(&mut buffer), 2, at(&mut bytes), 0];
     ok("cuLaunchKernel", &[add, 8, 1, 1, 128, 1, 1, 0, 0, 0, at(&mut extra)]);
     assert_eq!(download::<f32>(b, n), doubled);
-    bytes = 24;
+    let mut too_few = 24usize;
+    extra[3] = at(&mut too_few);
     assert_eq!(code("cuLaunchKernel", &[add, 8, 1, 1, 128, 1, 1, 0, 0, 0, at(&mut extra)]), INVALID_VALUE);
 }
 
@@ -204,6 +205,33 @@ fn copies_and_fills_outside_an_allocation_are_refused() {
     ok("cuMemFree_v2", &[device]);
     assert_eq!(code("cuMemFree_v2", &[device]), INVALID_VALUE);
     assert_eq!(code("cuMemAlloc_v2", &[at(&mut 0usize), 1 << 45]), 2);
+}
+
+#[test]
+fn streams_write_values_and_wait_only_for_what_is_there() {
+    let _session = Session::new(KERNELS);
+    let data = upload(&[0u32; 4]);
+    let stream = get("cuStreamCreate", &[1]);
+    ok("cuStreamWriteValue32_v2", &[stream, data, 7, 0]);
+    ok("cuStreamWriteValue64_v2", &[stream, data + 8, 9 << 32 | 8, 0]);
+    assert_eq!(download::<u32>(data, 4), [7, 0, 8, 9]);
+    let wait = |value, flags| code("cuStreamWaitValue32_v2", &[stream, data, value, flags]);
+    assert_eq!([wait(6, 0), wait(7, 1), wait(1, 2), wait(8, 0), wait(8, 2)], [0, 0, 0, NOT_SUPPORTED, NOT_SUPPORTED]);
+}
+
+#[test]
+fn a_batch_of_copies_tells_which_failed() {
+    let _session = Session::new(KERNELS);
+    let (a, b) = (upload(&[1u32, 2]), upload(&[0u32; 2]));
+    let (mut targets, mut sources, mut bytes, mut failed) = ([b + 4, b], [a, a + 4], [4usize, 4], 9usize);
+    let mut copy = |bytes: &mut [usize; 2]| {
+        let (targets, sources) = (at(&mut targets), at(&mut sources));
+        code("cuMemcpyBatchAsync", &[targets, sources, at(bytes), 2, 0, 0, 0, at(&mut failed), 0])
+    };
+    assert_eq!((copy(&mut bytes), download::<u32>(b, 2)), (0, vec![2, 1]));
+    bytes[1] = 8;
+    assert_eq!(copy(&mut bytes), INVALID_VALUE);
+    assert_eq!(failed, 1);
 }
 
 #[test]

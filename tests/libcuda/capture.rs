@@ -84,6 +84,8 @@ fn a_capture_refuses_what_would_break_it() {
     let data = upload(&[0u32; 8]);
     let (stream, other) = (get("cuStreamCreate", &[0]), get("cuStreamCreate", &[0]));
     let event = get("cuEventCreate", &[2]);
+    let outside = get("cuEventCreate", &[2]);
+    ok("cuEventRecord", &[outside, 0]);
     let begin = || ok("cuStreamBeginCapture_v2", &[stream, THREAD_LOCAL]);
     let end = |stream| code("cuStreamEndCapture", &[stream, at(&mut 0usize)]);
     assert_eq!(end(stream), 401);
@@ -100,7 +102,7 @@ fn a_capture_refuses_what_would_break_it() {
         ("cuCtxSynchronize", vec![], 900),
         ("cuMemcpyDtoD_v2", vec![data, data + 4, 4], 906),
         ("cuMemAlloc_v2", vec![at(&mut 0usize), 4], 900),
-        ("cuStreamWaitEvent", vec![stream, event, 0], 905),
+        ("cuStreamWaitEvent", vec![stream, outside, 0], 905),
     ] {
         begin();
         assert_eq!(code(name, &arguments), expected, "{name}");
@@ -148,6 +150,54 @@ fn graphs_are_built_node_by_node_and_updated() {
 }
 
 #[test]
+fn one_structure_describes_nodes_of_all_kinds() {
+    let session = Session::new(KERNELS);
+    let (data, copy) = (upload(&[0u32; 4]), upload(&[0u32; 4]));
+    let graph = get("cuGraphCreate", &[0]);
+    let pack = |low: usize, high: usize| low | high << 32;
+    // CUgraphNodeParams: 32 words, of which the first two are the kind; then the union.
+    let node = |kind: usize, union: &[usize]| {
+        let mut words = [0usize; 32];
+        words[0] = kind;
+        words[2..2 + union.len()].copy_from_slice(union);
+        words
+    };
+    let (mut address, mut amount) = (data, 5usize);
+    let mut params = [at(&mut address), at(&mut amount)];
+    let step = session.function("step");
+    let nodes = [
+        node(2, &[data, 0, pack(2, 4), 4, 1, 0]),
+        node(0, &[step, pack(1, 1), pack(1, 4), pack(1, 1), 0, at(&mut params), 0, 0, 0]),
+        // Flags, context; then CUDA_MEMCPY3D.
+        node(1, &[0, 0, 0, 0, 0, 0, 2, 0, data, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, copy, 0, 0, 0, 0, 16, 1, 1]),
+    ];
+    let mut last = 0usize;
+    for mut words in nodes {
+        let before = last;
+        let count = usize::from(before != 0);
+        last = get("cuGraphAddNode_v2", &[graph, at(&mut { before }), 0, count, at(&mut words)]);
+    }
+    let mut kind = 9u32;
+    ok("cuGraphNodeGetType", &[last, at(&mut kind)]);
+    assert_eq!((node_count(graph), kind), (3, 1));
+    let exec = get("cuGraphInstantiateWithFlags", &[graph, 0]);
+    ok("cuGraphLaunch", &[exec, 0]);
+    assert_eq!(download::<u32>(copy, 4), [7; 4]);
+    assert_eq!(code("cuGraphAddNode_v2", &[at(&mut last), graph, 0, 0, 0, at(&mut node(13, &[]))]), 801);
+    assert_eq!(amount, 5);
+}
+
+#[test]
+fn an_event_that_was_never_recorded_holds_nothing_back() {
+    let session = Session::new(KERNELS);
+    let _function = session.function("step");
+    let (stream, event) = (get("cuStreamCreate", &[1]), get("cuEventCreate", &[2]));
+    ok("cuStreamBeginCapture_v2", &[stream, THREAD_LOCAL]);
+    ok("cuStreamWaitEvent", &[stream, event, 0]);
+    assert_eq!(node_count(end_capture(stream)), 0);
+}
+
+#[test]
 fn memory_allocated_in_a_capture_belongs_to_the_graph() {
     let session = Session::new(KERNELS);
     let step = session.function("step");
@@ -167,4 +217,27 @@ fn memory_allocated_in_a_capture_belongs_to_the_graph() {
     ok("cuGraphDestroy", &[graph]);
     ok("cuGraphExecDestroy", &[exec]);
     assert_eq!(code("cuMemFree_v2", &[scratch]), 1);
+}
+
+#[test]
+fn graphs_keep_objects_of_the_program_until_nobody_needs_them() {
+    extern "C" fn destroy(data: *mut std::ffi::c_void) {
+        // SAFETY: the test passes the address of its counter.
+        unsafe { *data.cast::<u32>() += 1 };
+    }
+    let _session = Session::new(KERNELS);
+    let mut destroyed = 0u32;
+    let counter = at(&mut destroyed);
+    // SAFETY: the counter is alive and changed by the driver only.
+    let count = || unsafe { std::ptr::read_volatile(counter as *const u32) };
+    let graph = get("cuGraphCreate", &[0]);
+    let object = get("cuUserObjectCreate", &[counter, destroy as *const () as usize, 2, 1]);
+    ok("cuGraphRetainUserObject", &[graph, object, 1, 1]);
+    ok("cuUserObjectRelease", &[object, 1]);
+    assert_eq!((code("cuUserObjectRelease", &[object, 1]), count()), (1, 0));
+    let exec = get("cuGraphInstantiateWithFlags", &[graph, 0]);
+    ok("cuGraphDestroy", &[graph]);
+    assert_eq!(count(), 0);
+    ok("cuGraphExecDestroy", &[exec]);
+    assert_eq!(count(), 1);
 }

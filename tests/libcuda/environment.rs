@@ -50,7 +50,7 @@ fn the_log_tells_faults_and_what_is_not_supported() {
     let Some((passed, text)) = in_child(name, &[("ENGINE_EMULATOR_LOG", "1")]) else {
         let session = Session::new(KERNELS);
         assert_eq!(code("cuTexObjectCreate", &[]), 801);
-        assert_eq!(code("cuModuleLoadData", &[at(&mut 0usize), b"\x7fELF\x02\0\0\0".as_ptr() as usize]), 209);
+        assert_eq!(code("cuModuleLoadData", &[at(&mut 0usize), c"\x7fELF\x02".as_ptr() as usize]), 209);
         let data = upload(&[0u32; 4]);
         assert_eq!(launch(session.function("step"), 1, 8, 0, &[data, 1]), 0);
         assert_eq!(code("cuCtxSynchronize", &[]), 700);

@@ -1,4 +1,5 @@
-//! A program that does not know this project: C, compiled against the vendor's header, linked as usual.
+//! Programs that do not know this project: C, compiled against the vendor's header and linked as usual; Python, through
+//! the vendor's bindings.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -33,4 +34,25 @@ fn a_c_program_runs_unchanged() {
     let text = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{text}");
     assert_eq!(text, "1000 right\n");
+}
+
+#[test]
+fn a_python_program_runs_unchanged() {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let has_bindings = Command::new(&python).args(["-c", "import cuda.bindings.driver"]).output();
+    if !has_bindings.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: {python} has no cuda.bindings (set PYTHON to one with PyPI's cuda-bindings)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(library_path(), folder.path().join("libcuda.so.1")).unwrap();
+    let folder_of_tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/libcuda");
+    let ran = Command::new(&python)
+        .args(["program.py", "kernels.ptx"])
+        .current_dir(folder_of_tests)
+        .env("LD_LIBRARY_PATH", folder.path())
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "[2.0, 4.0, 6.0]\n");
 }

@@ -98,6 +98,44 @@ fn the_linker_joins_texts_and_its_output_loads() {
     assert_eq!(launch(function, 1, 1, 0, &[out]), 400);
 }
 
+#[test]
+fn the_device_runtime_brings_a_barrier_of_all_blocks() {
+    let _session = Session::new(KERNELS);
+    // Blocks pass a token: in round r, block r writes, and all the others must see it after the barrier.
+    let text = ".version 7.0\n.target sm_80\n.address_size 64\n\
+        .extern .func (.param .b64 g) cudaCGGetIntrinsicHandle (.param .b32 s);\n\
+        .extern .func (.param .b32 e) cudaCGSynchronize (.param .b64 g, .param .b32 f);\n\
+        .visible .entry k(.param .u64 data) {\n.reg .pred %p<3>;\n.reg .b32 %r<9>;\n.reg .b64 %rd<6>;\n\
+        ld.param.u64 %rd1, [data];\nmov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %nctaid.x;\nmov.u32 %r3, 0;\n\
+        mad.wide.u32 %rd4, %r1, 4, %rd1;\n\
+        {\n.param .b32 s;\n.param .b64 g;\nst.param.b32 [s], 1;\ncall (g), cudaCGGetIntrinsicHandle, (s);\n\
+        ld.param.b64 %rd2, [g];\n}\n\
+        ROUND:\nsetp.ne.u32 %p1, %r3, %r1;\n@%p1 bra WAIT;\nadd.u32 %r4, %r3, 100;\nst.global.u32 [%rd1], %r4;\n\
+        WAIT:\n{\n.param .b64 g;\n.param .b32 f;\n.param .b32 e;\nst.param.b64 [g], %rd2;\nst.param.b32 [f], 0;\n\
+        call (e), cudaCGSynchronize, (g, f);\nld.param.b32 %r5, [e];\n}\n\
+        ld.volatile.global.u32 %r6, [%rd1];\nld.global.u32 %r7, [%rd4 + 4];\nadd.u32 %r7, %r7, %r6;\n\
+        st.global.u32 [%rd4 + 4], %r7;\n\
+        {\n.param .b64 g;\n.param .b32 f;\n.param .b32 e;\nst.param.b64 [g], %rd2;\nst.param.b32 [f], 0;\n\
+        call (e), cudaCGSynchronize, (g, f);\nld.param.b32 %r5, [e];\n}\n\
+        add.u32 %r3, %r3, 1;\nsetp.lt.u32 %p2, %r3, %r2;\n@%p2 bra ROUND;\nret;\n}\n";
+    let text = CString::new(text).unwrap();
+    let mut state = 0usize;
+    ok("cuLinkCreate_v2", &[0, 0, 0, at(&mut state)]);
+    let name = c"libcudadevrt.a".as_ptr() as usize;
+    ok("cuLinkAddData_v2", &[state, 1, text.as_ptr() as usize, text.as_bytes().len(), 0, 0, 0, 0]);
+    ok("cuLinkAddData_v2", &[state, 4, name, 14, name, 0, 0, 0]);
+    assert_eq!(code("cuLinkAddData_v2", &[state, 4, name, 14, c"other.a".as_ptr() as usize, 0, 0, 0]), 801);
+    let (mut cubin, mut bytes) = (0usize, 0usize);
+    ok("cuLinkComplete", &[state, at(&mut cubin), at(&mut bytes)]);
+    let module = get("cuModuleLoadData", &[cubin]);
+    let function = get("cuModuleGetFunction", &[module, c"k".as_ptr() as usize]);
+    let mut data = upload(&[0u32; 8]);
+    let mut params = [at(&mut data)];
+    ok("cuLaunchCooperativeKernel", &[function, 7, 1, 1, 1, 1, 1, 0, 0, at(&mut params)]);
+    // Every block saw 100, 101, ... 106.
+    assert_eq!(download::<u32>(data, 8), [106, 721, 721, 721, 721, 721, 721, 721]);
+}
+
 /// A fat binary with these entries: kind, architecture, flags, payload.
 fn fat_binary(entries: &[(u16, u32, u64, &[u8], u64)]) -> Vec<u8> {
     let mut body = Vec::new();

@@ -1,15 +1,17 @@
 //! `engine-bench kernels`: a table of single operations.
 
-use super::{Common, Failure, Reference, failed, machine, threads_for_pytorch, usage};
+use super::{Common, Failure, Reference, failed, machine, progress, threads_for_pytorch, usage};
 use clap::Args;
 use engine::profile::cases::{self, Case};
+use engine::profile::counted::count_case;
+use engine::profile::gpus;
 use engine::profile::kernels::{Times, measure};
 use engine::profile::machine::Peaks;
 use engine::profile::pytorch::{KERNELS, Partner};
 use engine::profile::table::Table;
 use engine::profile::timing::{median, minimum};
+use engine::train::config::DeviceKind;
 use serde_json::{Value, json};
-use std::io::{IsTerminal, Write};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -19,6 +21,9 @@ pub(crate) struct Arguments {
     /// List the operations and stop.
     #[arg(long)]
     list: bool,
+    /// With --device emulator: the least time on this GPU (A100, H100, ...), by what each kernel did.
+    #[arg(long, value_name = "GPU")]
+    profile: Option<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -32,6 +37,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.list {
         cases.iter().for_each(|case| println!("{}", case.full_name()));
         return Ok(());
+    }
+    if arguments.common.device == DeviceKind::Emulator {
+        return count(arguments, &cases);
+    }
+    if arguments.profile.is_some() {
+        return Err(usage("--profile goes with --device emulator"));
     }
     let device = arguments.common.open_device()?;
     let mut partner = match arguments.common.compare {
@@ -75,13 +86,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.common.write_json(&value)
 }
 
-/// Shows on a terminal what is being measured; the empty text clears the line.
-fn progress(text: &str) {
-    let mut terminal = std::io::stderr();
-    if terminal.is_terminal() {
-        // A terminal that cannot be written to loses the progress line, which is no reason to stop.
-        let _ = write!(terminal, "\r\x1b[K{text}").and_then(|()| terminal.flush());
+/// Runs each case once on the emulator and prints what its kernels did, counted.
+fn count(arguments: &Arguments, cases: &[Case]) -> Result<(), Failure> {
+    let gpu = arguments.profile.as_deref().map(gpus::Gpu::find).transpose().map_err(usage)?;
+    let mut header =
+        vec!["operation", "instructions", "per flop", "DRAM bytes", "of least", "sectors/request", "conflicts"];
+    header.extend(gpu.map(|_| "least time"));
+    header.extend(gpu.map(|_| "bound by"));
+    let (mut table, mut list) = (Table::new(&header), Vec::new());
+    for case in cases {
+        progress(&case.full_name());
+        let counted = count_case(case, gpu).map_err(failed)?;
+        table.row(counted.cells(gpu));
+        list.push(counted.to_json(gpu));
     }
+    progress("");
+    println!("counted  by the emulator; times would be the processor's, so none are given\n\n{table}");
+    arguments.common.write_json(&json!({ "kernels": list }))
 }
 
 fn table(results: &[(Case, Times)], peaks: &Peaks, with_pytorch: bool) -> Table {

@@ -3,7 +3,9 @@
 mod kernels;
 mod launch;
 mod roofline;
+mod sanitize;
 mod train;
+mod verify;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::ops::Device;
@@ -12,7 +14,7 @@ use engine::train::config::{self, DeviceKind};
 use engine::util::atomic_file::write_atomically;
 use serde_json::{Value, json};
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +29,9 @@ Examples:
   ENGINE_SIMD=avx2 engine-bench kernels --threads 1   one thread, without AVX-512
   engine-bench launch --help                          how to run a kernel of any PTX file, without a GPU
   engine-bench roofline launch.json --profile A100    what it could reach on one
+  engine-bench kernels --device emulator --filter layer_norm --profile A100
+  engine-bench sanitize                               all kernels under the sanitizer, without a GPU
+  engine-bench verify --device cuda                   all checks and benches on a real GPU, into a results file
 
 Percentages are of the peak that this machine showed in the same run. With --compare pytorch both sides take turns
 in one run and medians are compared; ENGINE_PYTHON names the Python that has PyTorch (default python3).
@@ -49,6 +54,8 @@ enum Command {
     Kernels(kernels::Arguments),
     Launch(launch::Arguments),
     Roofline(roofline::Arguments),
+    Sanitize(sanitize::Arguments),
+    Verify(verify::Arguments),
 }
 
 /// What to compute on, what to compare with, where the figures go.
@@ -146,12 +153,32 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// Shows on a terminal what is being done; the empty text clears the line.
+fn progress(text: &str) {
+    let mut terminal = std::io::stderr();
+    if terminal.is_terminal() {
+        // A terminal that cannot be written to loses the progress line, which is no reason to stop.
+        let _ = write!(terminal, "\r\x1b[K{text}").and_then(|()| terminal.flush());
+    }
+}
+
+/// Runs `work` without the text that a panic prints: a check that fails is reported by who runs it.
+fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = work();
+    std::panic::set_hook(hook);
+    result
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Kernels(arguments) => kernels::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),
         Command::Roofline(arguments) => roofline::run(&arguments),
+        Command::Sanitize(arguments) => sanitize::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

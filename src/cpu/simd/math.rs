@@ -73,13 +73,13 @@ pub fn exp<V: Vector>(x: V) -> V {
 /// 2^x for x of at most 127, within 2 units in the last place; exactly 0 at and below -127, exactly 1 at 0. NaN stays.
 /// For loops that keep their arguments in units of log 2: less than half the work of [`exp`].
 ///
-/// x = n + r with |r| <= 1/2. The polynomial 1 + r·q(r) of degree 5 is the minimax one for relative error (Remez,
-/// 9.2e-8). At the lower clamp r = 0, hence 2^r = 1 and the exponent field becomes 0: a true zero without a select.
+/// x = n + r with |r| <= 1/2. The polynomial 1 + r·q(r) of degree 5 is fitted to within 1.05 units in the last place. At
+/// the lower clamp r = 0, hence 2^r = 1 and the exponent field becomes 0: a true zero without a select.
 #[inline(always)]
 pub fn exp2<V: Vector>(x: V) -> V {
     // The fitted coefficient of r is not ln 2, only near it.
     #[allow(clippy::approx_constant)]
-    const COEFFICIENTS: [f32; 6] = [0.001_326_472_7, 0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0];
+    const COEFFICIENTS: [f32; 6] = [1.322_571_8e-3, 9.671_767e-3, 5.550_893e-2, 0.240_222_35, 0.693_146_8, 1.0];
     // In this order the maximum keeps a NaN.
     let x = V::splat(-127.0).max(x);
     let n = x.round();

@@ -317,6 +317,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn host_memory_is_reached_where_it_was_mapped_and_takes_no_capacity() {
+        let mut memory = DeviceMemory::new(1 << 10);
+        let a = memory.allocate(64).unwrap();
+        let mut host = vec![1u8; 100];
+        // SAFETY: `host` outlives its mappings; 2^45 is no address of a window.
+        let (low, high) = unsafe {
+            let mut map = |at| memory.map_host(at, host.as_mut_ptr(), 100);
+            (map(Some(1 << 45)).unwrap(), map(None).unwrap())
+        };
+        assert!(low < a && a < high);
+        assert_eq!(memory.used(), 64);
+        memory.write(low + 10, &[7; 10]).unwrap();
+        memory.copy(a, high, 64).unwrap();
+        let mut back = [0; 30];
+        memory.read(a, &mut back).unwrap();
+        assert_eq!((back[9], back[10], back[19], back[20]), (1, 7, 7, 1));
+        // SAFETY: as above.
+        let mut overlaps =
+            |at: u64, memory: &mut DeviceMemory| unsafe { memory.map_host(Some(at), host.as_mut_ptr(), 8) };
+        assert!(overlaps(low - 4, &mut memory).is_err() && overlaps(low + 96, &mut memory).is_err());
+        memory.free(low).unwrap();
+        assert!(memory.read(low, &mut back).is_err());
+        assert_eq!((host[9], host[10], memory.used()), (1, 7, 64));
+    }
+
+    #[test]
     fn freed_and_foreign_addresses_are_refused_and_named() {
         let mut memory = DeviceMemory::new(1 << 20);
         let a = memory.allocate(100).unwrap();

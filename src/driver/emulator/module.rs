@@ -197,6 +197,12 @@ fn build(
             decoded[index] = Some(result);
         }
     }
+    // A kernel that calls may reach any function.
+    let any_sums = decoded.iter().flatten().any(|result| !result.info.is_entry && result.info.sums_floats);
+    for result in decoded.iter_mut().flatten() {
+        let calls = result.code.iter().any(|instr| matches!(instr.op, Op::Call(_)));
+        result.info.sums_floats |= calls && any_sums;
+    }
     let program = &mut module.program;
     program.common_shared_bytes = common;
     program.source_files = parsed.files.clone();

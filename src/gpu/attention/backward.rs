@@ -6,23 +6,23 @@ use crate::gpu::{Arguments, Gpu, Source, source};
 use crate::ops::Write;
 use crate::ops::attention::{Backward, GradInputs, Shape};
 
-static SOURCE: Source = source!("attention_backward");
+pub(super) static SOURCE: Source = source!("attention_backward");
 
-static KEY_VALUE: [Kernel; 4] = [
+pub(super) static KEY_VALUE: [Kernel; 4] = [
     kernel("attention_backward_key_value_32", 32, 8, 2),
     kernel("attention_backward_key_value_64", 64, 8, 2),
     kernel("attention_backward_key_value_128", 128, 4, 2),
     kernel("attention_backward_key_value_256", 256, 2, 1),
 ];
 
-static QUERY: [Kernel; 4] = [
+pub(super) static QUERY: [Kernel; 4] = [
     kernel("attention_backward_query_32", 32, 8, 2),
     kernel("attention_backward_query_64", 64, 8, 2),
     kernel("attention_backward_query_128", 128, 4, 2),
     kernel("attention_backward_query_256", 256, 2, 1),
 ];
 
-static BIAS: [Kernel; 4] = [
+pub(super) static BIAS: [Kernel; 4] = [
     kernel("attention_backward_bias_32", 32, 8, 2),
     kernel("attention_backward_bias_64", 64, 8, 2),
     kernel("attention_backward_bias_128", 128, 4, 2),

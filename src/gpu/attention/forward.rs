@@ -5,9 +5,9 @@ use crate::driver::{LaunchConfig, Result};
 use crate::gpu::{Arguments, Gpu, Source, source};
 use crate::ops::attention::{Forward, Shape};
 
-static SOURCE: Source = source!("attention_forward");
+pub(super) static SOURCE: Source = source!("attention_forward");
 
-static FORWARD: [Kernel; 4] = [
+pub(super) static FORWARD: [Kernel; 4] = [
     kernel("attention_forward_32", 32, 8, 4),
     kernel("attention_forward_64", 64, 8, 4),
     kernel("attention_forward_128", 128, 8, 2),
@@ -15,7 +15,7 @@ static FORWARD: [Kernel; 4] = [
 ];
 
 /// The same with short tiles, for few queries.
-static DECODE: [Kernel; 4] = [
+pub(super) static DECODE: [Kernel; 4] = [
     kernel("attention_decode_32", 32, 1, 2),
     kernel("attention_decode_64", 64, 1, 2),
     kernel("attention_decode_128", 128, 1, 2),

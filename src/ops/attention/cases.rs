@@ -1,7 +1,9 @@
 //! What the tests of every backend try: cases, their random data in the layouts of the operation, and the reference's
 //! view of it.
 
-use super::{Inputs, Mask, Shape, reference};
+#[cfg(test)]
+use super::Inputs;
+use super::{Mask, Shape, reference};
 use crate::ops::testing::{Random, double, poisoned};
 use crate::ops::{Dropout, Write};
 
@@ -129,6 +131,7 @@ impl Data {
         [query, key, value]
     }
 
+    #[cfg(test)]
     pub fn inputs<'a>(&self, (queries, keys): &'a (Vec<f32>, Vec<f32>)) -> Inputs<'a> {
         let shape = self.case.shape;
         if self.case.is_packed {

@@ -153,6 +153,7 @@ impl<'e> Decoder<'e> {
         info.shared_bytes = shared_bytes;
         info.dynamic_shared_align = dynamic_shared_align;
         info.register_words = next_plane;
+        info.sums_floats = decoder.code.iter().any(|instr| instr.op.is_ordered_sum());
         info.register_names =
             decoder.slots.iter().zip(&body.registers).map(|(&slot, (_, name))| (slot, (*name).into())).collect();
         let Decoder { code, meta, flows, register_uses, opcode_names: opcodes, .. } = decoder;

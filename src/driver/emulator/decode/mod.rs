@@ -221,6 +221,8 @@ impl<'e> Decoder<'e> {
                 }
                 Ok(self.slot(*index))
             }
+            // Constants have 64 bits at most.
+            _ if planes > 2 => self.fail(format!("expected a 128-bit register, found {}", self.describe(operand))),
             Operand::Integer(value) => {
                 let bits = match ty {
                     Type::F32 => u64::from((*value as i64 as f32).to_bits()),

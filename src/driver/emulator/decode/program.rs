@@ -126,6 +126,8 @@ pub struct FunctionInfo {
     pub limits: LaunchLimits,
     /// Registers as declared and used, in 32-bit words per thread (an upper bound of what hardware needs).
     pub register_words: u32,
+    /// Adds floating-point numbers atomically in global memory: in what order shows in the result.
+    pub sums_floats: bool,
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
@@ -236,6 +238,13 @@ pub enum Op {
 }
 
 impl Op {
+    /// True for additions whose result depends on the order in which blocks make them.
+    pub fn is_ordered_sum(&self) -> bool {
+        matches!(self, Self::Atomic(atomic) if atomic.op == AtomicOp::Add
+            && atomic.ty.is_float()
+            && atomic.address.space != AddressSpace::Shared)
+    }
+
     /// True for what must wait until the lanes that take part form a group of their own.
     pub fn gathers(&self) -> bool {
         matches!(

@@ -156,7 +156,7 @@ impl<'e> Decoder<'e> {
         for_integer!(c.from, T => if c.saturate {
             self.store_fitted(d, a, fit, move |v: T| i128::from(v).clamp(low, high) as i64);
         } else {
-            self.store_fitted(d, a, fit, |v: T| v as i64);
+            self.store_fitted(d, a, fit, |v: T| i128::from(v) as i64);
         });
         Ok(())
     }
@@ -226,7 +226,7 @@ impl<'e> Decoder<'e> {
         let is_wide = fit.register_mask == u64::MAX;
         for_integer!(c.to, T => {
             let convert = move |v: f64| {
-                let whole = if v.is_nan() { nan } else { round_to_integer(v, rounding) as T as i64 };
+                let whole = if v.is_nan() { nan } else { i128::from(round_to_integer(v, rounding) as T) as i64 };
                 fit.apply(whole)
             };
             if is_wide {

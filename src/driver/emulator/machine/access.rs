@@ -460,7 +460,8 @@ unsafe fn store_region(planes: &[Plane], store: &Store, region: &Region, address
     use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Release};
     let at = |lane: usize| region.at(addresses, lane);
     let lanes = region.lanes;
-    if store.bytes == 4 && store.count == 1 && !store.is_volatile {
+    // A wider register gives its low half, which does not lie in one plane.
+    if store.bytes == 4 && store.count == 1 && store.registers[0].planes == 1 && !store.is_volatile {
         let source = u32::view(planes, store.registers[0].slot);
         if lanes == u32::MAX && is_run(addresses, 4) {
             // SAFETY: 32 neighbouring words of the region.

@@ -1,7 +1,7 @@
 //! Atomic operations and reductions, lane by lane in lane order.
 //!
-//! Within a block that order makes results repeatable. Between blocks the host's atomics are used, and the order is that
-//! of the threads, as on a GPU: sums of integers do not depend on it, sums of floats do in their last bits.
+//! Within a block that order makes results repeatable. Between blocks the host's atomics are used, in whatever order the
+//! threads come: sums of integers do not depend on it, and blocks that add floats share one thread (see `grid`).
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 

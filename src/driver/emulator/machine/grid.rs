@@ -3,6 +3,9 @@
 //! A thread takes the next block, runs it to its end, takes the next. Only where a block polls memory (it waits for
 //! another block) are more blocks started beside it, and take turns. What a launch computes does not depend on the number
 //! of threads, unless blocks race; output is put together in block order, and of several faults the lowest block's counts.
+//! Atomic additions of floats are no race, but their order shows in the last bits: a kernel that makes them in global memory
+//! has one thread for all its blocks. (Kernels that take their place in line by an atomic counter, or add by
+//! compare-and-swap, see the order of blocks as they would on a GPU.)
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -53,6 +56,9 @@ pub fn run<O: Observe>(launch: &Launch<'_>, observers: Vec<O>) -> GridResult<O> 
     };
     let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
     let mut observers = observers;
+    if launch.program.functions[launch.kernel as usize].sums_floats {
+        observers.truncate(1);
+    }
     let finished: Vec<O> = if observers.len() <= 1 || blocks <= 1 {
         let rest = if observers.is_empty() { Vec::new() } else { observers.split_off(1) };
         let mut first: Vec<O> = observers.into_iter().map(|observer| shared.work(blocks, observer)).collect();

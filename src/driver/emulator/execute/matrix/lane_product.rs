@@ -250,9 +250,9 @@ impl<const PER: usize, M: Arithmetic<PER>> LaneLoop for LaneProduct<PER, M> {
         for (right, &register) in right.iter_mut().zip(&self.b) {
             let columns = transpose(u32::view(planes, register));
             for t in 0..WORDS {
-                for e in 0..PER {
+                for (e, right) in right[t].iter_mut().enumerate() {
                     for place in 0..GROUPS {
-                        right[t][e][place] = arithmetic.right(columns[t][place], e);
+                        right[place] = arithmetic.right(columns[t][place], e);
                     }
                 }
             }
@@ -270,9 +270,9 @@ impl<const PER: usize, M: Arithmetic<PER>> LaneLoop for LaneProduct<PER, M> {
             for block in 0..blocks {
                 let words = u32::view(planes, self.a[block * halves + half]);
                 let mut left = [[M::Number::default(); LANES]; PER];
-                for e in 0..PER {
+                for (e, left) in left.iter_mut().enumerate() {
                     for lane in 0..LANES {
-                        left[e][lane] = arithmetic.left(words[lane], e);
+                        left[lane] = arithmetic.left(words[lane], e);
                     }
                 }
                 for t in 0..WORDS {
@@ -328,13 +328,17 @@ mod tests {
         }
     }
 
-    /// The same bits, or two NaNs: which payload survives is left open.
+    /// The same bits, or NaNs in both: which of several NaNs survives, and its sign, is left open.
     fn is_same(element: Element, left: u32, right: u32) -> bool {
-        let is_nan = |word: u32| match element {
-            Element::F32 => f32::from_bits(word).is_nan(),
-            _ => false,
+        let is_same_half = |shift: u32| {
+            let (left, right) = (left >> shift & 0xFFFF, right >> shift & 0xFFFF);
+            left == right || left & 0x7FFF > 0x7C00 && right & 0x7FFF > 0x7C00
         };
-        left == right || is_nan(left) && is_nan(right)
+        match element {
+            Element::F16 => is_same_half(0) && is_same_half(16),
+            Element::F32 => left == right || f32::from_bits(left).is_nan() && f32::from_bits(right).is_nan(),
+            _ => left == right,
+        }
     }
 
     fn compare(product: &Product, seed: &mut u32, mask: u32) {

@@ -1,8 +1,11 @@
 //! The kernels in the emulator, sanitised, against the reference.
 
+#[cfg(test)]
 use crate::driver::{DeviceFacts, Emulated};
+#[cfg(test)]
 use crate::gpu::Gpu;
-use crate::gpu::testing::{Buffer, device};
+use crate::gpu::checks::Check;
+use crate::gpu::testing::Buffer;
 use crate::ops::attention::cases::{Case, Data, Doubles, full, plain, shape};
 use crate::ops::attention::{Backward, Forward, GradInputs, Inputs, Shape, backward, forward, reference};
 use crate::ops::testing::{Random, assert_close, double};
@@ -130,9 +133,8 @@ fn check_data(device: &Device, data: &Data) -> (Vec<f32>, Vec<f32>) {
     found
 }
 
-#[test]
-fn matches_reference_for_odd_lengths_and_head_sizes() {
-    let (device, mut random) = (device(), Random::fresh());
+fn matches_reference_for_odd_lengths_and_head_sizes(device: &Device) {
+    let mut random = Random::fresh();
     let tries = [
         (1, 8),
         (3, 1),
@@ -151,7 +153,7 @@ fn matches_reference_for_odd_lengths_and_head_sizes() {
     ];
     for (index, (time, head_size)) in tries.into_iter().enumerate() {
         let causal = shape(1 + index % 2, [time, time], [1, 1], head_size);
-        check(&device, plain(if index % 3 == 1 { full(causal) } else { causal }), &mut random);
+        check(device, plain(if index % 3 == 1 { full(causal) } else { causal }), &mut random);
     }
 }
 
@@ -167,9 +169,8 @@ fn matches_reference_for_larger_problems() {
     }
 }
 
-#[test]
-fn matches_reference_with_grouped_heads_and_other_numbers_of_keys() {
-    let (device, mut random) = (device(), Random::fresh());
+fn matches_reference_with_grouped_heads_and_other_numbers_of_keys(device: &Device) {
+    let mut random = Random::fresh();
     let tries = [
         ([1, 1], [4, 2], 8),
         ([2, 5], [4, 1], 33),
@@ -181,67 +182,81 @@ fn matches_reference_with_grouped_heads_and_other_numbers_of_keys() {
     ];
     for (times, heads, head_size) in tries {
         let causal = shape(2, times, heads, head_size);
-        check(&device, plain(causal), &mut random);
-        check(&device, Case { write: Write::Add, spare_columns: 4, ..plain(full(causal)) }, &mut random);
+        check(device, plain(causal), &mut random);
+        check(device, Case { write: Write::Add, spare_columns: 4, ..plain(full(causal)) }, &mut random);
     }
     // More queries than keys.
-    check(&device, plain(full(shape(2, [70, 3], [2, 1], 20))), &mut random);
+    check(device, plain(full(shape(2, [70, 3], [2, 1], 20))), &mut random);
 }
 
 /// Few queries and enough keys that these are cut into ranges, of which short sequences leave some empty.
-#[test]
-fn matches_reference_over_ranges_of_keys() {
-    let (device, mut random) = (device(), Random::fresh());
-    check(&device, plain(shape(1, [1, 530], [1, 1], 64)), &mut random);
-    check(&device, plain(shape(1, [40, 301], [1, 1], 8)), &mut random);
+fn matches_reference_over_ranges_of_keys(device: &Device) {
+    let mut random = Random::fresh();
+    check(device, plain(shape(1, [1, 530], [1, 1], 64)), &mut random);
+    check(device, plain(shape(1, [40, 301], [1, 1], 8)), &mut random);
     let case = Case { key_lengths: Some(&[0, 41, 600]), ..plain(shape(3, [2, 600], [4, 2], 16)) };
-    check(&device, Case { has_bias: true, ..case }, &mut random);
-    check(&device, Case { dropout: Some(0.2), ..case }, &mut random);
+    check(device, Case { has_bias: true, ..case }, &mut random);
+    check(device, Case { dropout: Some(0.2), ..case }, &mut random);
 }
 
-#[test]
-fn matches_reference_with_padding_and_empty_sequences() {
-    let (device, mut random) = (device(), Random::fresh());
+fn the_output_is_the_same_without_a_log_sum_exp(device: &Device) {
+    let mut random = Random::fresh();
+    for times in [[3, 33], [2, 300]] {
+        let data = Data::new(plain(shape(1, times, [2, 1], 8)), &mut random);
+        let uploaded = Uploaded::new(device, &data);
+        let mut output = Buffer::poisoned(device, data.query.len());
+        let arguments = Forward {
+            inputs: uploaded.inputs(),
+            key_lengths: None,
+            bias: None,
+            dropout: None,
+            output: output.view_mut(),
+            log_sum_exp: None,
+        };
+        forward(device, &data.case.shape, arguments).unwrap();
+        assert!(output.download() == uploaded.forward(&data).0);
+    }
+}
+
+fn matches_reference_with_padding_and_empty_sequences(device: &Device) {
+    let mut random = Random::fresh();
     let tries: [([usize; 2], &'static [i32]); 3] =
         [([1, 70], &[0, 1, 64, 70, 41]), ([70, 70], &[0, 70, 41]), ([17, 113], &[1, 0, 64])];
     for (times, lengths) in tries {
         let causal = shape(lengths.len(), times, [2, 1], 8);
         let case = Case { key_lengths: Some(lengths), ..plain(causal) };
-        check(&device, case, &mut random);
+        check(device, case, &mut random);
         let case = Case { shape: full(causal), write: Write::Add, has_bias: true, ..case };
-        check(&device, case, &mut random);
+        check(device, case, &mut random);
     }
 }
 
-#[test]
-fn matches_reference_with_bias_and_dropout() {
-    let (device, mut random) = (device(), Random::fresh());
+fn matches_reference_with_bias_and_dropout(device: &Device) {
+    let mut random = Random::fresh();
     for times in [[1, 1], [3, 3], [1, 64], [17, 17], [33, 65]] {
         for (has_bias, dropout) in [(true, None), (false, Some(0.1)), (true, Some(0.5))] {
             let causal = shape(2, times, [2, 1], 16);
             let case = Case { has_bias, dropout, ..plain(causal) };
-            check(&device, if has_bias { case } else { Case { shape: full(causal), ..case } }, &mut random);
+            check(device, if has_bias { case } else { Case { shape: full(causal), ..case } }, &mut random);
             if dropout.is_some() {
-                check(&device, Case { write: Write::Add, ..case }, &mut random);
+                check(device, Case { write: Write::Add, ..case }, &mut random);
             }
         }
     }
 }
 
-#[test]
-fn large_scores_do_not_overflow() {
-    let (device, mut random) = (device(), Random::fresh());
+fn large_scores_do_not_overflow(device: &Device) {
+    let mut random = Random::fresh();
     let data = Data::new(plain(Shape { scale: 20.0, ..shape(1, [33, 33], [2, 2], 32) }), &mut random);
-    let uploaded = Uploaded::new(&device, &data);
+    let uploaded = Uploaded::new(device, &data);
     let found = uploaded.forward(&data);
     let gradients = uploaded.backward(&data, &found);
     let is_finite = |values: &Vec<f32>| values.iter().all(|value| value.is_finite());
     assert!(is_finite(&found.0) && is_finite(&found.1) && gradients.iter().all(is_finite));
 }
 
-#[test]
-fn minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero() {
-    let (device, mut random) = (device(), Random::fresh());
+fn minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero(device: &Device) {
+    let mut random = Random::fresh();
     for times in [[2, 70], [33, 33]] {
         let case = Case { has_bias: true, is_packed: false, ..plain(full(shape(2, times, [2, 2], 16))) };
         let mut data = Data::new(case, &mut random);
@@ -249,46 +264,43 @@ fn minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero() {
             *value = f32::NEG_INFINITY;
         }
         data.bias[..times[1]].fill(f32::NEG_INFINITY);
-        let found = check_data(&device, &data);
+        let found = check_data(device, &data);
         assert!(found.0[..16].iter().all(|&value| value == 0.0) && found.1[0] == f32::NEG_INFINITY);
     }
 }
 
-#[test]
-fn a_nan_among_the_inputs_reaches_the_output() {
-    let (device, mut random) = (device(), Random::fresh());
+fn a_nan_among_the_inputs_reaches_the_output(device: &Device) {
+    let mut random = Random::fresh();
     for times in [[1, 70], [1, 300], [33, 33]] {
         let mut data = Data::new(plain(full(shape(1, times, [1, 1], 16))), &mut random);
         data.key[20 * 16 + 3] = f32::NAN;
-        let (output, _) = Uploaded::new(&device, &data).forward(&data);
+        let (output, _) = Uploaded::new(device, &data).forward(&data);
         assert!(output.iter().all(|value| value.is_nan()));
     }
 }
 
 /// What lies behind a sequence's length is not read, let alone multiplied by zero.
-#[test]
-fn a_nan_in_the_padding_does_not_reach_the_output() {
-    let (device, mut random) = (device(), Random::fresh());
+fn a_nan_in_the_padding_does_not_reach_the_output(device: &Device) {
+    let mut random = Random::fresh();
     let case = Case { key_lengths: Some(&[20]), ..plain(full(shape(1, [3, 70], [1, 1], 16))) };
     let mut data = Data::new(case, &mut random);
     data.key[20 * 16..].fill(f32::NAN);
     data.value[20 * 16..].fill(f32::NAN);
-    let (output, _) = Uploaded::new(&device, &data).forward(&data);
+    let (output, _) = Uploaded::new(device, &data).forward(&data);
     assert!(output.iter().all(|value| value.is_finite()));
 }
 
-#[test]
-fn gradients_of_only_queries_or_only_keys_are_the_same_bits() {
-    let (device, mut random) = (device(), Random::fresh());
+fn gradients_of_only_queries_or_only_keys_are_the_same_bits(device: &Device) {
+    let mut random = Random::fresh();
     let data = Data::new(plain(shape(2, [17, 70], [2, 1], 24)), &mut random);
-    let uploaded = Uploaded::new(&device, &data);
+    let uploaded = Uploaded::new(device, &data);
     let found = uploaded.forward(&data);
     let both = uploaded.backward(&data, &found);
     let [query, key, value, _] = &data.previous;
     let (queries, keys) = data.layout([query, key, value]);
-    let (mut grad_queries, mut grad_keys) = (Buffer::upload(&device, &queries), Buffer::upload(&device, &keys));
+    let (mut grad_queries, mut grad_keys) = (Buffer::upload(device, &queries), Buffer::upload(device, &keys));
     let [output, log_sum_exp, grad_output] =
-        [&found.0, &found.1, &data.grad_output].map(|values| Buffer::upload(&device, values));
+        [&found.0, &found.1, &data.grad_output].map(|values| Buffer::upload(device, values));
     for grad_inputs in [
         GradInputs::Separate { query: Some((grad_queries.view_mut(), Write::Set)), key_value: None },
         GradInputs::Separate { query: None, key_value: Some((grad_keys.view_mut(), Write::Set)) },
@@ -304,16 +316,14 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits() {
             grad_inputs,
             grad_bias: None,
         };
-        backward(&device, &data.case.shape, arguments).unwrap();
+        backward(device, &data.case.shape, arguments).unwrap();
     }
     assert!(data.split(&(grad_queries.download(), grad_keys.download()))[..] == both[..3]);
 }
 
-#[test]
-fn a_head_larger_than_the_kernels_take_is_refused() {
-    let device = device();
+fn a_head_larger_than_the_kernels_take_is_refused(device: &Device) {
     let shape = shape(1, [1, 1], [1, 1], 257);
-    let (qkv, mut output) = (Buffer::poisoned(&device, 3 * 257), Buffer::poisoned(&device, 257));
+    let (qkv, mut output) = (Buffer::poisoned(device, 3 * 257), Buffer::poisoned(device, 257));
     let arguments = Forward {
         inputs: Inputs::Packed(qkv.view()),
         key_lengths: None,
@@ -322,6 +332,27 @@ fn a_head_larger_than_the_kernels_take_is_refused() {
         output: output.view_mut(),
         log_sum_exp: None,
     };
-    let message = forward(&device, &shape, arguments).unwrap_err().to_string();
+    let message = forward(device, &shape, arguments).unwrap_err().to_string();
     assert!(message.contains("heads of size 257"), "{message}");
+}
+
+/// What holds on every GPU.
+pub(crate) const ALL: &[Check] = &[
+    Check { name: "attention: matches reference for odd lengths and head sizes", claim: matches_reference_for_odd_lengths_and_head_sizes },
+    Check { name: "attention: matches reference with grouped heads and other numbers of keys", claim: matches_reference_with_grouped_heads_and_other_numbers_of_keys },
+    Check { name: "attention: matches reference over ranges of keys", claim: matches_reference_over_ranges_of_keys },
+    Check { name: "attention: the output is the same without a log sum exp", claim: the_output_is_the_same_without_a_log_sum_exp },
+    Check { name: "attention: matches reference with padding and empty sequences", claim: matches_reference_with_padding_and_empty_sequences },
+    Check { name: "attention: matches reference with bias and dropout", claim: matches_reference_with_bias_and_dropout },
+    Check { name: "attention: large scores do not overflow", claim: large_scores_do_not_overflow },
+    Check { name: "attention: minus infinity as bias masks and a row of it gives zero", claim: minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero },
+    Check { name: "attention: a nan among the inputs reaches the output", claim: a_nan_among_the_inputs_reaches_the_output },
+    Check { name: "attention: a nan in the padding does not reach the output", claim: a_nan_in_the_padding_does_not_reach_the_output },
+    Check { name: "attention: gradients of only queries or only keys are the same bits", claim: gradients_of_only_queries_or_only_keys_are_the_same_bits },
+    Check { name: "attention: a head larger than the kernels take is refused", claim: a_head_larger_than_the_kernels_take_is_refused },
+];
+
+#[test]
+fn hold_on_the_emulator() {
+    crate::gpu::checks::hold(ALL);
 }

@@ -1,9 +1,12 @@
 //! Every product against its f64 reference, on the emulator and through the sanitizer, in both sizes of tiles.
 
-use super::super::testing::{Buffer, device};
 use super::*;
+#[cfg(test)]
 use crate::driver::emulator::{Counters, Emulator};
+#[cfg(test)]
 use crate::driver::{DeviceFacts, Params};
+use crate::gpu::checks::Check;
+use crate::gpu::testing::Buffer;
 use crate::ops::Device;
 use crate::ops::linear::reference;
 use crate::ops::testing::{Random, assert_close, double};
@@ -125,12 +128,15 @@ impl Case {
     }
 }
 
-#[test]
-fn forward_matches_reference_for_odd_sizes() {
+fn forward_matches_reference_for_odd_sizes(device: &Device) {
     let mut random = Random::fresh();
-    let device = device();
     for activation in ACTIVATIONS {
-        for sizes in SHAPES {
+        // An activation of one variable does not care where its element lies; SwiGLU has tiles of its own.
+        let edges = match activation {
+            Activation::Identity | Activation::SwiGlu => &SHAPES[..],
+            _ => &SHAPES[1..=5],
+        };
+        for &sizes in edges {
             let case = Case::new(&mut random, sizes, activation);
             let (x, w) = (double(&case.input), double(&case.weight));
             let (b, r) = (double(&case.bias), double(&case.residual));
@@ -145,7 +151,7 @@ fn forward_matches_reference_for_odd_sizes() {
                         continue;
                     }
                     let name = format!("{activation:?} {sizes:?} extras {extras} {tiling:?}");
-                    let (found_z, found_y) = case.forward(&device, extras, tiling);
+                    let (found_z, found_y) = case.forward(device, extras, tiling);
                     assert_close(&format!("{name}: output"), &found_y, &y, 1e-5, 1e-7);
                     if extras || activation == Activation::SwiGlu {
                         assert_close(&format!("{name}: pre-activation"), &found_z, &z, 1e-5, 1e-7);
@@ -158,10 +164,8 @@ fn forward_matches_reference_for_odd_sizes() {
     }
 }
 
-#[test]
-fn gradients_match_reference_for_odd_sizes() {
+fn gradients_match_reference_for_odd_sizes(device: &Device) {
     let mut random = Random::fresh();
-    let device = device();
     // Deep enough for parts: of rows for the weight and the bias, of columns for the input.
     for sizes in SHAPES.into_iter().chain([(1100, 5, 9), (5, 9, 700), (1023, 64, 4)]) {
         let case = Case::new(&mut random, sizes, Activation::Identity);
@@ -169,7 +173,7 @@ fn gradients_match_reference_for_odd_sizes() {
         let grads = reference::backward(&case.shape, Activation::Identity, &x, &w, &dy, &dy);
         for (tiles, tiling) in [("small", small as fn(usize, usize, usize) -> Tiling), ("large", large)] {
             for before in [None, Some(0.5)] {
-                let found = case.backward(&device, &case.grad_output, before, tiling);
+                let found = case.backward(device, &case.grad_output, before, tiling);
                 for (part, found, expected) in [
                     ("input", &found[0], &grads.input),
                     ("weight", &found[1], &grads.weight),
@@ -184,10 +188,8 @@ fn gradients_match_reference_for_odd_sizes() {
     }
 }
 
-#[test]
-fn backward_goes_through_every_activation() {
+fn backward_goes_through_every_activation(device: &Device) {
     let mut random = Random::fresh();
-    let device = device();
     for activation in ACTIVATIONS {
         for sizes in [(1, 3, 5), (113, 17, 33), (40, 36, 64)] {
             let case = Case::new(&mut random, sizes, activation);
@@ -196,12 +198,12 @@ fn backward_goes_through_every_activation() {
             // The same z for both, because ReLU's derivative jumps where rounding may change a sign.
             let z: Vec<f32> = z.iter().map(|&z| z as f32).collect();
             let grads = reference::backward(&case.shape, activation, &x, &w, &double(&z), &dy);
-            let [input, weight] = [&case.input, &case.weight].map(|values| Buffer::upload(&device, values));
-            let [z, grad_output] = [&z, &case.grad_output].map(|values| Buffer::upload(&device, values));
+            let [input, weight] = [&case.input, &case.weight].map(|values| Buffer::upload(device, values));
+            let [z, grad_output] = [&z, &case.grad_output].map(|values| Buffer::upload(device, values));
             // Each gradient alone: none depends on another being there.
             for wanted in 0..3 {
                 let length = [case.input.len(), case.weight.len(), case.bias.len()][wanted];
-                let mut grad = Buffer::poisoned(&device, length);
+                let mut grad = Buffer::poisoned(device, length);
                 let mut target = Some((grad.view_mut(), Write::Set));
                 let mut grad_if = |index| if index == wanted { target.take() } else { None };
                 let arguments = Backward {
@@ -214,7 +216,7 @@ fn backward_goes_through_every_activation() {
                     grad_weight: grad_if(1),
                     grad_bias: grad_if(2),
                 };
-                backward(gpu(&device), &case.shape, arguments).unwrap();
+                backward(gpu(device), &case.shape, arguments).unwrap();
                 let expected = [&grads.input, &grads.weight, &grads.bias][wanted];
                 let name = format!("{activation:?} {sizes:?}: gradient {wanted}");
                 assert_close(&name, &grad.download(), expected, 1e-5, 1e-7);
@@ -223,20 +225,18 @@ fn backward_goes_through_every_activation() {
     }
 }
 
-#[test]
-fn operands_may_start_at_any_element() {
+fn operands_may_start_at_any_element(device: &Device) {
     let mut random = Random::fresh();
-    let device = device();
     let case = Case::new(&mut random, (70, 36, 68), Activation::Identity);
     let (x, w, dy) = (double(&case.input), double(&case.weight), double(&case.grad_output));
     let (_, y) = reference::forward(&case.shape, Activation::Identity, &x, &w, None, None);
     let grads = reference::backward(&case.shape, Activation::Identity, &x, &w, &dy, &dy);
     // One element further than aligned, while all sizes are multiples of 4.
     let [input, weight, grad_output] = [&case.input, &case.weight, &case.grad_output]
-        .map(|values| Buffer::upload(&device, &[&[f32::NAN], values.as_slice()].concat()));
+        .map(|values| Buffer::upload(device, &[&[f32::NAN], values.as_slice()].concat()));
     let [input_view, weight_view, grad_view] =
         [&input, &weight, &grad_output].map(|buffer| buffer.view().slice(1..buffer.view().len()));
-    let mut output = Buffer::poisoned(&device, y.len() + 1);
+    let mut output = Buffer::poisoned(device, y.len() + 1);
     let output_view = output.view_mut();
     let arguments = Forward {
         input: input_view,
@@ -247,11 +247,11 @@ fn operands_may_start_at_any_element() {
         pre_activation: None,
         output: output_view.slice(1..y.len() + 1),
     };
-    forward(gpu(&device), &case.shape, arguments).unwrap();
+    forward(gpu(device), &case.shape, arguments).unwrap();
     assert!(output.download()[0].is_nan(), "the element before the output was written");
     assert_close("output", &output.download()[1..], &y, 1e-5, 1e-7);
 
-    let (mut dx, mut dw) = (Buffer::poisoned(&device, x.len() + 1), Buffer::poisoned(&device, w.len() + 1));
+    let (mut dx, mut dw) = (Buffer::poisoned(device, x.len() + 1), Buffer::poisoned(device, w.len() + 1));
     let (dx_view, dw_view) = (dx.view_mut(), dw.view_mut());
     let arguments = Backward {
         input: input_view,
@@ -263,34 +263,50 @@ fn operands_may_start_at_any_element() {
         grad_weight: Some((dw_view.slice(1..w.len() + 1), Write::Set)),
         grad_bias: None,
     };
-    backward(gpu(&device), &case.shape, arguments).unwrap();
+    backward(gpu(device), &case.shape, arguments).unwrap();
     assert_close("grad_input", &dx.download()[1..], &grads.input, 1e-5, 1e-7);
     assert_close("grad_weight", &dw.download()[1..], &grads.weight, 1e-5, 1e-7);
 }
 
-#[test]
-fn the_size_of_tiles_does_not_change_a_bit() {
+fn the_size_of_tiles_does_not_change_a_bit(device: &Device) {
     let mut random = Random::fresh();
-    let device = device();
     let case = Case::new(&mut random, (131, 300, 65), Activation::SwiGlu);
     let whole = |is_large| Some(Tiling { is_large, ..Tiling::whole(131, 130) });
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    let (small_z, small_y) = case.forward(&device, true, whole(false));
-    let (large_z, large_y) = case.forward(&device, true, whole(true));
+    let (small_z, small_y) = case.forward(device, true, whole(false));
+    let (large_z, large_y) = case.forward(device, true, whole(true));
     assert!(bits(&small_z) == bits(&large_z) && bits(&small_y) == bits(&large_y), "forward: bits differ");
     let grad_z = random.normal(131 * 130);
-    let in_small = case.backward(&device, &grad_z, None, small);
-    let in_large = case.backward(&device, &grad_z, None, large);
+    let in_small = case.backward(device, &grad_z, None, small);
+    let in_large = case.backward(device, &grad_z, None, large);
     assert!(in_small.map(|grad| bits(&grad)) == in_large.map(|grad| bits(&grad)), "backward: bits differ");
 }
 
-#[test]
-fn an_empty_input_gives_gradients_of_zero() {
-    let device = device();
+fn an_empty_input_gives_gradients_of_zero(device: &Device) {
     let case = Case::new(&mut Random::fresh(), (0, 5, 7), Activation::Identity);
-    let [dx, dw, db] = case.backward(&device, &[], None, Tiling::new);
+    let [dx, dw, db] = case.backward(device, &[], None, Tiling::new);
     assert!(dx.is_empty());
     assert_eq!((dw, db), (vec![0.0; 35], vec![0.0; 7]));
+}
+
+fn no_kernel_needs_local_memory_or_opted_in_shared_memory(device: &Device) {
+    for kernel in [
+        "linear_forward_large",
+        "linear_forward_small",
+        "linear_forward_few_rows",
+        "linear_grad_input_large",
+        "linear_grad_input_small",
+        "linear_grad_weight_large",
+        "linear_grad_weight_small",
+        "linear_activate",
+        "linear_activation_backward",
+        "linear_column_sums",
+        "linear_sum_parts",
+    ] {
+        let facts = gpu(device).function_facts(&SOURCE, kernel).unwrap();
+        assert_eq!(facts.local_bytes, 0, "{kernel}");
+        assert!(facts.shared_bytes <= 32 << 10, "{kernel}: {} bytes of shared memory", facts.shared_bytes);
+    }
 }
 
 #[test]
@@ -310,6 +326,7 @@ fn parts_cover_the_depth_and_fill_a_gpu() {
 }
 
 /// Counts of one product of 256 x 256 x 256 in four large tiles or sixteen small ones.
+#[cfg(test)]
 fn count(kernel: &str, is_large: bool, list: impl Fn(Params, [u64; 3]) -> Params) -> Counters {
     const SIZE: usize = 256;
     let emulator = Emulator::new(DeviceFacts::default());
@@ -362,4 +379,23 @@ fn products_multiply_most_of_the_time_and_access_memory_without_waste() {
             assert_eq!(counters.dram_write_bytes, 256 * 256 * 4, "{name}: bytes written");
         }
     }
+}
+
+/// What holds on every GPU.
+pub(crate) const ALL: &[Check] = &[
+    Check { name: "linear: forward matches reference for odd sizes", claim: forward_matches_reference_for_odd_sizes },
+    Check { name: "linear: gradients match reference for odd sizes", claim: gradients_match_reference_for_odd_sizes },
+    Check { name: "linear: backward goes through every activation", claim: backward_goes_through_every_activation },
+    Check { name: "linear: operands may start at any element", claim: operands_may_start_at_any_element },
+    Check { name: "linear: the size of tiles does not change a bit", claim: the_size_of_tiles_does_not_change_a_bit },
+    Check { name: "linear: an empty input gives gradients of zero", claim: an_empty_input_gives_gradients_of_zero },
+    Check {
+        name: "linear: no kernel needs local memory or opted in shared memory",
+        claim: no_kernel_needs_local_memory_or_opted_in_shared_memory,
+    },
+];
+
+#[test]
+fn hold_on_the_emulator() {
+    crate::gpu::checks::hold(ALL);
 }
