@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::libcuda::Library;
 use common::{Outcome, Scratch, checkpoint, copy, metrics, names, resume, run, snapshot, state, succeed, tiny};
 use engine::data::shard::{HEADER_BYTES, MAGIC, TokenType, write_shard};
 use engine::model::Gpt;
@@ -238,10 +239,20 @@ fn a_preset_that_does_not_exist() {
 #[test]
 fn a_device_that_is_not_there() {
     let scratch = Scratch::new();
-    for device in ["cuda", "cuda:3", "emulator"] {
-        let command = scratch.tiny("run", &[], &["--device", device]);
-        refuse(&scratch, command, FAILED, &[&format!("device {device}"), "--device cpu"]);
+    let library = Library::broken();
+    for device in ["cuda", "cuda:3"] {
+        let mut command = scratch.tiny("run", &[], &["--device", device]);
+        library.lend(&mut command);
+        let parts = [&format!("device {device}"), "no libcuda.so.1", "no NVIDIA driver", "; use --device cpu"];
+        refuse(&scratch, command, FAILED, &parts);
     }
+    let library = Library::emulator();
+    let mut command = scratch.tiny("run", &[], &["--device", "cuda:3"]);
+    library.lend(&mut command);
+    refuse(&scratch, command, FAILED, &["device cuda:3", "this machine has 1 GPU, number 0", "; use --device cpu"]);
+    let mut command = scratch.tiny("run", &[], &["--device", "cuda"]);
+    library.lend(&mut command).env("ENGINE_EMULATOR_DEVICE", "memory=16KiB");
+    refuse(&scratch, command, FAILED, &["needs", "16.0 KiB are available", "lower train.batch"]);
     let mut command = scratch.tiny("run", &[], &[]);
     command.env("ENGINE_SIMD", "avx1024");
     refuse(&scratch, command, FAILED, &["ENGINE_SIMD", "avx1024"]);

@@ -1,8 +1,9 @@
-//! The GPU path, end to end, without a GPU: `engine-train` on the emulator follows the CPU loss for loss, and its
-//! checkpoints are ordinary checkpoints.
+//! The GPU path, end to end, without a GPU: `engine-train` on the emulator follows the CPU loss for loss, so does
+//! `--device cuda` on our driver library, and checkpoints are ordinary checkpoints.
 
 mod common;
 
+use common::libcuda::Library;
 use common::{Scratch, metrics, succeed, text};
 use serde_json::Value;
 use std::path::Path;
@@ -54,23 +55,47 @@ fn assert_follows(what: &str, found: &[f64], expected: &[f64]) {
 }
 
 #[test]
-fn training_on_the_emulator_follows_the_cpu_within_1e_4_at_every_loss() {
+fn training_on_the_emulator_and_on_libcuda_follows_the_cpu_within_1e_4_at_every_loss() {
     let scratch = Scratch::new();
+    let library = Library::emulator();
     let data = scratch.path("long.txt");
     std::fs::write(&data, text(20_000)).unwrap();
-    let steps = STEPS.to_string();
     for (name, sets) in [("plain", vec![]), ("dropout", vec!["model.dropout=0.1", "train.accumulate=2"])] {
-        let [cpu, emulator] = ["cpu", "emulator"].map(|device| {
+        let [cpu, emulator, cuda] = ["cpu", "emulator", "cuda"].map(|device| {
             let out = scratch.path(&format!("{name}-{device}"));
-            let steps = if name == "plain" { steps.as_str() } else { "10" };
-            succeed(train(&data, &out, device, &sets, &["--steps", steps]));
+            let mut command = train(&data, &out, device, &sets, &["--steps", &last(name).to_string()]);
+            library.lend(&mut command);
+            succeed(command);
             out
         });
         for key in ["loss", "val_loss"] {
             assert!(!series(&cpu, key).is_empty(), "{key} was recorded");
             assert_follows(&format!("{name} {key}"), &series(&emulator, key), &series(&cpu, key));
+            // The same kernels on the same machine: the way to them changes no bit.
+            assert_eq!(series(&cuda, key), series(&emulator, key), "{name} {key} through libcuda");
         }
+        assert!(common::state(&cuda, last(name)).0 == common::state(&emulator, last(name)).0, "{name} weights");
     }
+}
+
+/// The last update of a run.
+fn last(name: &str) -> usize {
+    if name == "plain" { STEPS } else { 4 }
+}
+
+#[test]
+fn auto_takes_a_gpu_where_there_is_one_and_says_why_not_where_there_is_none() {
+    let scratch = Scratch::new();
+    let described = |library: &Library| {
+        let mut command = scratch.tiny("never", &[], &["--dry-run", "--device", "auto"]);
+        library.lend(&mut command);
+        succeed(command).stdout.lines().next().unwrap_or_default().to_owned()
+    };
+    let without = described(&Library::broken());
+    assert!(without.contains("cpu, 2 threads"), "{without}");
+    assert!(without.contains("(auto: there is no libcuda.so.1 on this machine"), "{without}");
+    let with = described(&Library::emulator());
+    assert!(with.contains("cuda:0, PTX emulator (sm_80) (auto: a usable GPU)"), "{with}");
 }
 
 #[test]

@@ -2,9 +2,14 @@
 //!
 //! The goldens are made by `tests/goldens/make_gpt2.py`, in f32 and in f64. Ours, PyTorch's f32 and its f64 run start
 //! from the same f32 weights, so the f64 run is the truth, and what PyTorch's f32 run is off tells what f32 can do.
+//!
+//! On the CPU, by the GPU kernels in the emulator, and by the same through `libcuda` as a GPU user runs them.
+
+#[path = "common/libcuda.rs"]
+mod libcuda;
 
 use engine::cpu::{Cpu, Level};
-use engine::driver::{DeviceFacts, Emulated};
+use engine::driver::{Cuda, DeviceFacts, Driver, Emulated};
 use engine::gpu::Gpu;
 use engine::model::weights::WeightFile;
 use engine::model::{Gpt, LossOptions};
@@ -21,12 +26,28 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
 }
 
+type Devices = Vec<(&'static str, Arc<Device>)>;
+
+fn gpu(driver: impl Driver + 'static) -> Arc<Device> {
+    Arc::new(Device::Gpu(Gpu::new(Box::new(driver)).expect("the driver makes streams")))
+}
+
 /// A device for each SIMD level of this machine, and the GPU kernels in the emulator.
-fn devices() -> Vec<(&'static str, Arc<Device>)> {
+fn devices() -> Devices {
     let cpu = |level| Arc::new(Device::Cpu(Cpu::with(2, level).expect("an available level")));
-    let emulator = Gpu::new(Box::new(Emulated::new(DeviceFacts::default()))).expect("the emulator makes streams");
     let cpus = Level::available().into_iter().map(|level| (level.name(), cpu(level)));
-    cpus.chain([("emulator", Arc::new(Device::Gpu(emulator)))]).collect()
+    cpus.chain([("emulator", gpu(Emulated::new(DeviceFacts::default())))]).collect()
+}
+
+#[test]
+fn the_goldens_hold_through_libcuda() {
+    libcuda::with_libcuda("the_goldens_hold_through_libcuda", || {
+        let devices = || vec![("libcuda", gpu(Cuda::open(0).expect("libcuda has a device")))];
+        check_logits(devices());
+        check_loss_and_gradients(devices());
+        check_ignored_targets(devices());
+        check_training(devices());
+    });
 }
 
 struct Golden {
@@ -89,11 +110,15 @@ fn golden_layout(model: &Gpt, parameters: &Parameters, index: usize) -> Vec<f64>
 
 #[test]
 fn logits_match_pytorch() {
+    check_logits(devices());
+}
+
+fn check_logits(devices: Devices) {
     for name in GOLDENS {
         let golden = Golden::open(name);
-        for (level, device) in devices() {
-            let (model, mut parameters) = Gpt::load(&device, &folder(name)).unwrap();
-            let mut tape = Tape::new(Arc::clone(&device), &parameters, Mode::Inference);
+        for (level, device) in &devices {
+            let (model, mut parameters) = Gpt::load(device, &folder(name)).unwrap();
+            let mut tape = Tape::new(Arc::clone(device), &parameters, Mode::Inference);
             let ids = tape.input_ids("ids", &[3, 17]);
             let logits = model.record_logits(&mut tape, ids).unwrap();
             tape.keep(logits);
@@ -131,36 +156,48 @@ fn check_gradients(name: &str, level: &str, device: &Arc<Device>, targets: &str,
 
 #[test]
 fn loss_and_every_gradient_match_pytorch() {
+    check_loss_and_gradients(devices());
+}
+
+fn check_loss_and_gradients(devices: Devices) {
     for name in GOLDENS {
-        for (level, device) in devices() {
-            check_gradients(name, level, &device, "targets", "", LossOptions::default());
+        for (level, device) in &devices {
+            check_gradients(name, level, device, "targets", "", LossOptions::default());
         }
     }
 }
 
 #[test]
 fn ignored_targets_recomputation_and_chunks_match_pytorch() {
+    check_ignored_targets(devices());
+}
+
+fn check_ignored_targets(devices: Devices) {
     let name = GOLDENS[0];
     assert!(Golden::open(name).has("f32.ignored.loss"));
-    for (level, device) in devices() {
+    for (level, device) in &devices {
         for recompute in [false, true] {
             let options = LossOptions { recompute, chunk_rows: Some(8) };
-            check_gradients(name, level, &device, "targets_ignored", "ignored.", options);
+            check_gradients(name, level, device, "targets_ignored", "ignored.", options);
         }
     }
 }
 
 #[test]
 fn ten_training_losses_match_pytorch() {
+    check_training(devices());
+}
+
+fn check_training(devices: Devices) {
     let settings =
         config::Optimizer { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, ..Default::default() };
     assert_eq!(settings.weight_decay, 0.1);
     for name in GOLDENS {
         let golden = Golden::open(name);
-        for (level, device) in devices() {
-            let (model, mut parameters) = Gpt::load(&device, &folder(name)).unwrap();
-            let mut optimizer = Optimizer::new(&device, &settings, &parameters).unwrap();
-            let mut tape = Tape::new(Arc::clone(&device), &parameters, Mode::Training);
+        for (level, device) in &devices {
+            let (model, mut parameters) = Gpt::load(device, &folder(name)).unwrap();
+            let mut optimizer = Optimizer::new(device, &settings, &parameters).unwrap();
+            let mut tape = Tape::new(Arc::clone(device), &parameters, Mode::Training);
             let (ids, targets) = (tape.input_ids("ids", &[3, 17]), tape.input_ids("targets", &[3, 17]));
             let loss = model.record_loss(&mut tape, ids, targets, LossOptions::default()).unwrap();
             let mut program = tape.finish().unwrap();
@@ -173,7 +210,7 @@ fn ten_training_losses_match_pytorch() {
                 let ours = program.mean_loss(loss).unwrap().unwrap();
                 let error = (ours - expected[step]).abs() / expected[step];
                 assert!(error <= 1e-5, "{name} {level} step {step}: loss {ours}, PyTorch {}", expected[step]);
-                let update = optimizer.update(&device, &mut parameters, settings.learning_rate, 1.0).unwrap();
+                let update = optimizer.update(device, &mut parameters, settings.learning_rate, 1.0).unwrap();
                 let error = (update.grad_norm - norms[step]).abs() / norms[step];
                 assert!(
                     error <= 1e-4,

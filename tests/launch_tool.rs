@@ -1,7 +1,11 @@
 //! `engine-bench launch` and `roofline` as scripts and newcomers meet them: by files, figures, messages and exit codes.
 
+#[path = "common/libcuda.rs"]
+mod libcuda;
+
 use engine::profile::npy::{self, Array, Dtype};
 use engine::util::atomic_file::AtomicFile;
+use libcuda::Library;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -378,6 +382,77 @@ fn a_number_of_another_kind_is_mentioned_and_used() {
     let note = String::from_utf8(output.stderr).unwrap();
     assert!(note.contains("note: parameter 3 of scale (.f32 factor) gets the bits of 'i32:0x40000000'"), "{note}");
     assert_eq!(bench.read_floats("y.npy")[0], 2.0);
+}
+
+/// Runs `engine-bench` on the emulator that stands where the driver does.
+fn run_on_libcuda(bench: &Bench, arguments: &str) -> Output {
+    let library = Library::emulator();
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(&bench.folder).args(arguments.split_whitespace()).args(["--device", "cuda"]);
+    library.lend(&mut command).output().unwrap()
+}
+
+#[test]
+fn a_launch_through_libcuda_gives_what_the_emulator_gives() {
+    let bench = Bench::new();
+    bench.floats("x.npy", &(0..64).map(|index| index as f32).collect::<Vec<_>>());
+    bench.write("sums.npy", Dtype::U32, &[4], bytemuck::cast_slice(&[10u32, 20, 30, 40]));
+    let accumulate = "launch small.ptx --entry accumulate --grid 1 --block 4";
+    for (name, arguments) in [
+        // 63 of 65 elements are written: the others keep what they had.
+        ("scale", format!("{SCALE} --arg in:x.npy out:f32[65]:y.npy f32:2.5 i32:63 --repeat 3")),
+        ("bytes", format!("{SCALE} --arg null out:u8[7]:y.npy f32:2.5 i32:0")),
+        ("inout", format!("{accumulate} --arg inout:sums.npy:y.npy --repeat 2")),
+        ("zeros", format!("{accumulate} --arg zeros:u32[4]:y.npy")),
+    ] {
+        bench.good(&format!("{arguments} --json here.json"));
+        let here = std::fs::read(bench.path("y.npy")).unwrap();
+        std::fs::remove_file(bench.path("y.npy")).unwrap();
+        let output = run_on_libcuda(&bench, &format!("{arguments} --json there.json"));
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(std::fs::read(bench.path("y.npy")).unwrap(), here, "{name}");
+        let (here, there) = (bench.json("here.json"), bench.json("there.json"));
+        assert_eq!(there["outputs"], here["outputs"], "{name}");
+        assert_eq!(there["seconds"].as_array().unwrap().len(), here["seconds"].as_array().unwrap().len());
+        assert_eq!((&there["device"], &there["warp_instructions"]), (&"PTX emulator (sm_80)".into(), &Value::Null));
+    }
+}
+
+#[test]
+fn what_a_kernel_prints_comes_before_the_report_on_a_gpu_too() {
+    let bench = Bench::new();
+    let arguments =
+        format!("launch {} --entry say --grid 2 --block 1 --arg random:i32[2]:3", emulator_file("programs.ptx"));
+    let (here, there) = (bench.run(&arguments), run_on_libcuda(&bench, &format!("{arguments} --repeat 0")));
+    assert!(here.status.success() && there.status.success(), "{}", String::from_utf8_lossy(&there.stderr));
+    let first = |output: &Output| String::from_utf8_lossy(&output.stdout).lines().next().unwrap().to_owned();
+    assert_eq!(first(&there), first(&here));
+}
+
+#[test]
+fn what_a_gpu_cannot_do_is_one_line() {
+    let bench = Bench::new();
+    let accumulate = "launch small.ptx --entry accumulate --grid 1 --block 4";
+    let many = accumulate.replace("--grid 1", "--grid 100000");
+    let zeros = "--arg zeros:u32[4]";
+    for (arguments, code, texts) in [
+        (format!("{accumulate} {zeros} --sanitize"), 2, ["--sanitize needs the emulator", "leave out --device cuda"]),
+        (format!("{accumulate} {zeros} --profile A100"), 2, ["--profile needs the emulator", ""]),
+        (format!("{accumulate} {zeros} --budget 7"), 2, ["--budget needs the emulator", ""]),
+        (format!("{accumulate} {zeros} --shared 1000000"), 2, ["1000000 bytes", "CUDA_ERROR_INVALID_VALUE"]),
+        (format!("{many} --cooperative {zeros}"), 2, ["grid 100000,1,1", "COOPERATIVE_LAUNCH_TOO_LARGE"]),
+        (format!("{accumulate} --arg zeros:u8[20000000000]"), 2, ["20000000000 bytes", "the device has"]),
+        (format!("{accumulate} --arg null"), 1, ["CUDA_ERROR_ILLEGAL_ADDRESS", "in accumulate"]),
+        (format!("{accumulate} {zeros} --json no/such.json"), 1, ["no/such.json", ""]),
+    ] {
+        let output = run_on_libcuda(&bench, &arguments);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), message.trim_end().lines().count()), (Some(code), 1), "{message}");
+        for text in texts {
+            assert!(message.contains(text), "{arguments}\n{message:?} lacks {text:?}");
+        }
+    }
+    assert_eq!(names(bench.folder.path()), ["small.ptx"]);
 }
 
 #[test]

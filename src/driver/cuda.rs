@@ -10,15 +10,15 @@
 mod object;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult};
-use object::{Context, Executable, Kind, Object, Queue};
+use object::{Context, Executable, Kind, Object};
 use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
 
-use super::handles::Table;
+use super::handles::{Queue, Table};
 use super::requirements::{check_architecture, check_ordinal, check_version, foreign_library, no_gpu};
 use super::{
     DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, Module, Params, Result, Stream,
-    refuse_default,
+    flush_printed, refuse_default,
 };
 
 /// A [`Driver`] on `libcuda`.
@@ -27,7 +27,7 @@ pub struct Cuda {
     facts: DeviceFacts,
     modules: Table<Object>,
     functions: Table<Kernel>,
-    streams: Table<Queue>,
+    streams: Table<Queue<Object>>,
     events: Table<Object>,
     graphs: Table<Executable>,
     /// Held while a kernel is given more shared memory, so that no thread takes back what another just asked for.
@@ -234,7 +234,7 @@ impl Driver for Cuda {
         }
         // SAFETY: of pageable memory the driver takes a copy before the call returns ("API synchronization behavior",
         // CUDA Driver API), and captured bytes live as long as their graph.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(address, bytes.cast(), source.len(), queue.raw()) };
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(address, bytes.cast(), source.len(), queue.stream.raw()) };
         check("cuMemcpyHtoDAsync", result)
     }
 
@@ -244,9 +244,10 @@ impl Driver for Cuda {
         queue.check_runs("read")?;
         // SAFETY: the target is exclusively ours until the stream's work, and so the copy, is done.
         unsafe {
-            let result = sys::cuMemcpyDtoHAsync_v2(target.as_mut_ptr().cast(), address, target.len(), queue.raw());
+            let result =
+                sys::cuMemcpyDtoHAsync_v2(target.as_mut_ptr().cast(), address, target.len(), queue.stream.raw());
             check("cuMemcpyDtoHAsync", result)?;
-            check("cuStreamSynchronize", sys::cuStreamSynchronize(queue.raw()))
+            check("cuStreamSynchronize", sys::cuStreamSynchronize(queue.stream.raw()))
         }
     }
 
@@ -254,7 +255,7 @@ impl Driver for Cuda {
         self.enter()?;
         let queue = self.streams.get(stream.0)?;
         // SAFETY: device memory only; a bad address is the device's fault to report.
-        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, bytes as usize, queue.raw()) };
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, bytes as usize, queue.stream.raw()) };
         check("cuMemcpyDtoDAsync", result)
     }
 
@@ -262,7 +263,7 @@ impl Driver for Cuda {
         self.enter()?;
         let queue = self.streams.get(stream.0)?;
         // SAFETY: as for `copy`.
-        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, word, count as usize, queue.raw()) })
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, word, count as usize, queue.stream.raw()) })
     }
 
     fn load(&self, name: &str, ptx: &str) -> Result<Module> {
@@ -357,7 +358,19 @@ impl Driver for Cuda {
             // compares their size with what the kernel takes.
             return refused(unsafe {
                 let (none, extra) = (std::ptr::null_mut(), extra.as_mut_ptr());
-                sys::cuLaunchKernel(kernel.raw(), x, y, z, a, b, c, config.shared_bytes, queue.raw(), none, extra)
+                sys::cuLaunchKernel(
+                    kernel.raw(),
+                    x,
+                    y,
+                    z,
+                    a,
+                    b,
+                    c,
+                    config.shared_bytes,
+                    queue.stream.raw(),
+                    none,
+                    extra,
+                )
             });
         }
         let mut attribute = sys::CUlaunchAttribute {
@@ -373,7 +386,7 @@ impl Driver for Cuda {
             blockDimY: b,
             blockDimZ: c,
             sharedMemBytes: config.shared_bytes,
-            hStream: queue.raw(),
+            hStream: queue.stream.raw(),
             attrs: &mut attribute,
             numAttrs: 1,
         };
@@ -394,7 +407,7 @@ impl Driver for Cuda {
         self.enter()?;
         refuse_default(stream, "destroy_stream")?;
         // One that a call is just using is destroyed when that returns.
-        Arc::into_inner(self.streams.remove(stream.0)?).map_or(Ok(()), |mut queue| queue.object.destroy())
+        Arc::into_inner(self.streams.remove(stream.0)?).map_or(Ok(()), |mut queue| queue.stream.destroy())
     }
 
     fn synchronize(&self, stream: Stream) -> Result<()> {
@@ -402,7 +415,9 @@ impl Driver for Cuda {
         let queue = self.streams.get(stream.0)?;
         queue.check_runs("synchronize")?;
         // SAFETY: the stream is alive.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(queue.raw()) })
+        let result = check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(queue.stream.raw()) });
+        flush_printed();
+        result
     }
 
     fn create_event(&self) -> Result<Event> {
@@ -427,7 +442,7 @@ impl Driver for Cuda {
             None => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_DEFAULT,
         };
         // SAFETY: both are alive.
-        let result = unsafe { sys::cuEventRecordWithFlags(event.raw(), queue.raw(), flags as c_uint) };
+        let result = unsafe { sys::cuEventRecordWithFlags(event.raw(), queue.stream.raw(), flags as c_uint) };
         check("cuEventRecord", result)
     }
 
@@ -443,7 +458,7 @@ impl Driver for Cuda {
             None => sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT,
         };
         // SAFETY: both are alive.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(queue.raw(), event.raw(), flags as c_uint) })
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(queue.stream.raw(), event.raw(), flags as c_uint) })
     }
 
     fn elapsed_seconds(&self, start: Event, end: Event) -> Result<f64> {
@@ -466,7 +481,7 @@ impl Driver for Cuda {
         let mut capture = queue.capture();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(queue.raw(), mode) })?;
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(queue.stream.raw(), mode) })?;
         *capture = Some(Vec::new());
         Ok(())
     }
@@ -479,7 +494,7 @@ impl Driver for Cuda {
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: writes handles; what was captured is destroyed once there is an executable form of it.
         let object = unsafe {
-            check("cuStreamEndCapture", sys::cuStreamEndCapture(queue.raw(), &mut graph))?;
+            check("cuStreamEndCapture", sys::cuStreamEndCapture(queue.stream.raw(), &mut graph))?;
             let result = check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
             check("cuGraphDestroy", sys::cuGraphDestroy(graph))?;
             result.map(|()| Object::new(&self.context, Kind::Graph, executable))?
@@ -492,7 +507,7 @@ impl Driver for Cuda {
         let (graph, queue) = (self.graphs.get(graph.0)?, self.streams.get(stream.0)?);
         let mut capture = queue.capture();
         // SAFETY: both are alive, and what the graph needs lives as long as it.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.object.raw(), queue.raw()) })?;
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.object.raw(), queue.stream.raw()) })?;
         match &mut *capture {
             // A part of another graph now.
             Some(kept) => {
@@ -500,7 +515,7 @@ impl Driver for Cuda {
                 Ok(())
             }
             // SAFETY: both are alive.
-            None => check("cuEventRecord", unsafe { sys::cuEventRecord(graph.done.raw(), queue.raw()) }),
+            None => check("cuEventRecord", unsafe { sys::cuEventRecord(graph.done.raw(), queue.stream.raw()) }),
         }
     }
 

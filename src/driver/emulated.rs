@@ -67,8 +67,9 @@ impl From<EmulatorError> for Error {
 /// Text that kernels print goes where a program's output goes.
 fn print(output: &[u8]) {
     use std::io::Write;
+    let mut stdout = std::io::stdout();
     // A closed standard output is no reason to stop a computation.
-    let _ = std::io::stdout().write_all(output);
+    let _ = stdout.write_all(output).and_then(|()| stdout.flush());
 }
 
 impl Emulated {

@@ -4,9 +4,10 @@
 //! [`Driver`](super::Driver) are plain values that any safe code may keep, so they name entries of tables instead: one
 //! that was destroyed is an error. Objects are shared: a call that uses one, or a graph that holds it, keeps it alive.
 
-use super::{Error, Result};
+use super::{CAPTURED, Error, Result};
+use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Objects of one kind by handle.
 pub(super) struct Table<T> {
@@ -58,6 +59,31 @@ impl<T> Table<T> {
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries<T>> {
         self.entries.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What a graph needs as long as it lives: bytes to copy, modules of its kernels, events that it records.
+pub(super) type Kept = Vec<Arc<dyn Any + Send + Sync>>;
+
+/// A driver's stream, and what its capture needs while there is one.
+pub(super) struct Queue<S> {
+    pub(super) stream: S,
+    capture: Mutex<Option<Kept>>,
+}
+
+impl<S> Queue<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, capture: Mutex::default() }
+    }
+
+    /// The capture, if there is one. Held while work is queued, so that the work and what it needs go together.
+    pub(super) fn capture(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.capture.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Refuses a call that waits before the driver does: the driver would give up the capture too.
+    pub(super) fn check_runs(&self, call: &str) -> Result<()> {
+        if self.capture().is_some() { Err(Error::failed(call, CAPTURED)) } else { Ok(()) }
     }
 }
 

@@ -6,6 +6,8 @@
 //! for it. `tests/driver` holds what the implementations have in common.
 
 pub mod cuda;
+#[cfg(feature = "cust")]
+mod cust;
 mod emulated;
 pub mod emulator;
 mod facts;
@@ -15,6 +17,8 @@ mod launch_log;
 mod requirements;
 
 pub use cuda::Cuda;
+#[cfg(feature = "cust")]
+pub use cust::Cust;
 pub use emulated::Emulated;
 pub use facts::DeviceFacts;
 pub use launch::{LaunchConfig, Params};
@@ -73,6 +77,13 @@ handle!(
 
 /// Why a call on a stream that is being captured is refused.
 const CAPTURED: &str = "not permitted while the stream is captured";
+
+/// Brings what kernels printed to standard output: drivers print through C's library, which keeps text for later where
+/// that is no terminal.
+fn flush_printed() {
+    // SAFETY: flushes all of C's streams; it takes their locks.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
 
 /// Refuses what cannot be done with the stream that always exists.
 fn refuse_default(stream: Stream, call: &str) -> Result<()> {
@@ -156,7 +167,7 @@ pub trait Driver: Send + Sync {
     /// Destroys a stream once its work is done.
     fn destroy_stream(&self, stream: Stream) -> Result<()>;
 
-    /// Waits until the stream's work is done.
+    /// Waits until the stream's work is done. What its kernels printed is on standard output then.
     fn synchronize(&self, stream: Stream) -> Result<()>;
 
     /// A new event, not yet recorded.

@@ -16,20 +16,26 @@ pub struct Chosen {
 
 /// The device cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("device {wanted}: {why}; use --device cpu")]
+#[error("device {wanted}: {why}{advice}")]
 pub struct Error {
     wanted: String,
     why: String,
+    advice: &'static str,
 }
+
+/// What to do where a GPU cannot be had.
+const USE_CPU: &str = "; use --device cpu";
 
 /// Opens what `settings` ask for. `auto` takes a GPU where a usable one is found, else the CPU.
 ///
 /// # Errors
 /// A device that this machine does not have.
 pub fn open(settings: &config::Device) -> Result<Chosen, Error> {
-    let error = |why: String| Error { wanted: settings.kind.to_string(), why };
+    let error = |why: String, advice| Error { wanted: settings.kind.to_string(), why, advice };
+    let gpu_error = |why: driver::Error| error(why.to_string(), USE_CPU);
+    let cpu_error = |why: String| error(why, "");
     match settings.kind {
-        DeviceKind::Cpu => open_cpu(settings.threads, "").map_err(error),
+        DeviceKind::Cpu => open_cpu(settings.threads, "").map_err(cpu_error),
         DeviceKind::Emulator => {
             let facts = DeviceFacts::default();
             let description = format!("emulator, {}", facts.name);
@@ -37,16 +43,18 @@ pub fn open(settings: &config::Device) -> Result<Chosen, Error> {
             if settings.threads > 0 {
                 emulator = emulator.with_threads(settings.threads);
             }
-            chosen(Box::new(Emulated::from_emulator(emulator)), description).map_err(|e| error(e.to_string()))
+            chosen(Box::new(Emulated::from_emulator(emulator)), description).map_err(gpu_error)
         }
         DeviceKind::Cuda(number) => {
-            let (driver, description) = open_cuda(number.unwrap_or(0)).map_err(|e| error(e.to_string()))?;
-            chosen(driver, description).map_err(|e| error(e.to_string()))
+            let (driver, description) = open_cuda(number.unwrap_or(0)).map_err(gpu_error)?;
+            chosen(driver, description).map_err(gpu_error)
         }
-        DeviceKind::Auto => match open_cuda(0).and_then(|(driver, name)| chosen(driver, format!("{name} (auto)"))) {
-            Ok(chosen) => Ok(chosen),
-            Err(why) => open_cpu(settings.threads, &format!(" (auto: {why})")).map_err(error),
-        },
+        DeviceKind::Auto => {
+            match open_cuda(0).and_then(|(driver, name)| chosen(driver, format!("{name} (auto: a usable GPU)"))) {
+                Ok(chosen) => Ok(chosen),
+                Err(why) => open_cpu(settings.threads, &format!(" (auto: {why})")).map_err(cpu_error),
+            }
+        }
     }
 }
 

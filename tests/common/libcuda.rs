@@ -8,7 +8,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 use tempfile::TempDir;
 
 /// Where cargo puts the library: beside the folder of this test's executable. `cargo test` builds it, `cargo test --test`
@@ -16,22 +15,17 @@ use tempfile::TempDir;
 fn library_path() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().unwrap().parent().unwrap().join("examples/libcuda.so");
-    let built = std::fs::metadata(&path).and_then(|data| data.modified());
-    let sources = ["examples/libcuda", "src/driver"].map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join(name));
-    let newest = sources.iter().filter_map(|folder| newest(folder)).max();
+    let time = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    // Cargo writes down what it was made from, spaces escaped.
+    let sources = std::fs::read_to_string(path.with_extension("d")).unwrap_or_default().replace("\\ ", "\0");
+    let sources = sources.split_whitespace().skip(1).map(|source| source.replace('\0', " "));
+    let newest = sources.filter_map(|source| time(Path::new(&source))).max();
     assert!(
-        built.is_ok_and(|built| newest.is_none_or(|newest| newest <= built)),
-        "{} is missing or out of date: run cargo test --no-run --example cuda first",
+        newest.is_some() && time(&path) >= newest,
+        "{} is missing or out of date: run cargo build --profile test --example cuda first",
         path.display()
     );
     path
-}
-
-/// The newest time of change below a folder.
-fn newest(folder: &Path) -> Option<SystemTime> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
-    let time = |path: PathBuf| if path.is_dir() { newest(&path) } else { path.metadata().ok()?.modified().ok() };
-    entries.filter_map(|entry| time(entry.path())).max()
 }
 
 /// A folder to search for libraries.

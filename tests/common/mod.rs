@@ -3,6 +3,8 @@
 // Each test program uses a part of this.
 #![allow(dead_code)]
 
+pub mod libcuda;
+
 use engine::cpu::Cpu;
 use engine::ops::Device;
 use serde_json::Value;

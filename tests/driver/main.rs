@@ -1,7 +1,8 @@
 //! What all drivers have in common: each claim about the trait `Driver`, shown by each implementation.
 //!
 //! `Emulated` runs in this process. `Cuda` takes the path of a GPU user: each claim in a process of its own, which finds
-//! the emulator as `libcuda.so.1`, or with `ENGINE_TEST_LIBCUDA=system` the machine's own driver and GPU.
+//! the emulator as `libcuda.so.1`, or with `ENGINE_TEST_LIBCUDA=system` the machine's own driver and GPU. So does `Cust`,
+//! with the feature of that name.
 
 #![cfg(target_os = "linux")]
 
@@ -36,6 +37,18 @@ macro_rules! claims {
                 fn $claim() {
                     crate::libcuda::with_libcuda(concat!("cuda::", stringify!($claim)), || {
                         crate::$file::$claim(&super::Cuda::open(0).expect("libcuda has a device"));
+                    });
+                }
+            )*)*
+        }
+
+        #[cfg(feature = "cust")]
+        mod cust {
+            $($(
+                #[test]
+                fn $claim() {
+                    crate::libcuda::with_libcuda(concat!("cust::", stringify!($claim)), || {
+                        crate::$file::$claim(&engine::driver::Cust::open(0).expect("libcuda has a device"));
                     });
                 }
             )*)*

@@ -34,7 +34,8 @@ Examples, from the root of the repository:
   engine-bench launch tests/emulator/gemm.ptx --entry gemm_f32 --grid 2,2 --block 256 --profile A100 --svg gemm.svg \\
       --arg 'random:f32[128,64]' 'random:f32[64,128]' 'out:f32[128,128]' i32:128 i32:128 i32:64 --json gemm.json
 
-The device is an emulated sm_80, or what the file or --profile asks for. Time is the emulator's, not a GPU's.
+The device is an emulated sm_80, or what the file or --profile asks for. Time is the emulator's, not a GPU's. With
+--device cuda it is a GPU: nothing is counted or checked, and the time is the GPU's.
 
 Exit codes: 0 done, 1 failed, stopped by a fault, or with a finding of --sanitize, 2 bad usage.";
 

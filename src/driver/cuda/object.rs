@@ -1,10 +1,10 @@
 //! The driver's objects, owned: the context, and what lives in it.
 
-use super::super::{CAPTURED, Error, Result};
+use super::super::Result;
+use super::super::handles::Kept;
 use super::check;
 use cudarc::driver::sys::{self, CUresult};
-use std::any::Any;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// The primary context of a device, retained.
 pub(super) struct Context {
@@ -92,35 +92,6 @@ impl Drop for Object {
     fn drop(&mut self) {
         // There is nobody to tell of an error.
         let _ = self.destroy();
-    }
-}
-
-/// What a graph needs as long as it lives: bytes to copy, modules of its kernels, events that it records.
-pub(super) type Kept = Vec<Arc<dyn Any + Send + Sync>>;
-
-/// A stream, and what its capture needs while there is one.
-pub(super) struct Queue {
-    pub(super) object: Object,
-    capture: Mutex<Option<Kept>>,
-}
-
-impl Queue {
-    pub(super) fn new(object: Object) -> Self {
-        Self { object, capture: Mutex::default() }
-    }
-
-    pub(super) fn raw(&self) -> sys::CUstream {
-        self.object.raw()
-    }
-
-    /// The capture, if there is one. Held while work is queued, so that the work and what it needs go together.
-    pub(super) fn capture(&self) -> MutexGuard<'_, Option<Kept>> {
-        self.capture.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Refuses a call that waits before the driver does: the driver would give up the capture too.
-    pub(super) fn check_runs(&self, call: &str) -> Result<()> {
-        if self.capture().is_some() { Err(Error::failed(call, CAPTURED)) } else { Ok(()) }
     }
 }
 

@@ -3,9 +3,11 @@
 //! Each launch starts from a device of its own with fresh buffers, so that the sanitizer, the counters and the timed
 //! repetitions all see the same memory, whatever the kernel overwrites. Results come from the counted launch. Buffers
 //! that the kernel is to write are filled with ones before it (NaN for floats), and are memory that nobody wrote for the
-//! sanitizer: what a kernel forgets to write, or reads too early, shows.
+//! sanitizer: what a kernel forgets to write, or reads too early, shows. On a GPU the same is launched and timed, and
+//! neither counted nor checked.
 
 mod argument;
+mod cuda;
 mod emulator;
 pub mod report;
 mod signature;
@@ -16,6 +18,7 @@ pub use signature::{Kind, Parameter, Signature, signatures, target_architecture}
 use super::gpus::{self, Gpu};
 use super::npy::{self, NpyError, shape_text};
 use crate::driver::emulator::{Counters, DeviceFacts, Emulator, EmulatorError, Finding, LaunchConfig};
+use crate::driver::{Cuda, Driver};
 use crate::util::atomic_file::{AtomicFile, WriteError, plainly};
 use std::path::{Path, PathBuf};
 
@@ -106,6 +109,8 @@ pub struct Launch {
     /// By argument; none for those that are no buffers.
     buffers: Vec<Option<Buffer>>,
     options: Options,
+    /// The GPU, where it is not the emulator.
+    cuda: Option<Cuda>,
     /// Things that are allowed and probably not meant.
     pub warnings: Vec<String>,
 }
@@ -129,10 +134,11 @@ pub fn read_ptx(path: &Path) -> Result<String, LaunchError> {
 
 impl Launch {
     /// Finds the kernel in `text` (the only one where no name is given), checks the arguments against its parameters, and
-    /// reads their files.
+    /// reads their files. A GPU is opened.
     ///
     /// # Errors
-    /// [`LaunchError::Usage`] if kernel, arguments and parameters do not fit; [`LaunchError::Npy`] for files.
+    /// [`LaunchError::Usage`] if kernel, arguments, parameters and options do not fit; [`LaunchError::Npy`] for files;
+    /// [`LaunchError::Device`] where there is no such GPU.
     pub fn new(
         file: &str,
         text: String,
@@ -162,7 +168,9 @@ impl Launch {
                 )));
             }
         }
-        let mut launch = Self { file: file.into(), text, signature, arguments, buffers: Vec::new(), options, warnings };
+        let cuda = cuda::open(&options)?;
+        let (file, buffers) = (file.into(), Vec::new());
+        let mut launch = Self { file, text, signature, arguments, buffers, options, cuda, warnings };
         launch.load_buffers()?;
         Ok(launch)
     }
@@ -203,9 +211,9 @@ impl Launch {
                 files.push((index, AtomicFile::create(path)?));
             }
         }
-        let (mut outcome, contents) = match self.options.device {
-            DeviceKind::Emulator => self.run_on_emulator()?,
-            DeviceKind::Cuda(number) => self.run_on_cuda(number)?,
+        let (mut outcome, contents) = match &self.cuda {
+            None => self.run_on_emulator()?,
+            Some(driver) => self.run_on_cuda(driver)?,
         };
         let Some(contents) = contents else { return Ok(outcome) };
         for (index, file) in &mut files {
@@ -228,16 +236,6 @@ impl Launch {
         Ok(outcome)
     }
 
-    /// Launches on a GPU: outcome, and the contents of the buffers after it.
-    ///
-    /// The one place to fill in when there is a driver for CUDA: [`Self::packed_parameters`] gives the parameters for
-    /// the addresses of the buffers.
-    fn run_on_cuda(&self, number: u32) -> Result<(Outcome, Option<Contents>), LaunchError> {
-        Err(LaunchError::Device(format!(
-            "cuda:{number}: this build cannot launch on a GPU yet; leave out --device, or give --device emulator"
-        )))
-    }
-
     /// The parameters as the kernel reads them, given the device address of each buffer.
     fn packed_parameters(&self, addresses: &[Option<u64>]) -> Vec<u8> {
         let mut packed = vec![0; self.signature.bytes];
@@ -253,7 +251,7 @@ impl Launch {
     }
 
     fn device_facts(&self) -> DeviceFacts {
-        facts(&self.options, &self.text)
+        self.cuda.as_ref().map_or_else(|| facts(&self.options, &self.text), |driver| driver.facts().clone())
     }
 
     fn load_buffers(&mut self) -> Result<(), LaunchError> {
