@@ -179,6 +179,17 @@ fn integer_arithmetic() {
         &["u64", "u64"],
         |s| s[0].wrapping_sub(s[1]),
     );
+    // An addition that reads a subtraction's bit sees hardware's "no borrow", on which nvcc's 128-bit division counts.
+    check("{ .reg .b32 %l; sub.cc.u32 %l, %a, %b; addc.u32 %d, %a, 0; }", "u32", &["u32", "u32"], |s| {
+        s[0].wrapping_add(u64::from(s[0] >= s[1]))
+    });
+    // Registers that are wider than the type of what is converted.
+    check("cvt.s64.s32 %d, %a;", "u64", &["u64"], |s| i64::from(s[0] as i32) as u64);
+    check("cvt.u64.u32 %d, %a;", "u64", &["u64"], |s| u64::from(s[0] as u32));
+    check("cvt.u32.u32 %d, %a;", "u32", &["u64"], |s| u64::from(s[0] as u32));
+    check("cvt.s64.s16 %d, %a;", "u64", &["u64"], |s| i64::from(s[0] as i16) as u64);
+    check("cvt.s32.s8 %d, %a;", "u32", &["u64"], |s| i64::from(s[0] as i8) as u64);
+    check("cvt.rn.f32.s32 %d, %a;", "u32", &["u64"], |s| u64::from((s[0] as i32 as f32).to_bits()));
     check(
         "{ .reg .b32 %l<2>; mad.lo.cc.u32 %l0, %a, %b, %c; madc.hi.u32 %l1, %a, %b, 0; mov.b64 %d, {%l0,%l1}; }",
         "u64",

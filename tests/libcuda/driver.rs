@@ -16,7 +16,7 @@ pub fn library_path() -> PathBuf {
         .max();
     assert!(
         built.is_ok_and(|built| newest.is_none_or(|newest| newest <= built)),
-        "{} is missing or out of date: run cargo build --example cuda first",
+        "{} is missing or out of date: run cargo build --profile test --example cuda first",
         path.display()
     );
     path

@@ -59,6 +59,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let device = Device::Gpu(Gpu::new(Box::new(driver)).map_err(failed)?);
             let result = check.run(&device);
             let records = log.take();
+            super::progress("");
+            let outcome = if result.is_ok() { "holds " } else { "FAILED" };
+            super::print(format!("{outcome} {}, {} launches\n", check.name, records.len()).as_bytes())?;
             for record in &records {
                 *kernels.entry(record.kernel.clone()).or_default() += 1;
             }
@@ -72,6 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     })?;
     super::progress("");
 
+    super::print(b"\n")?;
     let mut table = Table::new(&["kernel", "launches"]);
     for (kernel, launches) in &kernels {
         table.row(vec![kernel.clone(), launches.to_string()]);

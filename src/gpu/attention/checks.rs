@@ -338,18 +338,48 @@ fn a_head_larger_than_the_kernels_take_is_refused(device: &Device) {
 
 /// What holds on every GPU.
 pub(crate) const ALL: &[Check] = &[
-    Check { name: "attention: matches reference for odd lengths and head sizes", claim: matches_reference_for_odd_lengths_and_head_sizes },
-    Check { name: "attention: matches reference with grouped heads and other numbers of keys", claim: matches_reference_with_grouped_heads_and_other_numbers_of_keys },
+    Check {
+        name: "attention: matches reference for odd lengths and head sizes",
+        claim: matches_reference_for_odd_lengths_and_head_sizes,
+    },
+    Check {
+        name: "attention: matches reference with grouped heads and other numbers of keys",
+        claim: matches_reference_with_grouped_heads_and_other_numbers_of_keys,
+    },
     Check { name: "attention: matches reference over ranges of keys", claim: matches_reference_over_ranges_of_keys },
-    Check { name: "attention: the output is the same without a log sum exp", claim: the_output_is_the_same_without_a_log_sum_exp },
-    Check { name: "attention: matches reference with padding and empty sequences", claim: matches_reference_with_padding_and_empty_sequences },
-    Check { name: "attention: matches reference with bias and dropout", claim: matches_reference_with_bias_and_dropout },
+    Check {
+        name: "attention: the output is the same without a log sum exp",
+        claim: the_output_is_the_same_without_a_log_sum_exp,
+    },
+    Check {
+        name: "attention: matches reference with padding and empty sequences",
+        claim: matches_reference_with_padding_and_empty_sequences,
+    },
+    Check {
+        name: "attention: matches reference with bias and dropout",
+        claim: matches_reference_with_bias_and_dropout,
+    },
     Check { name: "attention: large scores do not overflow", claim: large_scores_do_not_overflow },
-    Check { name: "attention: minus infinity as bias masks and a row of it gives zero", claim: minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero },
-    Check { name: "attention: a nan among the inputs reaches the output", claim: a_nan_among_the_inputs_reaches_the_output },
-    Check { name: "attention: a nan in the padding does not reach the output", claim: a_nan_in_the_padding_does_not_reach_the_output },
-    Check { name: "attention: gradients of only queries or only keys are the same bits", claim: gradients_of_only_queries_or_only_keys_are_the_same_bits },
-    Check { name: "attention: a head larger than the kernels take is refused", claim: a_head_larger_than_the_kernels_take_is_refused },
+    Check {
+        name: "attention: minus infinity as bias masks and a row of it gives zero",
+        claim: minus_infinity_as_bias_masks_and_a_row_of_it_gives_zero,
+    },
+    Check {
+        name: "attention: a nan among the inputs reaches the output",
+        claim: a_nan_among_the_inputs_reaches_the_output,
+    },
+    Check {
+        name: "attention: a nan in the padding does not reach the output",
+        claim: a_nan_in_the_padding_does_not_reach_the_output,
+    },
+    Check {
+        name: "attention: gradients of only queries or only keys are the same bits",
+        claim: gradients_of_only_queries_or_only_keys_are_the_same_bits,
+    },
+    Check {
+        name: "attention: a head larger than the kernels take is refused",
+        claim: a_head_larger_than_the_kernels_take_is_refused,
+    },
 ];
 
 #[test]

@@ -3,10 +3,10 @@
 //! The kernels exist for a few head sizes; a head takes the next larger one, and what it lacks is read as zeros.
 
 mod backward;
+pub(crate) mod checks;
 #[cfg(test)]
 mod counters;
 mod forward;
-pub(crate) mod checks;
 
 pub use backward::backward;
 pub use forward::forward;

@@ -219,7 +219,14 @@ impl<'e> Decoder<'e> {
                         self.describe(operand)
                     ));
                 }
-                Ok(self.slot(*index))
+                let slot = self.slot(*index);
+                if register.bits() != 64 || planes != 1 {
+                    return Ok(slot);
+                }
+                // Lanes of 64 bits lie twice as far apart: what reads 32 needs them closed up.
+                let low = self.allocate(1)?;
+                self.unary(low, slot, |value: u64| value as u32);
+                Ok(low)
             }
             // Constants have 64 bits at most.
             _ if planes > 2 => self.fail(format!("expected a 128-bit register, found {}", self.describe(operand))),

@@ -1,6 +1,8 @@
 //! Extended precision: add.cc, addc, sub.cc, subc, mad.cc, madc.
 //!
-//! The condition code's carry bit is a predicate of the frame: carry after an addition, borrow after a subtraction.
+//! The condition code's carry bit is a predicate of the frame. A subtraction leaves "no borrow" in it: hardware adds the
+//! complement, and ptxas translates so. The manual says borrow, which chains of one kind cannot tell apart; but nvcc's
+//! division of 128-bit integers reads the bit of a `subc.cc` with `addc`, and counts on hardware's sense.
 
 use crate::driver::emulator::ast::Instruction;
 use crate::driver::emulator::decode::Decoder;
@@ -57,10 +59,10 @@ impl<'e> Decoder<'e> {
                 if is_subtraction {
                     b = if is_wide { !b } else { !b & 0xFFFF_FFFF };
                 }
-                // a - b - borrow is a + !b + 1 - borrow, whose carry says that there was no borrow.
-                let sum = u128::from(a) + u128::from(b) + u128::from((reads && carry_bit) != is_subtraction);
+                let initial = if reads { carry_bit } else { is_subtraction };
+                let sum = u128::from(a) + u128::from(b) + u128::from(initial);
                 result[lane] = sum as u64;
-                if (sum >> (if is_wide { 64 } else { 32 }) & 1 != 0) != is_subtraction {
+                if sum >> (if is_wide { 64 } else { 32 }) & 1 != 0 {
                     carry_out |= LANE_BIT[lane];
                 }
             }
