@@ -250,9 +250,9 @@ impl<const PER: usize, M: Arithmetic<PER>> LaneLoop for LaneProduct<PER, M> {
         for (right, &register) in right.iter_mut().zip(&self.b) {
             let columns = transpose(u32::view(planes, register));
             for t in 0..WORDS {
-                for e in 0..PER {
+                for (e, right) in right[t].iter_mut().enumerate() {
                     for place in 0..GROUPS {
-                        right[t][e][place] = arithmetic.right(columns[t][place], e);
+                        right[place] = arithmetic.right(columns[t][place], e);
                     }
                 }
             }
@@ -270,9 +270,9 @@ impl<const PER: usize, M: Arithmetic<PER>> LaneLoop for LaneProduct<PER, M> {
             for block in 0..blocks {
                 let words = u32::view(planes, self.a[block * halves + half]);
                 let mut left = [[M::Number::default(); LANES]; PER];
-                for e in 0..PER {
+                for (e, left) in left.iter_mut().enumerate() {
                     for lane in 0..LANES {
-                        left[e][lane] = arithmetic.left(words[lane], e);
+                        left[lane] = arithmetic.left(words[lane], e);
                     }
                 }
                 for t in 0..WORDS {
