@@ -182,8 +182,19 @@ pub(crate) mod checks {
     const EPSILON: f32 = 1e-5;
 
     /// One value, odd sizes, each team with both widths of access; 12,289 channels fit no shared memory.
-    const SIZES: [(usize, usize); 10] =
-        [(1, 1), (3, 3), (113, 64), (7, 113), (5, 203), (2, 1023), (3, 1028), (1, 12_289), (37, 516), (2, 12_292)];
+    const SIZES: [(usize, usize); 11] = [
+        (1, 1),
+        (3, 3),
+        (113, 64),
+        (7, 113),
+        (5, 203),
+        (2, 1023),
+        (3, 1025),
+        (3, 1028),
+        (1, 12_289),
+        (37, 516),
+        (2, 12_292),
+    ];
 
     fn normal(random: &mut Random, shape: &Shape) -> Vec<f32> {
         random.normal(shape.rows * shape.channels)

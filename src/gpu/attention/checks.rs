@@ -245,6 +245,16 @@ fn matches_reference_with_bias_and_dropout(device: &Device) {
     }
 }
 
+/// Heads of every size that has kernels of its own, with the gradient of the bias and with decoding.
+fn matches_reference_with_large_heads_bias_and_decoding(device: &Device) {
+    let mut random = Random::fresh();
+    for head_size in [40, 72, 130] {
+        let with_bias = plain(shape(2, [5, 9], [2, 1], head_size));
+        check(device, Case { has_bias: true, ..with_bias }, &mut random);
+        check(device, plain(shape(1, [1, 70], [2, 1], head_size)), &mut random);
+    }
+}
+
 fn large_scores_do_not_overflow(device: &Device) {
     let mut random = Random::fresh();
     let data = Data::new(plain(Shape { scale: 20.0, ..shape(1, [33, 33], [2, 2], 32) }), &mut random);
@@ -358,6 +368,10 @@ pub(crate) const ALL: &[Check] = &[
     Check {
         name: "attention: matches reference with bias and dropout",
         claim: matches_reference_with_bias_and_dropout,
+    },
+    Check {
+        name: "attention: matches reference with large heads bias and decoding",
+        claim: matches_reference_with_large_heads_bias_and_decoding,
     },
     Check { name: "attention: large scores do not overflow", claim: large_scores_do_not_overflow },
     Check {
