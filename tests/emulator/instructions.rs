@@ -265,7 +265,7 @@ fn logic_and_shifts() {
     check("xor.b64 %d, %a, %b;", "u64", &["u64", "u64"], |s| s[0] ^ s[1]);
     check("not.b16 %d, %a;", "u16", &["u16"], |s| !s[0]);
     check("cnot.b32 %d, %a;", "u32", &["u32"], |s| u64::from(s[0] == 0));
-    for table in [0x00u64, 0x1B, 0x80, 0x96, 0xCA, 0xE8, 0xEA, 0xF8, 0xFE, 0x78, 0x6A, 0xE0] {
+    for table in 0x00u64..=0xFF {
         check(&format!("lop3.b32 %d, %a, %b, %c, {table};"), "u32", &["u32", "u32", "u32"], move |s| {
             (0..32)
                 .fold(0, |d, i| d | (table >> ((s[0] >> i & 1) * 4 + (s[1] >> i & 1) * 2 + (s[2] >> i & 1)) & 1) << i)
@@ -286,6 +286,20 @@ fn logic_and_shifts() {
             d | (if n & 8 != 0 { if byte & 128 != 0 { 255 } else { 0 } } else { byte }) << (8 * i)
         })
     });
+    // The manual's table of modes: for each value of the selector's two bits, the bytes of the result from the top.
+    for (mode, bytes) in [
+        ("f4e", [0x3210, 0x4321, 0x5432, 0x6543]),
+        ("b4e", [0x5670, 0x6701, 0x7012, 0x0123]),
+        ("rc8", [0x0000, 0x1111, 0x2222, 0x3333]),
+        ("ecl", [0x3210, 0x3211, 0x3222, 0x3333]),
+        ("ecr", [0x0000, 0x1110, 0x2210, 0x3210]),
+        ("rc16", [0x1010, 0x3232, 0x1010, 0x3232]),
+    ] {
+        check(&format!("prmt.b32.{mode} %d, %a, %b, %c;"), "u32", &["u32", "u32", "u32"], move |s| {
+            let selected: u64 = bytes[(s[2] & 3) as usize];
+            (0..4).fold(0, |d, i| d | ((s[1] << 32 | s[0]) >> (8 * (selected >> (4 * i) & 7)) & 255) << (8 * i))
+        });
+    }
     check(
         "{ setp.lt.s32 %p|%q, %a, %b; selp.b32 %d, 1, 2, %p; @%q add.u32 %d, %d, 8; }",
         "u32",
