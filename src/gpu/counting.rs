@@ -1,9 +1,8 @@
 //! For the tests of launchers: an emulated device that counts what a launch moves.
 
-use super::Source;
-use super::rows::Launch;
-use crate::driver::DeviceFacts;
+use super::{Arguments, Source};
 use crate::driver::emulator::{Counters, Emulator};
+use crate::driver::{DeviceFacts, LaunchConfig};
 use crate::ops::{View, ViewMut};
 
 /// An emulator, and memory on it that lives as long as it does.
@@ -26,8 +25,17 @@ impl CountingDevice {
         unsafe { ViewMut::on_device(self.0.upload(values).expect("memory"), values.len()) }
     }
 
+    /// What a launch left there.
+    pub(crate) fn download<T: bytemuck::Pod>(&self, view: &View<'_, T>) -> Vec<T> {
+        self.0.download(view.address(), view.len()).expect("memory of this device")
+    }
+
     /// Runs one launch: what it did.
-    pub(crate) fn count(&self, source: &Source, (kernel, config, arguments): Launch) -> Counters {
+    pub(crate) fn count(
+        &self,
+        source: &Source,
+        (kernel, config, arguments): (&str, LaunchConfig, Arguments),
+    ) -> Counters {
         let module = self.0.load(source.name, source.ptx).expect("PTX of the project");
         self.0.launch_counted(&module, kernel, config, arguments.params.as_bytes()).expect("a launch that fits").1
     }

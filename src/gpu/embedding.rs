@@ -154,36 +154,14 @@ pub(crate) mod checks {
     use super::*;
     use crate::gpu::checks::Check;
     use crate::gpu::testing::Buffer;
+    use crate::ops::embedding::cases::{self, ids, shape};
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, embedding};
 
-    fn shapes() -> Vec<Shape> {
-        [
-            (1, 1, 1, 1, 0, 0),
-            (3, 5, 3, 7, 5, 0),
-            (2, 17, 113, 65, 40, 20),
-            (2, 113, 203, 300, 113, 0),
-            (3, 64, 1023, 1500, 64, 0),
-            (2, 50, 24, 70_000, 60, 5),
-            // More than one block of keys; few ids, so that runs are long and many warps share them.
-            (5, 1023, 12, 5, 1023, 0),
-            (3, 1024, 132, 300, 1024, 0),
-        ]
-        .map(|(batch, time, channels, vocabulary, positions, first_position)| Shape {
-            batch,
-            time,
-            channels,
-            vocabulary,
-            positions,
-            first_position,
-        })
-        .to_vec()
-    }
-
-    fn ids(random: &mut Random, shape: &Shape) -> Vec<i32> {
-        // Half of the places hold one of three tokens, as text does.
-        let bound = |i: usize| if i.is_multiple_of(2) { shape.vocabulary } else { shape.vocabulary.min(3) };
-        (0..shape.batch * shape.time).map(|i| random.below(bound(i)) as i32).collect()
+    fn shapes() -> impl Iterator<Item = Shape> {
+        // More than one block of keys; few ids, so that runs are long and many warps share them.
+        let long = [(5, 1023, 12, 5, 1023, 0), (3, 1024, 132, 300, 1024, 0)].map(shape);
+        cases::shapes().into_iter().chain(long)
     }
 
     fn forward_matches_reference(device: &Device) {

@@ -97,114 +97,82 @@ pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()>
 pub(crate) mod checks {
     use crate::gpu::checks::Check;
     use crate::gpu::testing::Buffer;
+    use crate::ops::ffn::cases::{Case, GRAD_NAMES};
     use crate::ops::ffn::reference::{self, Parameters};
     use crate::ops::ffn::{Backward, Forward, Hidden, Shape, backward, forward};
-    use crate::ops::linear::Activation;
+    use crate::ops::linear::cases::ACTIVATIONS;
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, Write};
 
-    const ACTIVATIONS: [Activation; 5] =
-        [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
-    const GRAD_NAMES: [&str; 6] = ["input", "weight_in", "bias_in", "weight_out", "bias_out", "pre_activation"];
-
-    /// Operands of one case, and what the reference makes of them.
-    struct Case {
-        shape: Shape,
-        activation: Activation,
-        input: Vec<f32>,
-        weight_in: Vec<f32>,
-        bias_in: Vec<f32>,
-        weight_out: Vec<f32>,
-        bias_out: Vec<f32>,
-        residual: Vec<f32>,
-        grad_output: Vec<f32>,
+    /// Pre-activation, hidden activation and output.
+    fn forward_of(case: &Case, device: &Device) -> [Vec<f32>; 3] {
+        let Shape { rows, channels, hidden } = case.shape;
+        let upload = |values: &[f32]| Buffer::upload(device, values);
+        let (input, residual) = (upload(&case.input), upload(&case.residual));
+        let (weight_in, bias_in) = (upload(&case.weight_in), upload(&case.bias_in));
+        let (weight_out, bias_out) = (upload(&case.weight_out), upload(&case.bias_out));
+        let [mut z, mut activated, mut output] =
+            [rows * hidden * case.activation.width(), rows * hidden, rows * channels]
+                .map(|length| Buffer::poisoned(device, length));
+        let arguments = Forward {
+            input: input.view(),
+            weight_in: weight_in.view(),
+            bias_in: Some(bias_in.view()),
+            weight_out: weight_out.view(),
+            bias_out: Some(bias_out.view()),
+            residual: Some(residual.view()),
+            activation: case.activation,
+            pre_activation: z.view_mut(),
+            activated: activated.view_mut(),
+            output: output.view_mut(),
+        };
+        forward(device, &case.shape, arguments).unwrap();
+        [z, activated, output].map(|buffer| buffer.download())
     }
 
-    impl Case {
-        fn new(random: &mut Random, [rows, channels, hidden]: [usize; 3], activation: Activation) -> Self {
-            let z = hidden * activation.width();
-            let mut scaled = |length: usize, inputs: usize| -> Vec<f32> {
-                random.normal(length).iter().map(|w| w / (inputs as f32).sqrt()).collect()
-            };
-            let (weight_in, weight_out) = (scaled(z * channels, channels), scaled(channels * hidden, hidden));
-            Self {
-                shape: Shape { rows, channels, hidden },
-                activation,
-                input: random.normal(rows * channels),
-                weight_in,
-                bias_in: random.normal(z),
-                weight_out,
-                bias_out: random.normal(channels),
-                residual: random.normal(rows * channels),
-                grad_output: random.normal(rows * channels),
-            }
-        }
-
-        /// Pre-activation, hidden activation and output.
-        fn forward(&self, device: &Device) -> [Vec<f32>; 3] {
-            let Shape { rows, channels, hidden } = self.shape;
-            let upload = |values: &[f32]| Buffer::upload(device, values);
-            let (input, residual) = (upload(&self.input), upload(&self.residual));
-            let (weight_in, bias_in) = (upload(&self.weight_in), upload(&self.bias_in));
-            let (weight_out, bias_out) = (upload(&self.weight_out), upload(&self.bias_out));
-            let [mut z, mut activated, mut output] =
-                [rows * hidden * self.activation.width(), rows * hidden, rows * channels]
-                    .map(|length| Buffer::poisoned(device, length));
-            let arguments = Forward {
-                input: input.view(),
-                weight_in: weight_in.view(),
-                bias_in: Some(bias_in.view()),
-                weight_out: weight_out.view(),
-                bias_out: Some(bias_out.view()),
-                residual: Some(residual.view()),
-                activation: self.activation,
-                pre_activation: z.view_mut(),
-                activated: activated.view_mut(),
-                output: output.view_mut(),
-            };
-            forward(device, &self.shape, arguments).unwrap();
-            [z, activated, output].map(|buffer| buffer.download())
-        }
-
-        /// Gradients in the order of `GRAD_NAMES`; the hidden activation is computed again where it is not given.
-        fn backward(&self, device: &Device, z: &[f32], kept: Option<&[f32]>, before: Option<f32>) -> [Vec<f32>; 6] {
-            let upload = |values: &[f32]| Buffer::upload(device, values);
-            let (input, grad_output, z) = (upload(&self.input), upload(&self.grad_output), upload(z));
-            let (weight_in, weight_out) = (upload(&self.weight_in), upload(&self.weight_out));
-            let mut memory = Buffer::poisoned(device, self.shape.rows * self.shape.hidden);
-            let kept = kept.map(upload);
-            let activated = match &kept {
-                Some(kept) => Hidden::Kept(kept.view()),
-                None => Hidden::Recompute(memory.view_mut()),
-            };
-            let mut grads = [&self.input, &self.weight_in, &self.bias_in, &self.weight_out, &self.bias_out].map(
-                |like| match before {
-                    None => Buffer::poisoned(device, like.len()),
-                    Some(value) => upload(&vec![value; like.len()]),
-                },
-            );
-            let mut grad_z = Buffer::poisoned(device, z.view().len());
-            let write = if before.is_some() { Write::Add } else { Write::Set };
-            let [dx, dw_in, db_in, dw_out, db_out] = grads.each_mut().map(|grad| Some((grad.view_mut(), write)));
-            let arguments = Backward {
-                input: input.view(),
-                weight_in: weight_in.view(),
-                weight_out: weight_out.view(),
-                activation: self.activation,
-                pre_activation: z.view(),
-                activated,
-                grad_output: grad_output.view(),
-                grad_pre_activation: grad_z.view_mut(),
-                grad_input: dx,
-                grad_weight_in: dw_in,
-                grad_bias_in: db_in,
-                grad_weight_out: dw_out,
-                grad_bias_out: db_out,
-            };
-            backward(device, &self.shape, arguments).unwrap();
-            let [dx, dw_in, db_in, dw_out, db_out] = grads.map(|grad| grad.download());
-            [dx, dw_in, db_in, dw_out, db_out, grad_z.download()]
-        }
+    /// Gradients in the order of `GRAD_NAMES`; the hidden activation is computed again where it is not given.
+    fn backward_of(
+        case: &Case,
+        device: &Device,
+        z: &[f32],
+        kept: Option<&[f32]>,
+        before: Option<f32>,
+    ) -> [Vec<f32>; 6] {
+        let upload = |values: &[f32]| Buffer::upload(device, values);
+        let (input, grad_output, z) = (upload(&case.input), upload(&case.grad_output), upload(z));
+        let (weight_in, weight_out) = (upload(&case.weight_in), upload(&case.weight_out));
+        let mut memory = Buffer::poisoned(device, case.shape.rows * case.shape.hidden);
+        let kept = kept.map(upload);
+        let activated = match &kept {
+            Some(kept) => Hidden::Kept(kept.view()),
+            None => Hidden::Recompute(memory.view_mut()),
+        };
+        let mut grads =
+            [&case.input, &case.weight_in, &case.bias_in, &case.weight_out, &case.bias_out].map(|like| match before {
+                None => Buffer::poisoned(device, like.len()),
+                Some(value) => upload(&vec![value; like.len()]),
+            });
+        let mut grad_z = Buffer::poisoned(device, z.view().len());
+        let write = if before.is_some() { Write::Add } else { Write::Set };
+        let [dx, dw_in, db_in, dw_out, db_out] = grads.each_mut().map(|grad| Some((grad.view_mut(), write)));
+        let arguments = Backward {
+            input: input.view(),
+            weight_in: weight_in.view(),
+            weight_out: weight_out.view(),
+            activation: case.activation,
+            pre_activation: z.view(),
+            activated,
+            grad_output: grad_output.view(),
+            grad_pre_activation: grad_z.view_mut(),
+            grad_input: dx,
+            grad_weight_in: dw_in,
+            grad_bias_in: db_in,
+            grad_weight_out: dw_out,
+            grad_bias_out: db_out,
+        };
+        backward(device, &case.shape, arguments).unwrap();
+        let [dx, dw_in, db_in, dw_out, db_out] = grads.map(|grad| grad.download());
+        [dx, dw_in, db_in, dw_out, db_out, grad_z.download()]
     }
 
     fn network_and_gradients_match_reference_for_odd_sizes(device: &Device) {
@@ -218,7 +186,7 @@ pub(crate) mod checks {
                 let parameters =
                     Parameters { weight_in: &w_in, bias_in: Some(&b_in), weight_out: &w_out, bias_out: Some(&b_out) };
                 let expected = reference::forward(&case.shape, activation, &x, parameters, Some(&r));
-                let [z, activated, output] = case.forward(device);
+                let [z, activated, output] = forward_of(&case, device);
                 let name = format!("{activation:?} {sizes:?}");
                 assert_close(&format!("{name}: z"), &z, &expected.pre_activation, 1e-5, 1e-7);
                 assert_close(&format!("{name}: activated"), &activated, &expected.activated, 1e-5, 1e-7);
@@ -236,7 +204,7 @@ pub(crate) mod checks {
                     &grads.pre_activation,
                 ];
                 for before in [None, Some(-0.25)] {
-                    let found = case.backward(device, &z, None, before);
+                    let found = backward_of(&case, device, &z, None, before);
                     for (i, part) in GRAD_NAMES.into_iter().enumerate() {
                         // The pre-activation's gradient is memory of the operation: always overwritten.
                         let before = if i < 5 { f64::from(before.unwrap_or(0.0)) } else { 0.0 };
@@ -260,9 +228,9 @@ pub(crate) mod checks {
         for activation in ACTIVATIONS {
             for sizes in [[3, 20, 65], [113, 17, 66]] {
                 let case = Case::new(&mut random, sizes, activation);
-                let [z, activated, _] = case.forward(device);
-                let kept = case.backward(device, &z, Some(&activated), None);
-                let recomputed = case.backward(device, &z, None, None);
+                let [z, activated, _] = forward_of(&case, device);
+                let kept = backward_of(&case, device, &z, Some(&activated), None);
+                let recomputed = backward_of(&case, device, &z, None, None);
                 assert!(bits(kept) == bits(recomputed), "{activation:?} {sizes:?}: bits differ");
             }
         }

@@ -3,6 +3,8 @@
 //! The gradient of a table row is a sum over the places where its token occurs. It is taken in order of place,
 //! whatever the number of threads, so it is the same bits every time.
 
+pub(crate) mod cases;
+
 use super::{Device, Error, View, ViewMut, Write, check_len};
 use crate::{cpu, gpu};
 
@@ -134,33 +136,8 @@ pub mod reference {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+    use super::cases::{ids, shapes};
     use super::*;
-
-    fn ids(random: &mut Random, shape: &Shape) -> Vec<i32> {
-        // Half of the places hold one of three tokens, as text does.
-        let bound = |i: usize| if i.is_multiple_of(2) { shape.vocabulary } else { shape.vocabulary.min(3) };
-        (0..shape.batch * shape.time).map(|i| random.below(bound(i)) as i32).collect()
-    }
-
-    fn shapes() -> Vec<Shape> {
-        [
-            (1, 1, 1, 1, 0, 0),
-            (3, 5, 3, 7, 5, 0),
-            (2, 17, 113, 65, 40, 20),
-            (2, 113, 203, 300, 113, 0),
-            (3, 64, 1023, 1500, 64, 0),
-            (2, 50, 24, 70_000, 60, 5),
-        ]
-        .map(|(batch, time, channels, vocabulary, positions, first_position)| Shape {
-            batch,
-            time,
-            channels,
-            vocabulary,
-            positions,
-            first_position,
-        })
-        .to_vec()
-    }
 
     #[test]
     fn reference_gradients_match_finite_differences() {

@@ -4,6 +4,8 @@
 //! is applied as the second product's input gradient is written. With `Hidden::Recompute` only the pre-activation is
 //! kept between the passes; the hidden activation is computed from it again, which gives the same bits.
 
+pub(crate) mod cases;
+
 use super::linear::Activation;
 use super::{Device, Error, View, ViewMut, Write, check_len};
 use crate::{cpu, gpu};
@@ -233,50 +235,16 @@ pub mod reference {
 
 #[cfg(test)]
 mod tests {
+    use super::super::linear::cases::ACTIVATIONS;
     use super::super::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+    use super::cases::{Case, GRAD_NAMES};
     use super::reference::Parameters;
     use super::*;
 
-    const ACTIVATIONS: [Activation; 5] =
-        [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
-
-    /// Operands of one case.
-    struct Case {
-        shape: Shape,
-        activation: Activation,
-        input: Vec<f32>,
-        weight_in: Vec<f32>,
-        bias_in: Vec<f32>,
-        weight_out: Vec<f32>,
-        bias_out: Vec<f32>,
-        residual: Vec<f32>,
-        grad_output: Vec<f32>,
-    }
-
     /// Gradients in the order input, weight_in, bias_in, weight_out, bias_out; behind them the pre-activation's.
     type Grads = [Vec<f32>; 6];
-    const GRAD_NAMES: [&str; 6] = ["input", "weight_in", "bias_in", "weight_out", "bias_out", "pre_activation"];
 
     impl Case {
-        fn new(random: &mut Random, rows: usize, channels: usize, hidden: usize, activation: Activation) -> Self {
-            let z = hidden * activation.width();
-            let mut scaled = |length: usize, inputs: usize| -> Vec<f32> {
-                random.normal(length).iter().map(|w| w / (inputs as f32).sqrt()).collect()
-            };
-            let (weight_in, weight_out) = (scaled(z * channels, channels), scaled(channels * hidden, hidden));
-            Self {
-                shape: Shape { rows, channels, hidden },
-                activation,
-                input: random.normal(rows * channels),
-                weight_in,
-                bias_in: random.normal(z),
-                weight_out,
-                bias_out: random.normal(channels),
-                residual: random.normal(rows * channels),
-                grad_output: random.normal(rows * channels),
-            }
-        }
-
         /// Pre-activation, hidden activation and output; biases and residual if `extras`.
         fn forward(&self, device: &Device, extras: bool) -> [Vec<f32>; 3] {
             let Shape { rows, channels, hidden } = self.shape;
@@ -362,7 +330,7 @@ mod tests {
     fn reference_gradients_match_finite_differences() {
         let mut random = Random::fresh();
         for activation in ACTIVATIONS {
-            let case = Case::new(&mut random, 3, 4, 5, activation);
+            let case = Case::new(&mut random, [3, 4, 5], activation);
             let [x, w1, b1, w2, b2, _, dy] = case.doubles();
             let loss = |x: &[f64], parameters: Parameters<'_>| -> f64 {
                 let result = reference::forward(&case.shape, activation, x, parameters, None);
@@ -385,7 +353,7 @@ mod tests {
         let devices = cpu_devices();
         for activation in ACTIVATIONS {
             for (rows, channels, hidden) in [(1, 3, 5), (3, 17, 50), (17, 65, 203), (113, 33, 17), (203, 48, 113)] {
-                let case = Case::new(&mut random, rows, channels, hidden, activation);
+                let case = Case::new(&mut random, [rows, channels, hidden], activation);
                 let [x, w1, b1, w2, b2, r, dy] = case.doubles();
                 for extras in [false, true] {
                     let mut given = parameters(&w1, &b1, &w2, &b2);
@@ -436,7 +404,7 @@ mod tests {
         let mut random = Random::fresh();
         for activation in ACTIVATIONS {
             // A hidden layer that no vector length divides: edges of tiles fall elsewhere than those of pieces.
-            let case = Case::new(&mut random, 203, 33, 113, activation);
+            let case = Case::new(&mut random, [203, 33, 113], activation);
             for (name, device) in &cpu_devices() {
                 let [z, activated, _] = case.forward(device, true);
                 let kept = case.backward(device, &z, Some(&activated), None);
@@ -450,7 +418,7 @@ mod tests {
     fn one_and_three_threads_give_equal_bits() {
         let mut random = Random::fresh();
         for activation in [Activation::GeluTanh, Activation::SwiGlu] {
-            let case = Case::new(&mut random, 700, 96, 203, activation);
+            let case = Case::new(&mut random, [700, 96, 203], activation);
             for pair in cpu_devices().chunks_exact(2) {
                 let run = |device: &Device| {
                     let forward = case.forward(device, true);

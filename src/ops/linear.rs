@@ -1,5 +1,7 @@
 //! Linear layer: `z = x · Wᵀ + b`, `y = activation(z) + residual`, and its gradients.
 
+pub(crate) mod cases;
+
 use super::{Device, Error, View, ViewMut, Write, check_len};
 use crate::{cpu, gpu};
 
@@ -287,10 +289,8 @@ pub mod reference {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
+    use super::cases::{ACTIVATIONS, Case};
     use super::*;
-
-    const ACTIVATIONS: [Activation; 5] =
-        [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
 
     /// Every kind of edge: less than a vector, more than a panel, deeper than a block, few rows and many.
     const SHAPES: [(usize, usize, usize); 14] = [
@@ -310,31 +310,7 @@ mod tests {
         (40, 31, 563),
     ];
 
-    /// Operands of one case.
-    struct Case {
-        shape: Shape,
-        input: Vec<f32>,
-        weight: Vec<f32>,
-        bias: Vec<f32>,
-        residual: Vec<f32>,
-        grad_output: Vec<f32>,
-    }
-
     impl Case {
-        fn new(random: &mut Random, (rows, inputs, outputs): (usize, usize, usize), activation: Activation) -> Self {
-            let columns = outputs * activation.width();
-            // Scaled so that pre-activations are of order one, where activations bend.
-            let scale = 1.0 / (inputs as f32).sqrt();
-            Self {
-                shape: Shape { rows, inputs, outputs },
-                input: random.normal(rows * inputs),
-                weight: random.normal(columns * inputs).iter().map(|w| w * scale).collect(),
-                bias: random.normal(columns),
-                residual: random.normal(rows * outputs),
-                grad_output: random.normal(rows * outputs),
-            }
-        }
-
         /// Pre-activation and output, with bias and residual if `extras`.
         fn forward(&self, device: &Device, activation: Activation, extras: bool) -> (Vec<f32>, Vec<f32>) {
             let mut z = poisoned(self.shape.rows * self.shape.outputs * activation.width());

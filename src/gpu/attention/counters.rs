@@ -2,8 +2,9 @@
 //! read or written.
 
 use super::{BLOCK, Kernel, Problem, backward, forward};
-use crate::driver::emulator::{Counters, Emulator};
+use crate::driver::emulator::Counters;
 use crate::driver::{DeviceFacts, Emulated, LaunchConfig};
+use crate::gpu::counting::CountingDevice;
 use crate::gpu::{Arguments, Gpu, Source};
 use crate::ops::View;
 use crate::ops::attention::cases::{full, shape};
@@ -11,9 +12,9 @@ use crate::ops::attention::{Inputs, Shape};
 
 const FLOAT: usize = size_of::<f32>();
 
-/// Memory of the emulator for one attention with packed inputs, all zeros.
+/// A device, and its memory for one attention with packed inputs, all zeros.
 struct Memory {
-    emulator: Emulator,
+    device: CountingDevice,
     shape: Shape,
     /// Elements of qkv, of the output, and of one value for each row of scores.
     sizes: [usize; 3],
@@ -22,16 +23,16 @@ struct Memory {
 
 impl Memory {
     fn new(shape: Shape) -> Self {
-        let emulator = Emulator::new(DeviceFacts::default());
+        let device = CountingDevice::new();
         let tokens = shape.batch * shape.query_time;
         let qkv = tokens * (shape.query_columns() + 2 * shape.key_columns());
         let sizes = [qkv, tokens * shape.query_columns(), tokens * shape.heads];
-        let qkv = emulator.upload(&vec![0.0f32; qkv]).unwrap();
-        Self { emulator, shape, sizes, qkv }
+        let qkv = device.upload(&vec![0.0f32; qkv]).address();
+        Self { device, shape, sizes, qkv }
     }
 
     fn zeros(&self, elements: usize) -> u64 {
-        self.emulator.upload(&vec![0.0f32; elements]).unwrap()
+        self.device.upload(&vec![0.0f32; elements]).address()
     }
 
     fn count(
@@ -46,11 +47,9 @@ impl Memory {
         let qkv = unsafe { View::on_device(self.qkv, self.sizes[0]) };
         let problem =
             Problem { shape: self.shape, inputs: Inputs::Packed(qkv), key_lengths: None, bias: None, dropout: None };
-        let module = self.emulator.load(source.name, source.ptx).unwrap();
         let config = LaunchConfig::new([blocks as u32, y as u32, 1], [BLOCK, 1, 1])
             .shared(kernel.tiles.shared_bytes(tiles[0], tiles[1]));
-        let params = arguments(problem.arguments()).params;
-        self.emulator.launch_counted(&module, kernel.name, config, params.as_bytes()).unwrap().1
+        self.device.count(source, (kernel.name, config, arguments(problem.arguments())))
     }
 }
 

@@ -2,17 +2,15 @@
 
 use super::*;
 #[cfg(test)]
-use crate::driver::emulator::{Counters, Emulator};
-#[cfg(test)]
-use crate::driver::{DeviceFacts, Params};
+use crate::driver::emulator::Counters;
 use crate::gpu::checks::Check;
+#[cfg(test)]
+use crate::gpu::counting::CountingDevice;
 use crate::gpu::testing::Buffer;
 use crate::ops::Device;
+use crate::ops::linear::cases::{ACTIVATIONS, Case};
 use crate::ops::linear::reference;
 use crate::ops::testing::{Random, assert_close, double};
-
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
 
 /// Every kind of edge: few rows, less than a tile, more than one, rows of memory that start at any address and those
 /// that start at multiples of 16 bytes, sums shorter than a stage and longer than a part.
@@ -44,88 +42,55 @@ fn gpu(device: &Device) -> &Gpu {
     }
 }
 
-/// Operands of one case.
-struct Case {
-    shape: Shape,
-    activation: Activation,
-    input: Vec<f32>,
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    residual: Vec<f32>,
-    grad_output: Vec<f32>,
+/// Pre-activation and output, with bias and residual if `extras`. Without `extras` the pre-activation is kept only
+/// where it must be; it then stays poisoned.
+fn forward_of(case: &Case, device: &Device, extras: bool, tiling: Option<Tiling>) -> (Vec<f32>, Vec<f32>) {
+    let [input, weight] = [&case.input, &case.weight].map(|values| Buffer::upload(device, values));
+    let [bias, residual] = [&case.bias, &case.residual].map(|values| Buffer::upload(device, values));
+    let mut z = Buffer::poisoned(device, case.shape.rows * case.columns());
+    let mut y = Buffer::poisoned(device, case.shape.rows * case.shape.outputs);
+    let arguments = Forward {
+        input: input.view(),
+        weight: weight.view(),
+        bias: extras.then(|| bias.view()),
+        residual: extras.then(|| residual.view()),
+        activation: case.activation,
+        pre_activation: (extras || case.activation == Activation::SwiGlu).then(|| z.view_mut()),
+        output: y.view_mut(),
+    };
+    forward_tiled(gpu(device), &case.shape, arguments, tiling).unwrap();
+    (z.download(), y.download())
 }
 
-impl Case {
-    fn new(random: &mut Random, (rows, inputs, outputs): (usize, usize, usize), activation: Activation) -> Self {
-        let columns = outputs * activation.width();
-        // Scaled so that pre-activations are of order one, where activations bend.
-        let scale = 1.0 / (inputs as f32).sqrt();
-        Self {
-            shape: Shape { rows, inputs, outputs },
-            activation,
-            input: random.normal(rows * inputs),
-            weight: random.normal(columns * inputs).iter().map(|w| w * scale).collect(),
-            bias: random.normal(columns),
-            residual: random.normal(rows * outputs),
-            grad_output: random.normal(rows * outputs),
-        }
-    }
-
-    fn columns(&self) -> usize {
-        self.shape.outputs * self.activation.width()
-    }
-
-    /// Pre-activation and output, with bias and residual if `extras`. Without `extras` the pre-activation is kept only
-    /// where it must be; it then stays poisoned.
-    fn forward(&self, device: &Device, extras: bool, tiling: Option<Tiling>) -> (Vec<f32>, Vec<f32>) {
-        let [input, weight] = [&self.input, &self.weight].map(|values| Buffer::upload(device, values));
-        let [bias, residual] = [&self.bias, &self.residual].map(|values| Buffer::upload(device, values));
-        let mut z = Buffer::poisoned(device, self.shape.rows * self.columns());
-        let mut y = Buffer::poisoned(device, self.shape.rows * self.shape.outputs);
-        let arguments = Forward {
-            input: input.view(),
-            weight: weight.view(),
-            bias: extras.then(|| bias.view()),
-            residual: extras.then(|| residual.view()),
-            activation: self.activation,
-            pre_activation: (extras || self.activation == Activation::SwiGlu).then(|| z.view_mut()),
-            output: y.view_mut(),
-        };
-        forward_tiled(gpu(device), &self.shape, arguments, tiling).unwrap();
-        (z.download(), y.download())
-    }
-
-    /// Gradients of input, weight and bias; `before` is what they hold, or they are overwritten.
-    fn backward(
-        &self,
-        device: &Device,
-        grad_z: &[f32],
-        before: Option<f32>,
-        tiling: fn(usize, usize, usize) -> Tiling,
-    ) -> [Vec<f32>; 3] {
-        let [input, weight] = [&self.input, &self.weight].map(|values| Buffer::upload(device, values));
-        let grad_z = Buffer::upload(device, grad_z);
-        let [mut dx, mut dw, mut db] =
-            [self.input.len(), self.weight.len(), self.bias.len()].map(|length| match before {
-                None => Buffer::poisoned(device, length),
-                Some(value) => Buffer::upload(device, &vec![value; length]),
-            });
-        let write = if before.is_some() { Write::Add } else { Write::Set };
-        let grads = Grads {
-            rows: self.shape.rows,
-            columns: self.columns(),
-            inputs: self.shape.inputs,
-            input: input.view(),
-            weight: weight.view(),
-            grad_input: Some((dx.view_mut(), write)),
-            grad_weight: Some((dw.view_mut(), write)),
-            grad_bias: Some((db.view_mut(), write)),
-        };
-        let gpu = gpu(device);
-        let workspace = gpu.workspace(grads.workspace_bytes_tiled(tiling)).unwrap();
-        grads.compute_tiled(gpu, grad_z.view(), workspace, tiling).unwrap();
-        [dx, dw, db].map(|buffer| buffer.download())
-    }
+/// Gradients of input, weight and bias; `before` is what they hold, or they are overwritten.
+fn backward_of(
+    case: &Case,
+    device: &Device,
+    grad_z: &[f32],
+    before: Option<f32>,
+    tiling: fn(usize, usize, usize) -> Tiling,
+) -> [Vec<f32>; 3] {
+    let [input, weight] = [&case.input, &case.weight].map(|values| Buffer::upload(device, values));
+    let grad_z = Buffer::upload(device, grad_z);
+    let [mut dx, mut dw, mut db] = [case.input.len(), case.weight.len(), case.bias.len()].map(|length| match before {
+        None => Buffer::poisoned(device, length),
+        Some(value) => Buffer::upload(device, &vec![value; length]),
+    });
+    let write = if before.is_some() { Write::Add } else { Write::Set };
+    let grads = Grads {
+        rows: case.shape.rows,
+        columns: case.columns(),
+        inputs: case.shape.inputs,
+        input: input.view(),
+        weight: weight.view(),
+        grad_input: Some((dx.view_mut(), write)),
+        grad_weight: Some((dw.view_mut(), write)),
+        grad_bias: Some((db.view_mut(), write)),
+    };
+    let gpu = gpu(device);
+    let workspace = gpu.workspace(grads.workspace_bytes_tiled(tiling)).unwrap();
+    grads.compute_tiled(gpu, grad_z.view(), workspace, tiling).unwrap();
+    [dx, dw, db].map(|buffer| buffer.download())
 }
 
 fn forward_matches_reference_for_odd_sizes(device: &Device) {
@@ -151,7 +116,7 @@ fn forward_matches_reference_for_odd_sizes(device: &Device) {
                         continue;
                     }
                     let name = format!("{activation:?} {sizes:?} extras {extras} {tiling:?}");
-                    let (found_z, found_y) = case.forward(device, extras, tiling);
+                    let (found_z, found_y) = forward_of(&case, device, extras, tiling);
                     assert_close(&format!("{name}: output"), &found_y, &y, 1e-5, 1e-7);
                     if extras || activation == Activation::SwiGlu {
                         assert_close(&format!("{name}: pre-activation"), &found_z, &z, 1e-5, 1e-7);
@@ -173,7 +138,7 @@ fn gradients_match_reference_for_odd_sizes(device: &Device) {
         let grads = reference::backward(&case.shape, Activation::Identity, &x, &w, &dy, &dy);
         for (tiles, tiling) in [("small", small as fn(usize, usize, usize) -> Tiling), ("large", large)] {
             for before in [None, Some(0.5)] {
-                let found = case.backward(device, &case.grad_output, before, tiling);
+                let found = backward_of(&case, device, &case.grad_output, before, tiling);
                 for (part, found, expected) in [
                     ("input", &found[0], &grads.input),
                     ("weight", &found[1], &grads.weight),
@@ -273,18 +238,18 @@ fn the_size_of_tiles_does_not_change_a_bit(device: &Device) {
     let case = Case::new(&mut random, (131, 300, 65), Activation::SwiGlu);
     let whole = |is_large| Some(Tiling { is_large, ..Tiling::whole(131, 130) });
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    let (small_z, small_y) = case.forward(device, true, whole(false));
-    let (large_z, large_y) = case.forward(device, true, whole(true));
+    let (small_z, small_y) = forward_of(&case, device, true, whole(false));
+    let (large_z, large_y) = forward_of(&case, device, true, whole(true));
     assert!(bits(&small_z) == bits(&large_z) && bits(&small_y) == bits(&large_y), "forward: bits differ");
     let grad_z = random.normal(131 * 130);
-    let in_small = case.backward(device, &grad_z, None, small);
-    let in_large = case.backward(device, &grad_z, None, large);
+    let in_small = backward_of(&case, device, &grad_z, None, small);
+    let in_large = backward_of(&case, device, &grad_z, None, large);
     assert!(in_small.map(|grad| bits(&grad)) == in_large.map(|grad| bits(&grad)), "backward: bits differ");
 }
 
 fn an_empty_input_gives_gradients_of_zero(device: &Device) {
     let case = Case::new(&mut Random::fresh(), (0, 5, 7), Activation::Identity);
-    let [dx, dw, db] = case.backward(device, &[], None, Tiling::new);
+    let [dx, dw, db] = backward_of(&case, device, &[], None, Tiling::new);
     assert!(dx.is_empty());
     assert_eq!((dw, db), (vec![0.0; 35], vec![0.0; 7]));
 }
@@ -327,34 +292,33 @@ fn parts_cover_the_depth_and_fill_a_gpu() {
 
 /// Counts of one product of 256 x 256 x 256 in four large tiles or sixteen small ones.
 #[cfg(test)]
-fn count(kernel: &str, is_large: bool, list: impl Fn(Params, [u64; 3]) -> Params) -> Counters {
+fn count(kernel: &str, is_large: bool, list: impl Fn(Arguments, [u64; 3]) -> Arguments) -> Counters {
     const SIZE: usize = 256;
-    let emulator = Emulator::new(DeviceFacts::default());
-    let module = emulator.load("linear.ptx", SOURCE.ptx).unwrap();
-    let [left, right, result] = [(); 3].map(|()| emulator.upload(&vec![1.0f32; SIZE * SIZE]).unwrap());
+    let device = CountingDevice::new();
+    let operands = [(); 3].map(|()| device.upload(&vec![1.0f32; SIZE * SIZE]));
     let tiling = Tiling { is_large, parts: 1, part_depth: SIZE };
-    let params = list(Params::new(), [left, right, result]);
-    let config = tiling.config(SIZE, SIZE, tiling.extent());
-    let (_, counters) = emulator.launch_counted(&module, kernel, config, params.as_bytes()).unwrap();
-    let found: Vec<f32> = emulator.download(result, SIZE * SIZE).unwrap();
-    assert!(found.iter().all(|&value| value == SIZE as f32), "{kernel}");
+    let list = list(Arguments::new(), operands.each_ref().map(View::address));
+    let counters = device.count(&SOURCE, (kernel, tiling.config(SIZE, SIZE, tiling.extent()), list));
+    assert!(device.download(&operands[2]).iter().all(|&value| value == SIZE as f32), "{kernel}");
     counters
 }
 
 #[test]
 fn products_multiply_most_of_the_time_and_access_memory_without_waste() {
-    let size = |params: Params, count: usize| (0..count).fold(params, |params, _| params.u32(256));
+    let sizes = |list: Arguments, count: usize| (0..count).fold(list, |list, _| list.size(256));
     for (tiles, is_large) in [("large", true), ("small", false)] {
         let extent: u64 = if is_large { 128 } else { 64 };
         let products = [
-            count(&format!("linear_forward_{tiles}"), is_large, |params, [left, right, result]| {
-                size(params.u64(left).u64(right).u64(0).u64(0).u64(0).u64(result), 3).u32(0)
+            count(&format!("linear_forward_{tiles}"), is_large, |list, [left, right, result]| {
+                let list = list.address(left).address(right).address(0).address(0).address(0).address(result);
+                sizes(list, 3).code(Activation::Identity)
             }),
-            count(&format!("linear_grad_input_{tiles}"), is_large, |params, [left, right, result]| {
-                size(params.u64(left).u64(right).u64(0).u64(result), 4).u32(0).u32(0)
+            count(&format!("linear_grad_input_{tiles}"), is_large, |list, [left, right, result]| {
+                let list = list.address(left).address(right).address(0).address(result);
+                sizes(list, 4).code(Activation::Identity).flag(false)
             }),
-            count(&format!("linear_grad_weight_{tiles}"), is_large, |params, [left, right, result]| {
-                size(params.u64(left).u64(right).u64(result), 4).u32(0)
+            count(&format!("linear_grad_weight_{tiles}"), is_large, |list, [left, right, result]| {
+                sizes(list.address(left).address(right).address(result), 4).flag(false)
             }),
         ];
         for (product, counters) in ["forward", "grad_input", "grad_weight"].into_iter().zip(&products) {
