@@ -25,38 +25,6 @@ pub fn update(cpu: &Cpu, hyper: &Hyper, arguments: Update<'_>) {
     });
 }
 
-/// What is the same for all parameters, computed in f64.
-#[derive(Clone, Copy)]
-struct Factors {
-    grad: f32,
-    keep: f32,
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    reciprocal_correction: f32,
-    epsilon: f32,
-}
-
-impl Factors {
-    fn new(hyper: &Hyper) -> Self {
-        let (beta1, beta2, rate) = (f64::from(hyper.beta1), f64::from(hyper.beta2), f64::from(hyper.learning_rate));
-        let step = hyper.step as f64;
-        Self {
-            grad: hyper.grad_factor,
-            keep: (1.0 - rate * f64::from(hyper.weight_decay)) as f32,
-            beta1: hyper.beta1,
-            one_minus_beta1: (1.0 - beta1) as f32,
-            beta2: hyper.beta2,
-            one_minus_beta2: (1.0 - beta2) as f32,
-            step_size: (rate / (1.0 - beta1.powf(step))) as f32,
-            reciprocal_correction: (1.0 / (1.0 - beta2.powf(step)).sqrt()) as f32,
-            epsilon: hyper.epsilon,
-        }
-    }
-}
-
 struct Piece<'a> {
     factors: Factors,
     parameter: &'a mut [f32],

@@ -1,9 +1,9 @@
-//! Launches `kernels/adamw.cu`. What is the same for all parameters is computed here, in f64, as the CPU does.
+//! Launches `kernels/adamw.cu`.
 
 use super::rows::{Launch, packed};
 use super::{Arguments, Gpu, Source, source};
 use crate::driver::Result;
-use crate::ops::adamw::{Hyper, Update};
+use crate::ops::adamw::{Factors, Hyper, Update};
 
 static SOURCE: Source = source!("adamw");
 
@@ -15,24 +15,22 @@ pub fn update(gpu: &Gpu, hyper: &Hyper, arguments: Update<'_>) -> Result<()> {
 
 fn launch(hyper: &Hyper, arguments: &Update<'_>) -> Launch {
     let Update { parameter, gradient, first_moment, second_moment } = arguments;
-    let [beta1, beta2, rate, decay] =
-        [hyper.beta1, hyper.beta2, hyper.learning_rate, hyper.weight_decay].map(f64::from);
-    let step = hyper.step as f64;
-    let list = Arguments::new()
-        .view_mut(parameter)
-        .view(gradient)
-        .view_mut(first_moment)
-        .view_mut(second_moment)
-        // `Factors` of the kernel.
-        .float(hyper.grad_factor)
-        .float((1.0 - rate * decay) as f32)
-        .float(hyper.beta1)
-        .float((1.0 - beta1) as f32)
-        .float(hyper.beta2)
-        .float((1.0 - beta2) as f32)
-        .float((rate / (1.0 - beta1.powf(step))) as f32)
-        .float((1.0 / (1.0 - beta2.powf(step)).sqrt()) as f32)
-        .float(hyper.epsilon)
+    let Factors {
+        grad,
+        keep,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        step_size,
+        reciprocal_correction,
+        epsilon,
+    } = Factors::new(hyper);
+    let list = Arguments::new().view_mut(parameter).view(gradient).view_mut(first_moment).view_mut(second_moment);
+    // `Factors` of the kernel, field by field.
+    let list = [grad, keep, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, reciprocal_correction, epsilon]
+        .into_iter()
+        .fold(list, Arguments::float)
         .count(parameter.len());
     ("adamw_update", packed(parameter.len()), list)
 }

@@ -32,6 +32,38 @@ pub struct Update<'a> {
     pub second_moment: ViewMut<'a, f32>,
 }
 
+/// What is the same for all parameters, computed in f64 and rounded once, for every backend alike.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors {
+    pub(crate) grad: f32,
+    pub(crate) keep: f32,
+    pub(crate) beta1: f32,
+    pub(crate) one_minus_beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) one_minus_beta2: f32,
+    pub(crate) step_size: f32,
+    pub(crate) reciprocal_correction: f32,
+    pub(crate) epsilon: f32,
+}
+
+impl Factors {
+    pub(crate) fn new(hyper: &Hyper) -> Self {
+        let (beta1, beta2, rate) = (f64::from(hyper.beta1), f64::from(hyper.beta2), f64::from(hyper.learning_rate));
+        let step = hyper.step as f64;
+        Self {
+            grad: hyper.grad_factor,
+            keep: (1.0 - rate * f64::from(hyper.weight_decay)) as f32,
+            beta1: hyper.beta1,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            beta2: hyper.beta2,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            step_size: (rate / (1.0 - beta1.powf(step))) as f32,
+            reciprocal_correction: (1.0 / (1.0 - beta2.powf(step)).sqrt()) as f32,
+            epsilon: hyper.epsilon,
+        }
+    }
+}
+
 /// Updates parameters and moments in place.
 ///
 /// # Errors
