@@ -15,10 +15,10 @@ use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
 
 use super::handles::{Queue, Table};
-use super::requirements::{check_architecture, check_ordinal, check_version, foreign_library, no_gpu};
+use super::requirements::{check_architecture, check_ordinal, check_version, foreign_library, no_gpu, unavailable};
 use super::{
     DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, Module, Params, Result, Stream,
-    flush_printed, refuse_default,
+    flush_printed, refuse_default, refused_module,
 };
 
 /// A [`Driver`] on `libcuda`.
@@ -59,10 +59,7 @@ impl Cuda {
     /// # Errors
     /// What is missing: the library, a device of that number, a new enough driver or GPU.
     pub fn open(ordinal: usize) -> Result<Self> {
-        Self::find(ordinal).map_err(|error| match error {
-            Error::Failed { call, message } => Error::Unavailable(format!("{call}: {message}")),
-            other => other,
-        })
+        unavailable(Self::find(ordinal))
     }
 
     fn find(ordinal: usize) -> Result<Self> {
@@ -284,13 +281,7 @@ impl Driver for Cuda {
                 values.as_mut_ptr(),
             )
         };
-        check("cuModuleLoadData", result).map_err(|error| {
-            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
-            match log.lines().find(|line| !line.trim().is_empty()) {
-                Some(line) => Error::failed(name, format!("{error}: {}", line.trim())),
-                None => Error::failed(name, error),
-            }
-        })?;
+        check("cuModuleLoadData", result).map_err(|error| refused_module(name, &error, &log))?;
         Ok(Module(self.modules.add(Object::new(&self.context, Kind::Module, module))))
     }
 

@@ -19,10 +19,10 @@ use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
 
 use super::handles::{Kept, Queue, Table};
-use super::requirements::{check_architecture, check_ordinal, check_version, no_gpu};
+use super::requirements::{check_architecture, check_ordinal, check_version, no_gpu, unavailable};
 use super::{
     DeviceFacts, Driver, Error, Event, Function, FunctionFacts, Graph, LaunchConfig, Module, Params, Result, Stream,
-    flush_printed, refuse_default,
+    flush_printed, refuse_default, refused_module,
 };
 
 /// A [`Driver`] on cust.
@@ -129,14 +129,6 @@ fn check(call: &str, result: CUresult) -> Result<()> {
 /// The error of one of cust's calls.
 fn wrapped<T>(call: &str, result: std::result::Result<T, CudaError>) -> Result<T> {
     result.map_err(|error| Error::failed(call, format!("{error:?} ({})", error.to_string().trim_matches('"'))))
-}
-
-/// An error that keeps a device from being opened.
-fn unavailable<T>(result: Result<T>) -> Result<T> {
-    result.map_err(|error| match error {
-        Error::Failed { call, message } => Error::Unavailable(format!("{call}: {message}")),
-        other => other,
-    })
 }
 
 /// `CUlaunchAttribute` and `CUlaunchConfig` of the driver API 12.0, which cust's bindings do not have.
@@ -271,7 +263,7 @@ fn facts(device: Device) -> Result<DeviceFacts> {
 }
 
 /// What the compiler says of PTX that does not load: cust has no option for it, so load it once more.
-fn compiler_message(text: &CStr) -> Option<String> {
+fn compiler_log(text: &CStr) -> Vec<u8> {
     let mut log = vec![0u8; 8 << 10];
     let mut options =
         [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
@@ -284,8 +276,7 @@ fn compiler_message(text: &CStr) -> Option<String> {
             let _ = sys::cuModuleUnload(module);
         }
     }
-    let log = CStr::from_bytes_until_nul(&log).ok()?.to_string_lossy();
-    log.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    log
 }
 
 impl Driver for Cust {
@@ -366,10 +357,9 @@ impl Driver for Cust {
         self.enter()?;
         let text = CString::new(ptx).map_err(|_| Error::failed(name, "PTX text with a zero byte in it"))?;
         let loaded = wrapped("cuModuleLoadData", cust::module::Module::from_ptx_cstr(&text, &[]));
-        loaded.map(|module| Module(self.modules.add(module))).map_err(|error| match compiler_message(&text) {
-            Some(line) => Error::failed(name, format!("{error}: {line}")),
-            None => Error::failed(name, error),
-        })
+        loaded
+            .map(|module| Module(self.modules.add(module)))
+            .map_err(|error| refused_module(name, &error, &compiler_log(&text)))
     }
 
     fn unload(&self, module: Module) -> Result<()> {

@@ -24,6 +24,8 @@ pub use facts::DeviceFacts;
 pub use launch::{LaunchConfig, Params};
 pub use launch_log::{LaunchLog, LaunchRecord};
 
+use std::ffi::CStr;
+
 /// What a driver refuses or a device reports.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -88,6 +90,15 @@ fn flush_printed() {
 /// Refuses what cannot be done with the stream that always exists.
 fn refuse_default(stream: Stream, call: &str) -> Result<()> {
     if stream == Stream::DEFAULT { Err(Error::failed(call, "not permitted on the default stream")) } else { Ok(()) }
+}
+
+/// The error of a module that does not load, with the first line of what the compiler wrote into `log`.
+fn refused_module(name: &str, error: &Error, log: &[u8]) -> Error {
+    let log = CStr::from_bytes_until_nul(log).unwrap_or_default().to_string_lossy();
+    match log.lines().map(str::trim).find(|line| !line.is_empty()) {
+        Some(line) => Error::failed(name, format!("{error}: {line}")),
+        None => Error::failed(name, error),
+    }
 }
 
 impl Stream {

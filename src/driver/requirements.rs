@@ -7,6 +7,14 @@ const OLDEST_VERSION: i32 = 12_000;
 /// 10 times the compute capability that the kernels are compiled for.
 const OLDEST_ARCHITECTURE: u32 = 80;
 
+/// An error that keeps a device from being opened.
+pub(super) fn unavailable<T>(result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::Failed { call, message } => Error::Unavailable(format!("{call}: {message}")),
+        other => other,
+    })
+}
+
 /// The library loads, but is not NVIDIA's.
 pub(super) fn foreign_library() -> Error {
     Error::Unavailable("the libcuda on this machine is not an NVIDIA driver's: it has no driver interface".into())

@@ -47,30 +47,10 @@ pub fn count_case(case: &Case, gpu: Option<&'static Gpu>) -> Result<Counted, cas
         *counted.launches.entry(record.kernel).or_default() += 1;
         if let Some(counters) = record.counters {
             counted.works.push(roofline::Work::new(&counters, record.blocks));
-            add(&mut counted.total, &counters);
+            counted.total += &counters;
         }
     }
     Ok(counted)
-}
-
-fn add(total: &mut Counters, one: &Counters) {
-    total.warp_instructions += one.warp_instructions;
-    total.thread_instructions += one.thread_instructions;
-    total.global_load_requests += one.global_load_requests;
-    total.global_load_sectors += one.global_load_sectors;
-    total.global_store_requests += one.global_store_requests;
-    total.global_store_sectors += one.global_store_sectors;
-    total.global_atomic_requests += one.global_atomic_requests;
-    total.dram_read_bytes += one.dram_read_bytes;
-    total.dram_write_bytes += one.dram_write_bytes;
-    total.shared_wavefronts += one.shared_wavefronts;
-    total.shared_bank_conflicts += one.shared_bank_conflicts;
-    total.tensor_core_flops += one.tensor_core_flops;
-    total.barriers += one.barriers;
-    total.divergent_branches += one.divergent_branches;
-    for (opcode, count) in &one.opcodes {
-        *total.opcodes.entry(opcode.clone()).or_default() += count;
-    }
 }
 
 impl Counted {

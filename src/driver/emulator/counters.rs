@@ -37,6 +37,46 @@ pub struct Counters {
     pub opcodes: BTreeMap<String, u64>,
 }
 
+/// Counts of two launches, one after the other: what either reads or writes counts for itself.
+impl std::ops::AddAssign<&Counters> for Counters {
+    fn add_assign(&mut self, other: &Counters) {
+        let Counters {
+            warp_instructions,
+            thread_instructions,
+            global_load_requests,
+            global_load_sectors,
+            global_store_requests,
+            global_store_sectors,
+            global_atomic_requests,
+            dram_read_bytes,
+            dram_write_bytes,
+            shared_wavefronts,
+            shared_bank_conflicts,
+            tensor_core_flops,
+            barriers,
+            divergent_branches,
+            opcodes,
+        } = other;
+        self.warp_instructions += warp_instructions;
+        self.thread_instructions += thread_instructions;
+        self.global_load_requests += global_load_requests;
+        self.global_load_sectors += global_load_sectors;
+        self.global_store_requests += global_store_requests;
+        self.global_store_sectors += global_store_sectors;
+        self.global_atomic_requests += global_atomic_requests;
+        self.dram_read_bytes += dram_read_bytes;
+        self.dram_write_bytes += dram_write_bytes;
+        self.shared_wavefronts += shared_wavefronts;
+        self.shared_bank_conflicts += shared_bank_conflicts;
+        self.tensor_core_flops += tensor_core_flops;
+        self.barriers += barriers;
+        self.divergent_branches += divergent_branches;
+        for (opcode, count) in opcodes {
+            *self.opcodes.entry(opcode.clone()).or_default() += count;
+        }
+    }
+}
+
 /// Sectors as a sparse bit set: pages of 4096 sectors.
 #[derive(Debug, Default)]
 struct SectorSet {
@@ -92,16 +132,7 @@ impl Counting {
                     *totals.opcodes.entry(name.clone()).or_default() += warps;
                 }
             }
-            let counted = part.totals;
-            totals.global_load_requests += counted.global_load_requests;
-            totals.global_load_sectors += counted.global_load_sectors;
-            totals.global_store_requests += counted.global_store_requests;
-            totals.global_store_sectors += counted.global_store_sectors;
-            totals.global_atomic_requests += counted.global_atomic_requests;
-            totals.shared_wavefronts += counted.shared_wavefronts;
-            totals.shared_bank_conflicts += counted.shared_bank_conflicts;
-            totals.barriers += counted.barriers;
-            totals.divergent_branches += counted.divergent_branches;
+            totals += &part.totals;
             read.merge(part.read);
             written.merge(part.written);
         }
