@@ -2,6 +2,7 @@
 
 use super::{Common, Failure, Reference, failed, machine, progress, threads_for_pytorch, usage};
 use clap::Args;
+use engine::ops::Device;
 use engine::profile::cases::{self, Case};
 use engine::profile::counted::count_case;
 use engine::profile::gpus;
@@ -12,6 +13,7 @@ use engine::profile::table::Table;
 use engine::profile::timing::{median, minimum};
 use engine::train::config::DeviceKind;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -52,19 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         None => None,
     };
-    let mut peaks = Peaks::default();
-    peaks.measure(&device).map_err(failed)?;
-    let mut results: Vec<(Case, Times)> = Vec::with_capacity(cases.len());
-    for case in cases {
-        progress(&case.full_name());
-        if results.last().is_some_and(|(last, _)| last.family != case.family) {
-            peaks.measure(&device).map_err(failed)?;
-        }
-        let times = measure(&case, &device, partner.as_mut()).map_err(failed)?;
-        results.push((case, times));
-    }
-    peaks.measure(&device).map_err(failed)?;
-    progress("");
+    let (results, peaks) = time(cases, &device, partner.as_mut())?;
 
     let (line, facts) = machine(&device);
     println!("{line}");
@@ -75,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         peaks.copy_bytes_per_second / 1e9
     );
     println!("{}", table(&results, &peaks, partner.is_some()));
-    let list: Vec<Value> = results.iter().map(|(case, times)| result_json(case, times, &peaks)).collect();
+    let list = results_json(&results, &peaks);
     let value = json!({
         "machine": facts,
         "peak_flops_per_second": peaks.flops_per_second,
@@ -84,6 +74,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         "kernels": list,
     });
     arguments.common.write_json(&value)
+}
+
+/// A case and its times.
+pub(crate) type Timed = (Case, Times);
+
+/// Times all cases, and measures the device's peaks before, between and after them.
+pub(crate) fn time(
+    cases: Vec<Case>,
+    device: &Arc<Device>,
+    mut partner: Option<&mut Partner>,
+) -> Result<(Vec<Timed>, Peaks), Failure> {
+    let mut peaks = Peaks::default();
+    peaks.measure(device).map_err(failed)?;
+    let mut results: Vec<Timed> = Vec::with_capacity(cases.len());
+    for case in cases {
+        progress(&case.full_name());
+        if results.last().is_some_and(|(last, _)| last.family != case.family) {
+            peaks.measure(device).map_err(failed)?;
+        }
+        let times = measure(&case, device, partner.as_deref_mut()).map_err(failed)?;
+        results.push((case, times));
+    }
+    peaks.measure(device).map_err(failed)?;
+    progress("");
+    Ok((results, peaks))
 }
 
 /// Runs each case once on the emulator and prints what its kernels did, counted.
@@ -105,7 +120,8 @@ fn count(arguments: &Arguments, cases: &[Case]) -> Result<(), Failure> {
     arguments.common.write_json(&json!({ "kernels": list }))
 }
 
-fn table(results: &[(Case, Times)], peaks: &Peaks, with_pytorch: bool) -> Table {
+/// The times for a person.
+pub(crate) fn table(results: &[Timed], peaks: &Peaks, with_pytorch: bool) -> Table {
     let mut header = vec!["operation", "ms", "rate", "", "of peak"];
     if with_pytorch {
         header.extend(["PyTorch ms", "ratio"]);
@@ -128,6 +144,11 @@ fn table(results: &[(Case, Times)], peaks: &Peaks, with_pytorch: bool) -> Table 
         table.row(cells);
     }
     table
+}
+
+/// The times for scripts.
+pub(crate) fn results_json(results: &[Timed], peaks: &Peaks) -> Vec<Value> {
+    results.iter().map(|(case, times)| result_json(case, times, peaks)).collect()
 }
 
 fn result_json(case: &Case, times: &Times, peaks: &Peaks) -> Value {

@@ -1,17 +1,15 @@
 //! `engine-bench verify`: all checks and benches on a real GPU, into a results file.
 
 use super::sanitize::select;
-use super::{Failure, failed, machine, print, progress, quietly, usage};
+use super::{Failure, failed, kernels, machine, print, progress, quietly, usage};
 use clap::Args;
 use engine::cpu::Cpu;
 use engine::gpu::checks::Check;
 use engine::model::LossOptions;
 use engine::ops::Device;
-use engine::profile::cases::{self, Case};
-use engine::profile::kernels::measure;
+use engine::profile::cases;
 use engine::profile::machine::Peaks;
 use engine::profile::table::Table;
-use engine::profile::timing::median;
 use engine::profile::training::{Shape, TrainingStep};
 use engine::train::config::{self, DeviceKind};
 use engine::train::run_folder::today;
@@ -74,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (line, facts) = machine(&device);
     print(format!("{line}\n").as_bytes())?;
 
-    let checked = check(&list, arguments.device)?;
+    let (checked, device) = check(&list, arguments.device, device)?;
     let wrong: Vec<&Checked> = checked.iter().filter(|check| check.failure.is_some()).collect();
     for check in &wrong {
         let message = check.failure.as_deref().unwrap_or_default().replace('\n', " ");
@@ -90,18 +88,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let training = format!("{STEPS} steps of a small model: the loss {verdict} the CPU's, {worst:.1e} apart at most");
     print(format!("training {training}\n").as_bytes())?;
 
-    let benched = if arguments.quick { None } else { Some(bench(&device)?) };
-    if let Some((table, ..)) = &benched {
+    let benched = if arguments.quick { None } else { Some(kernels::time(cases::all(), &device, None)?) };
+    let tabled = benched.as_ref().map(|(results, peaks)| (kernels::table(results, peaks, false), peaks));
+    if let Some((table, _)) = &tabled {
         print(format!("\n{table}\n").as_bytes())?;
     }
 
     let name = format!("{}-{}", today(), file_name(&device));
-    let markdown = markdown(&line, &checked, &training, benched.as_ref().map(|(table, peaks, _)| (table, peaks)));
+    let markdown = markdown(&line, &checked, &training, tabled.as_ref());
     let value = json!({
         "machine": facts,
         "checks": checked.iter().map(Checked::to_json).collect::<Vec<_>>(),
         "training": { "losses": losses, "worst_relative_difference": worst },
-        "kernels": benched.as_ref().map(|(.., kernels)| kernels),
+        "kernels": benched.as_ref().map(|(results, peaks)| kernels::results_json(results, peaks)),
     });
     std::fs::create_dir_all(&arguments.out)
         .map_err(|error| failed(format!("--out {}: {error}", arguments.out.display())))?;
@@ -121,9 +120,12 @@ fn open(kind: DeviceKind) -> Result<Arc<Device>, Failure> {
     Ok(engine::train::device::open(&settings).map_err(failed)?.device)
 }
 
-/// Runs the checks, on a new device after one that failed: it may be lost.
-fn check(list: &[&'static Check], kind: DeviceKind) -> Result<Vec<Checked>, Failure> {
-    let mut device = open(kind)?;
+/// Runs the checks, on a new device after one that failed: it may be lost. Returns the last one.
+fn check(
+    list: &[&'static Check],
+    kind: DeviceKind,
+    mut device: Arc<Device>,
+) -> Result<(Vec<Checked>, Arc<Device>), Failure> {
     let mut checked = Vec::with_capacity(list.len());
     quietly(|| -> Result<(), Failure> {
         for (index, check) in list.iter().enumerate() {
@@ -138,7 +140,7 @@ fn check(list: &[&'static Check], kind: DeviceKind) -> Result<Vec<Checked>, Fail
         Ok(())
     })?;
     progress("");
-    Ok(checked)
+    Ok((checked, device))
 }
 
 /// Trains on the device and on the CPU: the largest relative difference of a loss, and the device's losses.
@@ -153,28 +155,6 @@ fn train(device: &Arc<Device>) -> Result<(f64, Vec<f64>), Failure> {
     Ok((differences.fold(0.0, f64::max), found))
 }
 
-fn bench(device: &Arc<Device>) -> Result<(Table, Peaks, Vec<Value>), Failure> {
-    let mut peaks = Peaks::default();
-    peaks.measure(device).map_err(failed)?;
-    let mut table = Table::new(&["operation", "ms", "rate", "", "of peak"]);
-    let mut kernels = Vec::new();
-    let cases: Vec<Case> = cases::all();
-    for (index, case) in cases.iter().enumerate() {
-        progress(&format!("bench {} of {}: {}", index + 1, cases.len(), case.full_name()));
-        let seconds = median(&measure(case, device, None).map_err(failed)?.ours);
-        let rate = case.work.amount() / seconds;
-        let percent = 100.0 * rate / case.work.peak(&peaks);
-        let cells = [format!("{:.3}", seconds * 1e3), format!("{:.1}", rate / 1e9), case.work.unit().into()];
-        table.row([case.full_name()].into_iter().chain(cells).chain([format!("{percent:.1} %")]).collect());
-        kernels.push(json!({
-            "name": case.full_name(), "seconds_median": seconds, "rate": rate / 1e9, "unit": case.work.unit(),
-            "percent_of_peak": percent,
-        }));
-    }
-    progress("");
-    Ok((table, peaks, kernels))
-}
-
 impl Checked {
     fn to_json(&self) -> Value {
         json!({ "name": self.name, "seconds": self.seconds, "failure": self.failure })
@@ -182,7 +162,7 @@ impl Checked {
 }
 
 /// The results for a person.
-fn markdown(machine: &str, checked: &[Checked], training: &str, benched: Option<(&Table, &Peaks)>) -> String {
+fn markdown(machine: &str, checked: &[Checked], training: &str, benched: Option<&(Table, &Peaks)>) -> String {
     let mut text = format!("# engine-bench verify, {}\n\n{machine}\n\n## Checks\n\n", today());
     for Checked { name, seconds, failure } in checked {
         let outcome = failure.as_ref().map_or_else(|| "holds".to_owned(), |message| format!("**failed**: {message}"));
