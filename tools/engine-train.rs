@@ -135,11 +135,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         run_folder::check_free(&folder).map_err(|error| refused(error.into()))?;
     }
     signals::install().map_err(failed)?;
-    let lock = || run_folder::lock(&folder).map_err(failed);
-    // Before anything in the folder is touched; that of a new run is made when all else is known to be right.
-    let resumed = arguments.resume.then(lock).transpose()?;
     let mut trainer = Trainer::new(config, &folder, chosen.device, arguments.resume).map_err(refused)?;
-    let _lock = resumed.map_or_else(lock, Ok)?;
     let total = trainer.config().train.steps;
     let mut observer = Terminal {
         progress: Progress::new(total, trainer.step(), trainer.config().train.log_every),

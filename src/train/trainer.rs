@@ -106,6 +106,8 @@ pub enum Error {
 pub struct Trainer {
     config: Config,
     folder: PathBuf,
+    /// Keeps other processes out of the folder.
+    _lock: run_folder::Lock,
     device: Arc<Device>,
     peak_flops: f64,
     source: Source,
@@ -138,6 +140,8 @@ impl Trainer {
     /// Data that cannot be used, a run that does not fit into memory, a checkpoint that does not fit the
     /// configuration, a folder that is in use or cannot be written to.
     pub fn new(config: Config, folder: &Path, device: Arc<Device>, resume: bool) -> Result<Self, Error> {
+        // Before anything in the folder is touched; that of a new run is made when all else is known to be right.
+        let resumed = resume.then(|| run_folder::lock(folder)).transpose()?;
         let (source, vocabulary) = source::open(&config)?;
         let block = config.model.block;
         let mut sampler = sampler(&config, &source)?;
@@ -183,9 +187,13 @@ impl Trainer {
             .then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
         let evaluation = evaluation.transpose()?;
         let size = config.train.batch * block;
-        if !resume {
-            run_folder::create(folder)?;
-        }
+        let lock = match resumed {
+            Some(lock) => lock,
+            None => {
+                run_folder::create(folder)?;
+                run_folder::lock(folder)?
+            }
+        };
         // First of all: a folder with a configuration can be resumed, whenever the run is killed.
         run_folder::write_config(folder, &config)?;
         let checkpoints = Checkpoints::open(folder)?;
@@ -200,6 +208,7 @@ impl Trainer {
             notes: JsonLines::resume(folder.join(NOTES_FILE), state.step)?,
             events: EventWriter::create(folder, state.step)?,
             folder: folder.to_owned(),
+            _lock: lock,
             config,
             device,
             source,
