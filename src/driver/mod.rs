@@ -9,10 +9,7 @@ pub mod cuda;
 #[cfg(feature = "cust")]
 mod cust;
 mod emulated;
-pub mod emulator;
-mod facts;
 mod handles;
-mod launch;
 mod launch_log;
 mod requirements;
 
@@ -20,8 +17,8 @@ pub use cuda::Cuda;
 #[cfg(feature = "cust")]
 pub use cust::Cust;
 pub use emulated::Emulated;
-pub use facts::DeviceFacts;
-pub use launch::{LaunchConfig, Params};
+pub use ptx_emulator as emulator;
+pub use ptx_emulator::{DeviceFacts, LaunchConfig, Params};
 pub use launch_log::{LaunchLog, LaunchRecord};
 
 use std::ffi::CStr;

@@ -11,7 +11,7 @@ use super::machine::{Launch, grid};
 use super::memory::DeviceMemory;
 use super::module::{self, Module};
 use super::sanitizer::{Finding, Sanitizer};
-use crate::driver::{DeviceFacts, LaunchConfig};
+use crate::{DeviceFacts, LaunchConfig};
 
 /// What a launch did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::modifiers::Modifiers;
 use super::program::{Flow, FormalParameter, FunctionInfo, Instr, Meta, NONE, Op, RegisterUse};
 use super::{Decoder, Environment, control_flow};
-use crate::driver::emulator::ast::{Body, Function, Instruction, Operand, Space, Type};
-use crate::driver::emulator::error::{EmulatorError, Result};
+use crate::ast::{Body, Function, Instruction, Operand, Space, Type};
+use crate::error::{EmulatorError, Result};
 
 /// What one function became.
 pub struct DecodedFunction {
@@ -52,7 +52,7 @@ pub fn signature(function: &Function<'_>) -> FunctionInfo {
     let body = function.body.as_ref().unwrap_or(&empty);
     let (offsets, ..) = place_variables(function, body, 0);
     let mut bare = 0u32;
-    let formal = |parameter: &crate::driver::emulator::ast::Parameter, bare: &mut u32| {
+    let formal = |parameter: &crate::ast::Parameter, bare: &mut u32| {
         let (bytes, align) = (parameter.bytes as u32, parameter.align.max(1) as u32);
         let offset = match offsets.get(parameter.variable as usize) {
             Some(&offset) => offset as u32,
@@ -316,7 +316,7 @@ impl<'e> Decoder<'e> {
     }
 
     /// Refuses modifiers that nobody took.
-    pub(in crate::driver::emulator) fn finish(
+    pub(in crate) fn finish(
         &self,
         instruction: &Instruction<'e>,
         modifiers: &Modifiers<'_>,

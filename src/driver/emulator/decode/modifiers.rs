@@ -1,7 +1,7 @@
 //! The modifiers of one instruction, taken one by one; what nobody took is an error that names it.
 
-use crate::driver::emulator::ast::Type;
-use crate::driver::emulator::soft_float::Rounding;
+use crate::ast::Type;
+use crate::soft_float::Rounding;
 
 pub struct Modifiers<'a> {
     list: &'a [&'a str],

@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use super::program::{Flow, NONE, RegisterUse, Role, Rule};
-use crate::driver::emulator::ast::{Base, Instruction, Operand};
+use crate::ast::{Base, Instruction, Operand};
 
 impl<'e> Decoder<'e> {
     /// Notes the registers of `i`, and how its results come from them.

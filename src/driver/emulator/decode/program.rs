@@ -1,7 +1,7 @@
 //! The decoded program: what the machine runs.
 
-use crate::driver::emulator::ast::{LaunchLimits, Special};
-use crate::driver::emulator::lanes::Alu;
+use crate::ast::{LaunchLimits, Special};
+use crate::lanes::Alu;
 
 pub const NONE: u32 = u32::MAX;
 
@@ -353,7 +353,7 @@ pub enum AtomicOp {
 pub struct Atomic {
     pub address: Address,
     pub op: AtomicOp,
-    pub ty: crate::driver::emulator::ast::Type,
+    pub ty: crate::ast::Type,
     /// Elements of a vector `red`/`atom`; 1 otherwise.
     pub count: u8,
     /// [`NONE`] for `red`.

@@ -4,11 +4,11 @@
 //! complement, and ptxas translates so. The manual says borrow, which chains of one kind cannot tell apart; but nvcc's
 //! division of 128-bit integers reads the bit of a `subc.cc` with `addc`, and counts on hardware's sense.
 
-use crate::driver::emulator::ast::Instruction;
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{LANE_BIT, LANES, Word, predicate, store_lanes, store_predicate, whole};
+use crate::ast::Instruction;
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::{LANE_BIT, LANES, Word, predicate, store_lanes, store_predicate, whole};
 
 impl<'e> Decoder<'e> {
     pub(super) fn carry(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

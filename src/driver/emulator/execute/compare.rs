@@ -1,11 +1,11 @@
 //! Comparison and selection: setp, set, selp, slct.
 
 use super::half_float::{bf16_to_f32, f16_to_f32};
-use crate::driver::emulator::ast::{Instruction, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{
+use crate::ast::{Instruction, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::{
     Alu, LANE_BIT, LANES, Plane, Value, Word, compare, predicate, store_lanes, store_predicate, whole,
 };
 

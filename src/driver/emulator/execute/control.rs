@@ -1,10 +1,10 @@
 //! call, ret, exit, trap, brkpt. (Branches are decoded with the blocks.)
 
-use crate::driver::emulator::ast::{Instruction, Operand, Space, Type, VariableRef};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::{Call, CallTarget, CallValue, NONE, Op};
-use crate::driver::emulator::error::Result;
+use crate::ast::{Instruction, Operand, Space, Type, VariableRef};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::{Call, CallTarget, CallValue, NONE, Op};
+use crate::error::Result;
 
 impl<'e> Decoder<'e> {
     pub(super) fn control(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

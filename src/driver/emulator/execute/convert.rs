@@ -5,12 +5,12 @@
 
 use super::float::flush;
 use super::half_float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use crate::driver::emulator::ast::{Instruction, Operand, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{Value, unary};
-use crate::driver::emulator::soft_float::{self, BF16, F16, F32, F64, Format, Rounding, TF32};
+use crate::ast::{Instruction, Operand, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::{Value, unary};
+use crate::soft_float::{self, BF16, F16, F32, F64, Format, Rounding, TF32};
 
 fn format_of(ty: Type) -> Option<Format> {
     Some(match ty {

@@ -4,12 +4,12 @@
 //! results to zero of the same sign, `.sat` clamps to [0, 1] with NaN to 0. The approximations stay within the manual's
 //! stated error: rcp, sqrt, rsqrt and div are rounded once or twice, ex2 is a polynomial (1.5 ulp), the rest goes through f64.
 
-use crate::driver::emulator::ast::{Instruction, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{compare, store_predicate};
-use crate::driver::emulator::soft_float::{self, F32, F64, Rounding};
+use crate::ast::{Instruction, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::{compare, store_predicate};
+use crate::soft_float::{self, F32, F64, Rounding};
 
 /// How an instruction rounds and what it does to its inputs and result.
 #[derive(Clone, Copy)]

@@ -4,11 +4,11 @@
 //! same as rounding once. A fused multiply-add needs more care, see [`Half::fused`].
 
 use super::float::{exp2, least, most, saturate};
-use crate::driver::emulator::ast::{Instruction, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::soft_float::{self, BF16, F16, Rounding};
+use crate::ast::{Instruction, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::soft_float::{self, BF16, F16, Rounding};
 
 /// f16 bits to f32 without branches, so that the lane loop vectorises.
 #[inline(always)]

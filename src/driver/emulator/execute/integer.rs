@@ -1,10 +1,10 @@
 //! Integer arithmetic, bit fields and dot products.
 
-use crate::driver::emulator::ast::{Instruction, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::Value;
+use crate::ast::{Instruction, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::Value;
 
 /// The machine integers, with the operations that PTX has on them.
 pub(super) trait Integer: Value + Ord {
@@ -488,7 +488,7 @@ impl<'e> Decoder<'e> {
     }
 
     fn insert(&mut self, d: u32, s: [u32; 3], length: u32, is_wide: bool) {
-        use crate::driver::emulator::lanes::{LANES, Word, store_lanes, whole};
+        use crate::lanes::{LANES, Word, store_lanes, whole};
         let alu = whole(self.level, move |planes, mask| {
             let (position, length) = (u32::view(planes, s[2]), u32::view(planes, length));
             if is_wide {

@@ -1,10 +1,10 @@
 //! Logic, shifts and byte permutation.
 
-use crate::driver::emulator::ast::{Instruction, Operand, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{predicate, store_predicate, whole};
+use crate::ast::{Instruction, Operand, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::{predicate, store_predicate, whole};
 
 /// `prmt` without a mode: each selector nibble picks a byte of `b:a`, or with its high bit that byte's sign.
 #[inline(always)]
@@ -191,7 +191,7 @@ impl<'e> Decoder<'e> {
             let Some(q) = i.operands.get(5) else { return self.fail("lop3 with a predicate takes six operands") };
             let (p, (q, negated)) = (self.predicate_destination(p)?, self.predicate(q)?);
             let level = self.level;
-            let alu = crate::driver::emulator::lanes::compare(
+            let alu = crate::lanes::compare(
                 level,
                 [d, d],
                 |a: u32, _: u32| a != 0,

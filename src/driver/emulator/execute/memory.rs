@@ -1,13 +1,13 @@
 //! Loads, stores, atomics, asynchronous copies and matrix moves: their operands. `machine` carries them out.
 
-use crate::driver::emulator::ast::{Base, Instruction, Operand, Space, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::{
+use crate::ast::{Base, Instruction, Operand, Space, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::{
     Address, Atomic, AtomicOp, CopyAsync, CopyFence, DataRegister, Extend, Load, MAX_VECTOR, MatrixMove, MbarrierKind,
     MbarrierOp, NONE, Op, Store,
 };
-use crate::driver::emulator::error::Result;
+use crate::error::Result;
 
 impl<'e> Decoder<'e> {
     pub(super) fn memory(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

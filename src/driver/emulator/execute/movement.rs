@@ -1,11 +1,11 @@
 //! mov (with packing and unpacking of vectors), cvta, isspacep.
 
-use crate::driver::emulator::ast::{Instruction, Operand, Space, Type};
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::{AddressSpace, Op};
-use crate::driver::emulator::decode::{Decoder, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{LANES, Word, predicate, store_lanes, store_predicate, whole};
+use crate::ast::{Instruction, Operand, Space, Type};
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::{AddressSpace, Op};
+use crate::decode::{Decoder, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
+use crate::error::Result;
+use crate::lanes::{LANES, Word, predicate, store_lanes, store_predicate, whole};
 
 impl<'e> Decoder<'e> {
     pub(super) fn movement(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
@@ -188,7 +188,7 @@ impl<'e> Decoder<'e> {
         let d = self.destination(d, ty)?;
         let a = match a {
             // `cvta.shared.u64 %rd, symbol + 4` has its address in brackets or plain.
-            Operand::Address(crate::driver::emulator::ast::Base::Variable(variable), offset) => {
+            Operand::Address(crate::ast::Base::Variable(variable), offset) => {
                 self.variable_address(*variable, *offset, 2)?
             }
             _ => self.source(a, ty)?,

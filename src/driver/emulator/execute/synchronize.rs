@@ -1,10 +1,10 @@
 //! Barriers, fences, mbarriers.
 
-use crate::driver::emulator::ast::{Instruction, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::{BarrierOp, BarrierReduction, MbarrierKind, MbarrierOp, NONE, Op};
-use crate::driver::emulator::error::Result;
+use crate::ast::{Instruction, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::{BarrierOp, BarrierReduction, MbarrierKind, MbarrierOp, NONE, Op};
+use crate::error::Result;
 
 impl<'e> Decoder<'e> {
     pub(super) fn synchronize(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

@@ -1,15 +1,15 @@
 //! Instructions on the lanes of a warp together: shfl, vote, match, redux, activemask, elect.
 
-use crate::driver::emulator::ast::{Instruction, Operand, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::{Op, Rule, Shuffle};
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{Alu, LANES, Word, predicate, store_lanes, store_predicate, whole};
+use crate::ast::{Instruction, Operand, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::{Op, Rule, Shuffle};
+use crate::error::Result;
+use crate::lanes::{Alu, LANES, Word, predicate, store_lanes, store_predicate, whole};
 
 /// The lane that `lane` reads from, and whether it lies in range.
 #[inline(always)]
-pub(in crate::driver::emulator) fn shuffle_source(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
+pub(in crate) fn shuffle_source(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let (b, clamp, segment) = (b & 31, c & 31, c >> 8 & 31);
     let last = (lane & segment) | (clamp & !segment & 31);
     let first = lane & segment;

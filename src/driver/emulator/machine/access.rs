@@ -8,10 +8,10 @@ use super::observe::{AccessEvent, Observe, Order, Target};
 use super::run::Worker;
 use super::warp::LocalMemory;
 use super::{Outcome, Stopped, shared_load};
-use crate::driver::emulator::decode::program::{Address, AddressSpace, DataRegister, Extend, Load, NONE, Store};
-use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
-use crate::driver::emulator::error::{Access, FaultKind};
-use crate::driver::emulator::lanes::{LANE_BIT, LANES, Plane, Word, columns_of, store_lanes};
+use crate::decode::program::{Address, AddressSpace, DataRegister, Extend, Load, NONE, Store};
+use crate::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+use crate::error::{Access, FaultKind};
+use crate::lanes::{LANE_BIT, LANES, Plane, Word, columns_of, store_lanes};
 
 /// The memories that only the running warp's block reaches.
 pub struct Nearby<'m> {

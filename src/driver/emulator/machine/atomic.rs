@@ -9,11 +9,11 @@ use super::Outcome;
 use super::access::{Nearby, Request, lane_addresses};
 use super::observe::{Observe, Order};
 use super::run::Worker;
-use crate::driver::emulator::ast::Type;
-use crate::driver::emulator::decode::program::{Atomic, AtomicOp, NONE};
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::execute::half;
-use crate::driver::emulator::lanes::{Plane, Word};
+use crate::ast::Type;
+use crate::decode::program::{Atomic, AtomicOp, NONE};
+use crate::error::Access;
+use crate::execute::half;
+use crate::lanes::{Plane, Word};
 
 /// The new value of the place, from its old one and the operands.
 fn apply(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {

@@ -4,9 +4,9 @@ use super::observe::{BarrierEvent, Observe};
 use super::run::{POLL_COST, Stop, Worker};
 use super::warp::{POLL_WEIGHT, State, Warp};
 use super::{Launch, Outcome, Stopped};
-use crate::driver::emulator::decode::program::{BarrierOp, BarrierReduction, NONE};
-use crate::driver::emulator::error::FaultKind;
-use crate::driver::emulator::lanes::{LANES, Plane, Word, predicate, store_lanes, store_predicate};
+use crate::decode::program::{BarrierOp, BarrierReduction, NONE};
+use crate::error::FaultKind;
+use crate::lanes::{LANES, Plane, Word, predicate, store_lanes, store_predicate};
 
 /// Instructions that a warp runs before the next one gets a turn. Long, because its registers are warm in the cache.
 const WARP_SLICE: i64 = 1 << 14;

@@ -6,10 +6,10 @@ use super::observe::{CallEvent, Observe};
 use super::run::Worker;
 use super::warp::{Frame, Group, NO_FRAME, Warp};
 use super::{Outcome, Stopped};
-use crate::driver::emulator::decode::FUNCTION_BASE;
-use crate::driver::emulator::decode::program::{Call, CallTarget, CallValue, FormalParameter, NONE, Op};
-use crate::driver::emulator::error::FaultKind;
-use crate::driver::emulator::lanes::{LANES, Word};
+use crate::decode::FUNCTION_BASE;
+use crate::decode::program::{Call, CallTarget, CallValue, FormalParameter, NONE, Op};
+use crate::error::FaultKind;
+use crate::lanes::{LANES, Word};
 
 pub enum CallResult {
     /// A host function ran; the group goes on behind the call.

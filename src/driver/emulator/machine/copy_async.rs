@@ -4,9 +4,9 @@ use super::Outcome;
 use super::access::{Nearby, Request, lane_addresses};
 use super::observe::{Observe, Order};
 use super::run::Worker;
-use crate::driver::emulator::decode::program::{CopyAsync, NONE};
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::{LANES, Plane, Word, predicate};
+use crate::decode::program::{CopyAsync, NONE};
+use crate::error::Access;
+use crate::lanes::{LANES, Plane, Word, predicate};
 
 impl<O: Observe> Worker<'_, O> {
     /// The copy is done when it is issued; that a program must not count on it is the sanitizer's business.

@@ -15,7 +15,7 @@ use super::block::{Block, Progress};
 use super::observe::Observe;
 use super::run::Worker;
 use super::{Launch, Stopped};
-use crate::driver::emulator::error::{Fault, FaultKind};
+use crate::error::{Fault, FaultKind};
 
 /// Instructions before a block is asked whether others should run.
 const BLOCK_SLICE: i64 = 1 << 20;

@@ -6,9 +6,9 @@ use super::observe::Observe;
 use super::run::Worker;
 use super::warp::Warp;
 use super::{Outcome, Stopped};
-use crate::driver::emulator::decode::program::{AddressSpace, Call, HostFunction};
-use crate::driver::emulator::error::{Access, FaultKind};
-use crate::driver::emulator::lanes::LANES;
+use crate::decode::program::{AddressSpace, Call, HostFunction};
+use crate::error::{Access, FaultKind};
+use crate::lanes::LANES;
 
 /// Longest string that is read from a kernel's memory.
 const MAX_TEXT: usize = 64 << 10;

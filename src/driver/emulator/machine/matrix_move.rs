@@ -7,9 +7,9 @@ use super::Outcome;
 use super::access::{Nearby, Request, lane_addresses};
 use super::observe::Observe;
 use super::run::Worker;
-use crate::driver::emulator::decode::program::MatrixMove;
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::{LANES, Plane, Word, store_lanes, transpose_halves};
+use crate::decode::program::MatrixMove;
+use crate::error::Access;
+use crate::lanes::{LANES, Plane, Word, store_lanes, transpose_halves};
 
 /// Rows of a matrix.
 const ROWS: usize = 8;

@@ -6,9 +6,9 @@ use super::Outcome;
 use super::access::{Nearby, Request, lane_addresses};
 use super::observe::{Observe, Order};
 use super::run::Worker;
-use crate::driver::emulator::decode::program::{CopyFence, MbarrierKind, MbarrierOp, NONE};
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::{Plane, Word, store_predicate};
+use crate::decode::program::{CopyFence, MbarrierKind, MbarrierOp, NONE};
+use crate::error::Access;
+use crate::lanes::{Plane, Word, store_predicate};
 
 const COUNT: u64 = 0xF_FFFF;
 const PHASE: u64 = 1 << 63;

@@ -5,9 +5,9 @@
 use std::ops::Range;
 
 use super::Launch;
-use crate::driver::emulator::decode::program::{CopyFence, FunctionInfo};
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::{LANES, Plane};
+use crate::decode::program::{CopyFence, FunctionInfo};
+use crate::error::Access;
+use crate::lanes::{LANES, Plane};
 
 /// Where an observed access went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use super::call::CallResult;
 use super::observe::{ConvergeEvent, IssueEvent, Observe};
 use super::warp::{Group, State, Warp};
 use super::{Launch, Outcome, Stopped};
-use crate::driver::emulator::ast::Special;
-use crate::driver::emulator::decode::program::{AddressSpace, BarrierOp, NONE, Op};
-use crate::driver::emulator::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
-use crate::driver::emulator::error::FaultKind;
-use crate::driver::emulator::lanes::{LANES, Level, Plane, Word, predicate, store_lanes, store_predicate};
+use crate::ast::Special;
+use crate::decode::program::{AddressSpace, BarrierOp, NONE, Op};
+use crate::decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+use crate::error::FaultKind;
+use crate::lanes::{LANES, Level, Plane, Word, predicate, store_lanes, store_predicate};
 
 /// Why a group stopped running.
 pub enum Stop {

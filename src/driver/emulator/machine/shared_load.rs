@@ -3,8 +3,8 @@
 //! With 32-bit addresses in one known region, all checks are a few operations on 32-bit lanes. Whatever does not fit the
 //! pattern, faults included, is left to the general way in `access`.
 
-use crate::driver::emulator::decode::program::{AddressSpace, Load, NONE};
-use crate::driver::emulator::lanes::{LANES, Plane, Word, columns_of};
+use crate::decode::program::{AddressSpace, Load, NONE};
+use crate::lanes::{LANES, Plane, Word, columns_of};
 
 /// Loads all 32 lanes, or returns false and has done nothing.
 #[inline(always)]

@@ -9,9 +9,9 @@
 //! their lanes are different columns of the same planes.
 
 use super::{Launch, Outcome, Stopped};
-use crate::driver::emulator::decode::program::{BarrierReduction, FunctionInfo, PresetValue};
-use crate::driver::emulator::error::FaultKind;
-use crate::driver::emulator::lanes::{LANES, Plane, Word};
+use crate::decode::program::{BarrierReduction, FunctionInfo, PresetValue};
+use crate::error::FaultKind;
+use crate::lanes::{LANES, Plane, Word};
 
 /// What a group waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

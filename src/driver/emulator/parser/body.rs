@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use super::expression::Constant;
 use super::{MAX_DEPTH, Parser};
-use crate::driver::emulator::ast::{
+use crate::ast::{
     Base, Body, Instruction, Linkage, Operand, Space, Special, Type, Variable, VariableRef,
 };
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lexer::TokenKind;
+use crate::error::Result;
+use crate::lexer::TokenKind;
 
 /// What a name stands for inside a function.
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
 //! Constant expressions: C's operators on 64-bit integers, and signs on floating-point literals.
 
 use super::{MAX_DEPTH, Parser};
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lexer::TokenKind;
+use crate::error::Result;
+use crate::lexer::TokenKind;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Constant {

@@ -1,9 +1,9 @@
 //! Variable declarations: alignment, type, vector, array bounds, initialisers.
 
 use super::{MAX_DEPTH, Parser};
-use crate::driver::emulator::ast::{InitialValue, InitialWord, Linkage, Space, Type, Variable};
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lexer::TokenKind;
+use crate::ast::{InitialValue, InitialWord, Linkage, Space, Type, Variable};
+use crate::error::Result;
+use crate::lexer::TokenKind;
 
 /// Larger than any device's memory: a declaration beyond it is a mistake, and stops before it can overflow.
 const MAX_VARIABLE_BYTES: u64 = 1 << 40;

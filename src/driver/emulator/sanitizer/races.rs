@@ -15,12 +15,12 @@
 use std::collections::HashMap;
 
 use super::{FindingKind, Place, Report};
-use crate::driver::emulator::decode::program::CopyFence;
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::lanes::LANES;
-use crate::driver::emulator::machine::Launch;
-use crate::driver::emulator::machine::access::lanes_of;
-use crate::driver::emulator::machine::observe::{AccessEvent, BarrierEvent, Order, Target};
+use crate::decode::program::CopyFence;
+use crate::error::Access;
+use crate::lanes::LANES;
+use crate::machine::Launch;
+use crate::machine::access::lanes_of;
+use crate::machine::observe::{AccessEvent, BarrierEvent, Order, Target};
 
 type Clock = HashMap<u32, u32>;
 

@@ -11,13 +11,13 @@
 use std::collections::HashMap;
 
 use super::{FindingKind, Place, Report};
-use crate::driver::emulator::decode::program::{CallValue, Flow, NONE, Op, Program, RegisterUse, Role, Rule};
-use crate::driver::emulator::error::Access;
-use crate::driver::emulator::execute::warp::shuffle_source;
-use crate::driver::emulator::lanes::{LANES, Word, predicate};
-use crate::driver::emulator::machine::Launch;
-use crate::driver::emulator::machine::access::lanes_of;
-use crate::driver::emulator::machine::observe::{AccessEvent, CallEvent, IssueEvent, Target};
+use crate::decode::program::{CallValue, Flow, NONE, Op, Program, RegisterUse, Role, Rule};
+use crate::error::Access;
+use crate::execute::warp::shuffle_source;
+use crate::lanes::{LANES, Word, predicate};
+use crate::machine::Launch;
+use crate::machine::access::lanes_of;
+use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, Target};
 
 /// What is known of a value: [`DEFINED`], [`NEVER`] written, or two more than the number of the [`Origin`] that it has.
 type State = u32;

@@ -1,7 +1,7 @@
 //! Fragments: how a matrix lies in the registers of a warp's lanes.
 
-use crate::driver::emulator::execute::half_float::{bf16_to_f32, f16_to_f32};
-use crate::driver::emulator::lanes::{LANES, Plane, Word, store_lanes};
+use crate::execute::half_float::{bf16_to_f32, f16_to_f32};
+use crate::lanes::{LANES, Plane, Word, store_lanes};
 
 /// What an element of a fragment is, and how many share a 32-bit register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,8 +13,8 @@
 
 use super::fragment::Element;
 use super::row_product::Product;
-use crate::driver::emulator::execute::half_float::{bf16_to_f32, f16_to_f32, f32_to_f16};
-use crate::driver::emulator::lanes::{LANES, LaneLoop, Plane, Word, store_lanes, transpose_words};
+use crate::execute::half_float::{bf16_to_f32, f16_to_f32, f32_to_f16};
+use crate::lanes::{LANES, LaneLoop, Plane, Word, store_lanes, transpose_words};
 
 /// Rows, or columns, that a register spreads over: lane / 4.
 const GROUPS: usize = 8;
@@ -304,7 +304,7 @@ mod tests {
     use super::super::fragment::{Fragment, Role};
     use super::super::mma::in_lanes;
     use super::*;
-    use crate::driver::emulator::lanes::Level;
+    use crate::lanes::Level;
 
     /// A product over planes 0..16; D lies on top of A where `aliases`.
     fn product(shape: (usize, usize, usize), [d, a, b, c]: [Element; 4], aliases: bool) -> Product {

@@ -3,11 +3,11 @@
 use super::fragment::{Element, Fragment, Role};
 use super::lane_product::{Bf16, Bits, F16, Integers, LaneProduct, Tf32};
 use super::row_product::Product;
-use crate::driver::emulator::ast::{Instruction, Operand};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{Alu, LANES, Level, at_level};
+use crate::ast::{Instruction, Operand};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::error::Result;
+use crate::lanes::{Alu, LANES, Level, at_level};
 
 impl<'e> Decoder<'e> {
     pub(super) fn mma(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

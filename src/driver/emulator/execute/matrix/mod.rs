@@ -14,12 +14,12 @@ mod wmma;
 
 use fragment::Element;
 
-use crate::driver::emulator::ast::{Instruction, Operand, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::Op;
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{Alu, Word, store_lanes, transpose_halves, whole};
+use crate::ast::{Instruction, Operand, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::Op;
+use crate::error::Result;
+use crate::lanes::{Alu, Word, store_lanes, transpose_halves, whole};
 
 /// `m16n8k16` to its three sizes.
 fn parse_shape(name: &str) -> Option<(usize, usize, usize)> {

@@ -3,8 +3,8 @@
 //! For every layout and type; wmma and f64 go this way, and the tests hold `lane_product` against it.
 
 use super::fragment::{Element, Fragment};
-use crate::driver::emulator::execute::half_float::f32_to_f16;
-use crate::driver::emulator::lanes::{Alu, LaneLoop, Level, Plane, at_level, whole};
+use crate::execute::half_float::f32_to_f16;
+use crate::lanes::{Alu, LaneLoop, Level, Plane, at_level, whole};
 
 /// The largest integer matrix: 16x64 of 4-bit elements.
 const MOST: usize = 16 * 64;

@@ -2,12 +2,12 @@
 
 use super::fragment::{Element, Fragment, Role};
 use super::row_product::Product;
-use crate::driver::emulator::ast::{Base, Instruction, Operand, Type};
-use crate::driver::emulator::decode::Decoder;
-use crate::driver::emulator::decode::modifiers::Modifiers;
-use crate::driver::emulator::decode::program::{Address, DataRegister, Extend, Load, MAX_VECTOR, Op, Store};
-use crate::driver::emulator::error::Result;
-use crate::driver::emulator::lanes::{LANES, Word, store_lanes, whole};
+use crate::ast::{Base, Instruction, Operand, Type};
+use crate::decode::Decoder;
+use crate::decode::modifiers::Modifiers;
+use crate::decode::program::{Address, DataRegister, Extend, Load, MAX_VECTOR, Op, Store};
+use crate::error::Result;
+use crate::lanes::{LANES, Word, store_lanes, whole};
 
 impl<'e> Decoder<'e> {
     pub(super) fn wmma(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

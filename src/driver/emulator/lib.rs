@@ -5,7 +5,7 @@
 //! `execute`, one file per family of the ISA manual; what a driver does around it (memory, modules, launches) in `device`.
 //!
 //! ```
-//! use engine::driver::emulator::{DeviceFacts, Emulator, LaunchConfig, Params};
+//! use ptx_emulator::{DeviceFacts, Emulator, LaunchConfig, Params};
 //!
 //! let emulator = Emulator::new(DeviceFacts::default());
 //! let module = emulator.load("double.ptx", "
@@ -27,7 +27,7 @@
 //! let data = emulator.upload(&[1u32, 2, 3])?;
 //! emulator.launch(&module, "double", LaunchConfig::new([1, 1, 1], [3, 1, 1]), Params::new().u64(data).as_bytes())?;
 //! assert_eq!(emulator.download::<u32>(data, 3)?, [2, 4, 6]);
-//! # Ok::<(), engine::driver::emulator::EmulatorError>(())
+//! # Ok::<(), ptx_emulator::EmulatorError>(())
 //! ```
 
 mod ast;
@@ -36,7 +36,9 @@ mod decode;
 mod device;
 mod error;
 mod execute;
+mod facts;
 mod lanes;
+mod launch;
 mod lexer;
 mod machine;
 mod memory;
@@ -45,10 +47,11 @@ mod parser;
 mod sanitizer;
 mod soft_float;
 
-pub use super::{DeviceFacts, LaunchConfig, Params};
 pub use counters::Counters;
 pub use decode::program::{FormalParameter, FunctionInfo, HostFunction, Meta, Program};
 pub use device::{Emulator, LaunchReport};
 pub use error::{Access, EmulatorError, Fault, FaultKind, Result};
+pub use facts::DeviceFacts;
+pub use launch::{LaunchConfig, Params};
 pub use module::Module;
 pub use sanitizer::{Finding, FindingKind};
