@@ -3,8 +3,11 @@
 //! The algorithm is FlashAttention (Dao et al. 2022, Dao 2023): tiles of queries and keys, a running maximum and sum
 //! (online softmax, Milakov and Gimelshein 2018), and only the log-sum-exp of each row kept for the backward pass.
 //! Queries, keys and values are read in place from packed projections, so nothing is permuted or copied.
+//!
+//! A row of the batch may hold several documents, each of which attends to itself alone ([`documents`]).
 
 pub(crate) mod cases;
+pub mod documents;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -75,6 +78,11 @@ pub struct Forward<'a> {
     pub inputs: Inputs<'a>,
     /// `(B)`: keys at and behind this position of the sequence are masked.
     pub key_lengths: Option<View<'a, i32>>,
+    /// `(B, T, 2)`, for self-attention and instead of `key_lengths`: for each position of a row the first position of
+    /// the document that it belongs to and the end, exclusive, both inside the row; `(0, 0)` marks padding. A query
+    /// sees keys of its own document only. Padding has an output of zero and a log-sum-exp of minus infinity. On the
+    /// CPU the results are, bit for bit, those of each document by itself, as a batch of one sequence of its length.
+    pub documents: Option<View<'a, i32>>,
     /// `(H, query_time, key_time)`: added to the scaled scores of every sequence.
     pub bias: Option<View<'a, f32>>,
     /// Applied to the probabilities; element index `((b·H + h)·query_time + i)·key_time + j`.
@@ -86,10 +94,12 @@ pub struct Forward<'a> {
     pub log_sum_exp: Option<ViewMut<'a, f32>>,
 }
 
-/// Arguments of [`backward`]; the first four as they were in the forward pass.
+/// Arguments of [`backward`]; the first five as they were in the forward pass.
 pub struct Backward<'a> {
     pub inputs: Inputs<'a>,
     pub key_lengths: Option<View<'a, i32>>,
+    /// Gradients of padding are zero.
+    pub documents: Option<View<'a, i32>>,
     pub bias: Option<View<'a, f32>>,
     pub dropout: Option<Dropout>,
     /// `(B, query_time, H·D)`: the forward pass's result.
@@ -99,7 +109,7 @@ pub struct Backward<'a> {
     /// `(B, query_time, H·D)`
     pub grad_output: View<'a, f32>,
     pub grad_inputs: GradInputs<'a>,
-    /// `(H, query_time, key_time)`: summed over the batch.
+    /// `(H, query_time, key_time)`: summed over the batch. Not together with `documents`.
     pub grad_bias: Option<(ViewMut<'a, f32>, Write)>,
 }
 
@@ -117,15 +127,34 @@ fn check_shape(shape: &Shape) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_common(
-    shape: &Shape,
-    inputs: &Inputs<'_>,
-    key_lengths: &Option<View<'_, i32>>,
-    bias: &Option<View<'_, f32>>,
-    dropout: &Option<Dropout>,
-) -> Result<(), Error> {
+/// What both directions are given.
+#[derive(Clone, Copy)]
+pub(crate) struct Common<'a> {
+    pub inputs: Inputs<'a>,
+    pub key_lengths: Option<View<'a, i32>>,
+    pub documents: Option<View<'a, i32>>,
+    pub bias: Option<View<'a, f32>>,
+    pub dropout: Option<Dropout>,
+}
+
+impl<'a> Forward<'a> {
+    pub(crate) fn common(&self) -> Common<'a> {
+        let Self { inputs, key_lengths, documents, bias, dropout, .. } = *self;
+        Common { inputs, key_lengths, documents, bias, dropout }
+    }
+}
+
+impl<'a> Backward<'a> {
+    pub(crate) fn common(&self) -> Common<'a> {
+        let Self { inputs, key_lengths, documents, bias, dropout, .. } = *self;
+        Common { inputs, key_lengths, documents, bias, dropout }
+    }
+}
+
+fn check_common(device: &Device, shape: &Shape, common: &Common<'_>) -> Result<(), Error> {
     check_shape(shape)?;
     let Shape { batch, query_time, key_time, heads, .. } = *shape;
+    let Common { inputs, key_lengths, documents, bias, dropout } = common;
     match inputs {
         Inputs::Packed(qkv) => {
             if query_time != key_time {
@@ -151,6 +180,17 @@ fn check_common(
     if let Some(lengths) = key_lengths {
         check_len(NAME, "key_lengths", lengths.len(), batch)?;
     }
+    if let Some(documents) = documents {
+        if query_time != key_time || key_lengths.is_some() {
+            let what = "documents are for self-attention, and say themselves where padding is: leave key_lengths away";
+            return Err(Error::new(NAME, what));
+        }
+        check_len(NAME, "documents", documents.len(), batch * query_time * 2)?;
+        // A GPU's memory is not read back for this: there, what does not fit gives wrong numbers, but stays in bounds.
+        if let Device::Cpu(_) = device {
+            documents::check(shape, documents.host())?;
+        }
+    }
     if let Some(bias) = bias {
         check_len(NAME, "bias", bias.len(), heads * query_time * key_time)?;
     }
@@ -167,7 +207,7 @@ fn check_common(
 /// # Errors
 /// Sizes that do not fit together, or an argument's length that does not fit `shape`.
 pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result<(), Error> {
-    check_common(shape, &arguments.inputs, &arguments.key_lengths, &arguments.bias, &arguments.dropout)?;
+    check_common(device, shape, &arguments.common())?;
     check_len(NAME, "output", arguments.output.len(), shape.batch * shape.query_time * shape.query_columns())?;
     if let Some(log_sum_exp) = &arguments.log_sum_exp {
         check_len(NAME, "log_sum_exp", log_sum_exp.len(), shape.batch * shape.heads * shape.query_time)?;
@@ -184,7 +224,7 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
 /// # Errors
 /// Sizes that do not fit together, or an argument's length that does not fit `shape`.
 pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Result<(), Error> {
-    check_common(shape, &arguments.inputs, &arguments.key_lengths, &arguments.bias, &arguments.dropout)?;
+    check_common(device, shape, &arguments.common())?;
     let output = shape.batch * shape.query_time * shape.query_columns();
     check_len(NAME, "output", arguments.output.len(), output)?;
     check_len(NAME, "grad_output", arguments.grad_output.len(), output)?;
@@ -207,6 +247,9 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
     if let Some((grad, _)) = &arguments.grad_bias {
         if arguments.bias.is_none() {
             return Err(Error::new(NAME, "a gradient of the bias is asked for, but there is no bias"));
+        }
+        if arguments.documents.is_some() {
+            return Err(Error::new(NAME, "a bias has no gradient over documents: use a relative bias"));
         }
         check_len(NAME, "grad_bias", grad.len(), shape.heads * shape.query_time * shape.key_time)?;
     }

@@ -23,7 +23,11 @@ pub struct AttentionOptions {
 pub struct AttentionInputs {
     /// `(B)` ids: how many keys of each sequence are real; the rest is masked.
     pub key_lengths: Option<Value>,
-    /// `(H, query_time, key_time)`: added to the scaled scores of every sequence; has a gradient.
+    /// `(B, T, 2)` ids, for self-attention and instead of `key_lengths`: the documents of each row, see
+    /// [`Forward::documents`].
+    pub documents: Option<Value>,
+    /// `(H, query_time, key_time)`: added to the scaled scores of every sequence; has a gradient, but not together
+    /// with `documents`.
     pub bias: Option<Value>,
 }
 
@@ -31,10 +35,14 @@ struct Attention {
     shape: Shape,
     dropout: f32,
     site: u32,
+    /// Number of inputs.
+    inputs: usize,
     /// Queries are one input, keys and values another.
     is_cross: bool,
-    has_key_lengths: bool,
-    has_bias: bool,
+    /// Where the optional inputs stand among the inputs.
+    key_lengths: Option<usize>,
+    documents: Option<usize>,
+    bias: Option<usize>,
 }
 
 impl Tape<'_> {
@@ -95,21 +103,35 @@ impl Tape<'_> {
         options: &AttentionOptions,
         inputs: AttentionInputs,
     ) -> Result<Value, Error> {
-        if let Some(lengths) = inputs.key_lengths {
-            self.check_value("attention", lengths, &[shape.batch])?;
+        let AttentionInputs { key_lengths, documents, bias } = inputs;
+        let mut values = sources.to_vec();
+        let mut place = |optional: Option<Value>, sizes: &[usize]| -> Result<Option<usize>, Error> {
+            let Some(value) = optional else { return Ok(None) };
+            self.check_value("attention", value, sizes)?;
+            values.push(value);
+            Ok(Some(values.len() - 1))
+        };
+        let key_lengths = place(key_lengths, &[shape.batch])?;
+        let documents = place(documents, &[shape.batch, shape.query_time, 2])?;
+        let bias = place(bias, &[shape.heads, shape.query_time, shape.key_time])?;
+        if documents.is_some() && (sources.len() == 2 || key_lengths.is_some()) {
+            let what = "documents are for self-attention without key_lengths".to_owned();
+            return Err(Error::Shape { operation: "attention", what });
         }
-        if let Some(bias) = inputs.bias {
-            self.check_value("attention", bias, &[shape.heads, shape.query_time, shape.key_time])?;
+        if documents.is_some() && inputs.bias.is_some_and(|bias| self.values[bias.0].needs_gradient) {
+            let what = "a bias has no gradient over documents: use a relative bias".to_owned();
+            return Err(Error::Shape { operation: "attention", what });
         }
         let operation = Attention {
             shape,
             dropout: if self.mode() == super::Mode::Inference { 0.0 } else { options.dropout },
             site: self.next_dropout_site(),
+            inputs: values.len(),
             is_cross: sources.len() == 2,
-            has_key_lengths: inputs.key_lengths.is_some(),
-            has_bias: inputs.bias.is_some(),
+            key_lengths,
+            documents,
+            bias,
         };
-        let values: Vec<Value> = sources.iter().copied().chain(inputs.key_lengths).chain(inputs.bias).collect();
         let results = [
             ("output", vec![shape.batch, shape.query_time, shape.query_columns()], false),
             ("log_sum_exp", vec![shape.batch, shape.heads, shape.query_time], true),
@@ -150,16 +172,6 @@ impl Attention {
             capacity: self.shape.key_time,
         }
     }
-
-    /// Where the lengths stand among the inputs.
-    fn lengths_place(&self) -> usize {
-        1 + usize::from(self.is_cross)
-    }
-
-    /// Where the bias stands among the inputs.
-    fn bias_place(&self) -> usize {
-        self.lengths_place() + usize::from(self.has_key_lengths)
-    }
 }
 
 impl Operation for Attention {
@@ -168,15 +180,15 @@ impl Operation for Attention {
     }
 
     fn backward_needs(&self) -> Option<Needs> {
-        let inputs = self.bias_place() + usize::from(self.has_bias);
-        Some(Needs { inputs: (0..inputs).collect(), outputs: vec![0, 1], ..Needs::default() })
+        Some(Needs { inputs: (0..self.inputs).collect(), outputs: vec![0, 1], ..Needs::default() })
     }
 
     fn forward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let arguments = Forward {
             inputs: self.inputs(run),
-            key_lengths: self.has_key_lengths.then(|| run.input_ids(self.lengths_place())),
-            bias: self.has_bias.then(|| run.input(self.bias_place())),
+            key_lengths: self.key_lengths.map(|place| run.input_ids(place)),
+            documents: self.documents.map(|place| run.input_ids(place)),
+            bias: self.bias.map(|place| run.input(place)),
             dropout: run.dropout(self.dropout, self.site),
             output: run.output(0),
             log_sum_exp: run.output_or_none(1),
@@ -185,7 +197,7 @@ impl Operation for Attention {
     }
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
-        let grad_bias = if self.has_bias { run.grad_input(self.bias_place()) } else { None };
+        let grad_bias = self.bias.and_then(|place| run.grad_input(place));
         let grad_inputs = match (self.is_cross, run.grad_input(0)) {
             (true, query) => GradInputs::Separate { query, key_value: run.grad_input(1) },
             (false, Some((qkv, write))) => GradInputs::Packed(qkv, write),
@@ -198,8 +210,9 @@ impl Operation for Attention {
         };
         let arguments = Backward {
             inputs: self.inputs(run),
-            key_lengths: self.has_key_lengths.then(|| run.input_ids(self.lengths_place())),
-            bias: self.has_bias.then(|| run.input(self.bias_place())),
+            key_lengths: self.key_lengths.map(|place| run.input_ids(place)),
+            documents: self.documents.map(|place| run.input_ids(place)),
+            bias: self.bias.map(|place| run.input(place)),
             dropout: run.dropout(self.dropout, self.site),
             output: run.saved_output(0),
             log_sum_exp: run.saved_output(1),

@@ -152,6 +152,7 @@ impl Operation for CachedAttention {
                 capacity,
             },
             key_lengths: Some(key_lengths.into()),
+            documents: None,
             bias: None,
             dropout: None,
             output: run.output(0),

@@ -400,7 +400,7 @@ fn a_row_that_sees_no_key_is_not_taken_for_a_fault() {
     let qkv = tape.input_with_gradient("qkv", &[2, 3, 3 * 8]);
     let lengths = tape.input_ids("lengths", &[2]);
     let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Full, dropout: 0.0 };
-    let inputs = AttentionInputs { key_lengths: Some(lengths), bias: None };
+    let inputs = AttentionInputs { key_lengths: Some(lengths), ..AttentionInputs::default() };
     let mixed = tape.attention(qkv, &options, inputs).unwrap();
     let targets = tape.input_ids("targets", &[2, 3]);
     tape.softmax_cross_entropy(mixed, targets, 0.0).unwrap();

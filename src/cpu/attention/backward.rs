@@ -1,4 +1,4 @@
-//! Backward pass: tasks over (sequence, key/value head, part of the keys); FlashAttention-2's five products for each
+//! Backward pass: tasks over (sequence, part of its keys, key/value head); FlashAttention-2's five products for each
 //! tile, with the probabilities recomputed as `P = exp(S - log_sum_exp)`:
 //!
 //! ```text
@@ -8,19 +8,21 @@
 //! A task owns its rows of `dK` and `dV`, and sums them in scratch over the queries (and over the heads of its group).
 //! Gradients of queries are sums over keys. Where there are enough heads one task has all keys of a head and writes
 //! them in place; else the keys are cut into a few parts, each with its own partial result, added in order at the end.
-//! The cut depends on the sizes alone, so any number of threads gives the same bits.
+//! The cut depends on the sizes alone, so any number of threads gives the same bits; a document is cut as if it were
+//! alone.
 //!
 //! The gradient of the bias is a sum over the batch: where it is wanted, sequences are taken one after the other.
 
 use super::forward::{extras, query_product, score_product};
 use super::scores::{Extras, softmax_gradient};
 use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, prefetch, product, unpack};
-use super::{Layout, Problem, Scratch, with_scratch};
+use super::{Layout, Problem, Scratch, Sequence, with_scratch};
 use crate::cpu::simd::{Kernel, Vector};
 use crate::cpu::{Cpu, Disjoint, scratch};
-use crate::ops::attention::GradInputs;
+use crate::ops::attention::{GradInputs, Mask};
 use crate::ops::{ViewMut, Write};
 use std::f32::consts::{LN_2, LOG2_E};
+use std::ops::Range;
 
 /// Bytes of keys, values and their gradients that a task works on at a time: half of a usual second-level cache.
 const RANGE_BYTES: usize = 512 << 10;
@@ -50,14 +52,13 @@ struct Target<'a> {
 struct Gradients<'a> {
     problem: &'a Problem<'a>,
     results: &'a Results<'a>,
-    /// The gradient of the queries, or its partial results: then part `p` has sequences `p * batch ..`.
     query: Option<Target<'a>>,
     key: Option<Target<'a>>,
     value: Option<Target<'a>>,
     bias: Option<Disjoint<'a, f32>>,
-    /// Keys in each part, a whole number of blocks.
-    part: usize,
-    /// Keys in each range of a part, a whole number of blocks.
+    /// Partial gradients of the queries, rows of `(H·D)`; see [`Share`].
+    partial: Disjoint<'a, f32>,
+    /// Most keys that are worked on at a time, a whole number of blocks.
     range: usize,
     /// Head size rounded up to whole vectors.
     padded: usize,
@@ -81,40 +82,94 @@ pub(super) fn run(
         Disjoint::new(values)
     });
     let padded = shape.head_size.next_multiple_of(cpu.level().lanes());
-    let together = if bias.is_some() { 1 } else { shape.batch };
-    let rows = together * shape.key_value_heads;
-    let wanted = ENOUGH_TASKS.div_ceil(rows.max(1)).min((shape.key_time / LEAST_PART).max(1));
-    let part = shape.key_time.div_ceil(wanted).next_multiple_of(KEY_BLOCK).max(KEY_BLOCK);
-    let parts = shape.key_time.div_ceil(part).max(1);
-    let range = (RANGE_BYTES / (4 * size_of::<f32>() * padded)).next_multiple_of(KEY_BLOCK).min(part);
-    let tasks = Gradients { problem, results: &results, query, key, value, bias, part, range, padded };
+    let sequences = problem.sequences();
+    let together = if bias.is_some() { 1 } else { sequences.len().max(1) };
+    let alone = if problem.documents.is_some() { 1 } else { together };
+    let wanted = ENOUGH_TASKS.div_ceil((alone * shape.key_value_heads).max(1));
+    let mut partial_rows = 0;
+    let share = |sequence: Sequence| {
+        let part = sequence.keys.div_ceil(wanted.min((sequence.keys / LEAST_PART).max(1)));
+        let part = part.next_multiple_of(KEY_BLOCK).max(KEY_BLOCK);
+        let parts = sequence.keys.div_ceil(part).max(1);
+        let partial = (parts > 1 && query.is_some()).then_some(partial_rows);
+        partial_rows += partial.map_or(0, |_| parts * sequence.queries);
+        Share { sequence, part, parts, partial }
+    };
+    let shares: Vec<Share> = sequences.into_iter().map(share).collect();
+    let longest = shares.iter().map(|share| share.part).max().unwrap_or(0);
+    let range = (RANGE_BYTES / (4 * size_of::<f32>() * padded)).next_multiple_of(KEY_BLOCK).min(longest);
 
-    let partial_rows = if parts > 1 && query.is_some() { parts * shape.batch * shape.query_time } else { 0 };
     scratch::with(partial_rows * shape.query_columns(), |partial| {
-        let row = shape.query_columns();
-        let partial = Target {
-            data: Disjoint::new(partial),
-            layout: Layout { offset: 0, sequence: shape.query_time * row, row, head: shape.head_size },
-            write: Write::Set,
-        };
-        let tasks = if partial_rows > 0 { Gradients { query: Some(partial), ..tasks } } else { tasks };
-        for first in (0..shape.batch).step_by(together.max(1)) {
-            cpu.pool().run(parts * rows, |task| {
-                // Under a causal mask the first part is the longest.
-                let (part, batch, key_head) =
-                    (task / rows, first + task % rows / shape.key_value_heads, task % rows % shape.key_value_heads);
-                with_scratch(tasks.scratch_sizes(), |scratch| {
-                    cpu.level().run(Part { tasks, batch, key_head, part, scratch });
+        let partial = Disjoint::new(partial);
+        let gradients = Gradients { problem, results: &results, query, key, value, bias, partial, range, padded };
+        for shares in shares.chunks(together) {
+            let mut parts: Vec<Part> = shares.iter().flat_map(Share::parts).collect();
+            // The most work first, so that threads finish together: under a causal mask the first part is the longest.
+            parts.sort_by_key(|part| std::cmp::Reverse(part.work(problem)));
+            cpu.pool().run(parts.len() * shape.key_value_heads, |task| {
+                let (part, key_head) = (parts[task / shape.key_value_heads], task % shape.key_value_heads);
+                with_scratch(gradients.scratch_sizes(), |scratch| {
+                    cpu.level().run(Task { gradients, part, key_head, scratch });
                 });
             });
         }
-        if let (Some(target), true) = (query, partial_rows > 0) {
-            let pieces = shape.batch * shape.query_time;
-            cpu.pool().run_pieces(pieces, QUERY_BLOCK, |_, rows| {
-                cpu.level().run(SumParts { problem, target, partial, parts, rows });
-            });
-        }
+        let Some(target) = query else { return };
+        let rows: Vec<(&Share, Range<usize>)> = shares.iter().flat_map(Share::rows_to_sum).collect();
+        cpu.pool().run(rows.len(), |task| {
+            let (share, rows) = &rows[task];
+            cpu.level().run(SumParts { problem, target, partial, share, rows: rows.clone() });
+        });
     });
+}
+
+/// A sequence and how its keys are cut.
+#[derive(Clone, Copy)]
+struct Share {
+    sequence: Sequence,
+    /// Keys in each part, a whole number of blocks.
+    part: usize,
+    parts: usize,
+    /// The first row of its partial gradients of queries, where it has any: all queries of the first part come first.
+    partial: Option<usize>,
+}
+
+impl Share {
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let share = *self;
+        (0..self.parts).map(move |index| Part { share, index })
+    }
+
+    /// Rows of queries whose partial gradients are to be added up, in pieces.
+    fn rows_to_sum(&self) -> impl Iterator<Item = (&Self, Range<usize>)> {
+        let queries = if self.partial.is_some() { self.sequence.queries } else { 0 };
+        (0..queries).step_by(QUERY_BLOCK).map(move |first| (self, first..queries.min(first + QUERY_BLOCK)))
+    }
+}
+
+/// One part of a sequence's keys.
+#[derive(Clone, Copy)]
+struct Part {
+    share: Share,
+    index: usize,
+}
+
+impl Part {
+    fn keys(&self) -> Range<usize> {
+        let Share { sequence, part, .. } = self.share;
+        self.index * part..sequence.keys.min((self.index + 1) * part)
+    }
+
+    /// In proportion to the time that it takes.
+    fn work(&self, problem: &Problem<'_>) -> usize {
+        let Sequence { queries, keys, length, .. } = self.share.sequence;
+        let Range { start, end } = self.keys();
+        let unseeing = match problem.shape.mask {
+            Mask::Full => 0,
+            Mask::Causal => (start + queries).saturating_sub(keys),
+        };
+        // What is not visible is only filled with zeros.
+        (end.min(length).saturating_sub(start) + 1) * (queries - unseeing)
+    }
 }
 
 /// The three targets that `grad_inputs` stands for.
@@ -145,7 +200,7 @@ fn targets<'a>(
 }
 
 impl Gradients<'_> {
-    /// Scratch of a task, in the order in which [`Part`] names it.
+    /// Scratch of a task, in the order in which [`Task`] names it.
     fn scratch_sizes(&self) -> [usize; 13] {
         let (range, queries, tile) = (self.range * self.padded, QUERY_BLOCK * self.padded, QUERY_BLOCK * KEY_BLOCK);
         let transposed = self.problem.shape.head_size * QUERY_BLOCK;
@@ -169,27 +224,24 @@ impl Gradients<'_> {
     }
 }
 
-/// One task: the keys of one part of one key/value head of one sequence.
-struct Part<'a> {
-    tasks: Gradients<'a>,
-    batch: usize,
+/// One task: a part of a sequence's keys, for one key/value head.
+struct Task<'a> {
+    gradients: Gradients<'a>,
+    part: Part,
     key_head: usize,
-    part: usize,
     scratch: [Scratch; 13],
 }
 
-impl Kernel for Part<'_> {
+impl Kernel for Task<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let shape = &self.tasks.problem.shape;
-        let start = self.part * self.tasks.part;
-        let end = shape.key_time.min(start + self.tasks.part);
+        let Range { start, end } = self.part.keys();
         let mut first = start;
         // Once at least, even without keys, so that the gradient of the queries is written.
         loop {
-            let last = end.min(first + self.tasks.range);
+            let last = end.min(first + self.gradients.range);
             // SAFETY: see `range`; only this task has these rows.
             unsafe { self.range::<V>(first, last, first == start) };
             first = last;
@@ -200,19 +252,20 @@ impl Kernel for Part<'_> {
     }
 }
 
-impl Part<'_> {
+impl Task<'_> {
     /// The keys `first..last` against all queries.
     ///
     /// # Safety
     /// No other task may have the same rows of the gradients.
     #[inline(always)]
     unsafe fn range<V: Vector>(&self, first: usize, last: usize, is_first: bool) {
-        let Self { tasks, batch, key_head, .. } = *self;
+        let Self { gradients: tasks, part, key_head, .. } = *self;
         let Gradients { problem, padded, .. } = tasks;
+        let sequence = part.share.sequence;
         let shape = &problem.shape;
         let head_size = shape.head_size;
         let [keys, values, grad_keys, grad_values, ..] = self.scratch;
-        let visible = last.min(problem.key_length(batch)).max(first);
+        let visible = last.min(sequence.length).max(first);
         let key_factor = shape.scale * LOG2_E;
         // SAFETY: scratch is sized by `scratch_sizes`; input indices are in bounds because `ops` checked the lengths.
         unsafe {
@@ -220,20 +273,20 @@ impl Part<'_> {
                 [(&problem.key_layout, key_factor, keys), (&problem.value_layout, 1.0, values)]
             {
                 if visible > first {
-                    let source = problem.key_value.as_ptr().add(layout.at(batch, first, key_head));
+                    let source = problem.key_value.as_ptr().add(layout.at(&sequence, first, key_head));
                     pack::<V>(source, layout.row, [visible - first, head_size], factor, target, padded);
                 }
             }
             // The others are overwritten by the first block of queries that sees them, and the last one sees them all.
-            let unseen = if shape.query_time == 0 { first } else { visible };
+            let unseen = if sequence.queries == 0 { first } else { visible };
             for gradient in [grad_keys, grad_values] {
                 for at in ((unseen - first) * padded..(last - first) * padded).step_by(V::LANES) {
                     V::zero().store(gradient.add(at));
                 }
             }
             for head in key_head * problem.group()..(key_head + 1) * problem.group() {
-                for query in (0..shape.query_time).step_by(QUERY_BLOCK) {
-                    let queries = QUERY_BLOCK.min(shape.query_time - query);
+                for query in (0..sequence.queries).step_by(QUERY_BLOCK) {
+                    let queries = QUERY_BLOCK.min(sequence.queries - query);
                     self.query_block::<V>(head, query, queries, first..visible, is_first);
                 }
             }
@@ -242,7 +295,7 @@ impl Part<'_> {
                 if let Some(target) = target
                     && last > first
                 {
-                    let to = target.data.as_ptr().add(target.layout.at(batch, first, key_head));
+                    let to = target.data.as_ptr().add(target.layout.at(&sequence, first, key_head));
                     unpack::<V>(gradient, padded, size, factor, target.write, to, target.layout.row);
                 }
             }
@@ -256,11 +309,12 @@ impl Part<'_> {
         head: usize,
         query: usize,
         queries: usize,
-        key_range: std::ops::Range<usize>,
+        key_range: Range<usize>,
         is_first: bool,
     ) {
-        let Self { tasks, batch, .. } = *self;
+        let Self { gradients: tasks, part, .. } = *self;
         let Gradients { problem, results, padded, .. } = tasks;
+        let sequence = part.share.sequence;
         let shape = &problem.shape;
         let head_size = shape.head_size;
         let [
@@ -280,22 +334,22 @@ impl Part<'_> {
         ] = self.scratch;
         let gradients = scores.wrapping_add(QUERY_BLOCK * KEY_BLOCK);
         let (log_sum_exp, delta) = (statistics, statistics.wrapping_add(QUERY_BLOCK));
-        let key_end = key_range.end.min(problem.seen(batch, query + queries - 1));
+        let key_end = key_range.end.min(problem.seen(&sequence, query + queries - 1));
         // SAFETY: scratch is sized by `scratch_sizes`; indices are in bounds because `ops` checked the lengths.
         unsafe {
             if key_end > key_range.start {
                 let size = [queries, head_size];
                 let columns = shape.query_columns();
-                let row = (batch * shape.query_time + query) * columns + head * head_size;
+                let row = problem.output(&sequence, head, query);
                 let (output, grad_output) = (results.output.as_ptr().add(row), results.grad_output.as_ptr().add(row));
                 prefetch(grad_output, columns, size);
-                let source = problem.query.as_ptr().add(problem.query_layout.at(batch, query, head));
+                let source = problem.query.as_ptr().add(problem.query_layout.at(&sequence, query, head));
                 pack::<V>(source, problem.query_layout.row, size, 1.0, query_rows, padded);
                 pack_transposed::<V>(query_rows, padded, queries, head_size, query_transposed);
                 prefetch(output, columns, size);
                 pack::<V>(grad_output, columns, size, 1.0, grad_output_rows, padded);
                 pack_transposed::<V>(grad_output_rows, padded, queries, head_size, grad_output_transposed);
-                let row = (batch * shape.heads + head) * shape.query_time + query;
+                let row = problem.statistic(&sequence, head, query);
                 for i in 0..queries {
                     *delta.add(i) = dot::<V>(grad_output_rows.add(i * padded), output.add(i * columns), head_size);
                     let value = results.log_sum_exp[row + i];
@@ -305,14 +359,14 @@ impl Part<'_> {
             }
             for key in (key_range.start..key_end).step_by(KEY_BLOCK) {
                 // All rows of the block, even those that only later queries see: the first visit overwrites the sums.
-                let tile = problem.tile(query, queries, key, KEY_BLOCK.min(key_range.end - key));
+                let tile = problem.tile(&sequence, [query, queries], [key, KEY_BLOCK.min(key_range.end - key)]);
                 let at = (key - key_range.start) * padded;
                 score_product::<V>(&tile, keys.add(at), padded, query_transposed, head_size, scores);
                 score_product::<V>(&tile, values.add(at), padded, grad_output_transposed, head_size, gradients);
-                let extras: Extras = extras::<V>(problem, &tile, [batch, head, query, key], bias, dropout);
+                let extras: Extras = extras::<V>(problem, &sequence, &tile, [head, query, key], bias, dropout);
                 softmax_gradient::<V>(&tile, scores, gradients, extras, log_sum_exp, delta);
                 let is_seen_first =
-                    head.is_multiple_of(problem.group()) && (query == 0 || problem.seen(batch, query - 1) <= key);
+                    head.is_multiple_of(problem.group()) && (query == 0 || problem.seen(&sequence, query - 1) <= key);
                 let start = if is_seen_first { Start::Zero } else { Start::Keep };
                 key_product::<V>(&tile, scores, grad_output_rows, grad_values.add(at), padded, start);
                 key_product::<V>(&tile, gradients, query_rows, grad_keys.add(at), padded, start);
@@ -327,21 +381,30 @@ impl Part<'_> {
                 };
                 query_product::<V>(&tile, &operands);
                 if let Some(grad_bias) = tasks.bias {
-                    let target = grad_bias.as_ptr().add(problem.element(0, head, query, key));
+                    let target = grad_bias.as_ptr().add(problem.bias_element(&sequence, head, query, key));
                     add_transposed(&tile, gradients, target, shape.key_time);
                 }
             }
             let Some(target) = tasks.query else { return };
-            // Partial results of part p lie behind those of the parts before it.
-            let partial = if tasks.part < shape.key_time { self.part * shape.batch } else { 0 };
-            let to = target.data.as_ptr().add(target.layout.at(partial + batch, query, head));
-            let write = if is_first { target.write } else { Write::Add };
+            let (to, row, write) = match part.share.partial {
+                None => (
+                    target.data.as_ptr().add(target.layout.at(&sequence, query, head)),
+                    target.layout.row,
+                    target.write,
+                ),
+                Some(first) => {
+                    let row = shape.query_columns();
+                    let at = (first + part.index * sequence.queries + query) * row + head * head_size;
+                    (tasks.partial.as_ptr().add(at), row, Write::Set)
+                }
+            };
+            let write = if is_first { write } else { Write::Add };
             if key_end > key_range.start {
                 // The packed keys carry `scale · log2 e`.
-                unpack::<V>(grad_query, padded, [queries, head_size], LN_2, write, to, target.layout.row);
+                unpack::<V>(grad_query, padded, [queries, head_size], LN_2, write, to, row);
             } else if write == Write::Set {
                 for i in 0..queries {
-                    std::slice::from_raw_parts_mut(to.add(i * target.layout.row), head_size).fill(0.0);
+                    std::slice::from_raw_parts_mut(to.add(i * row), head_size).fill(0.0);
                 }
             }
         }
@@ -400,13 +463,13 @@ unsafe fn dot<V: Vector>(a: *const f32, b: *const f32, length: usize) -> f32 {
     sum.reduce_add()
 }
 
-/// Adds up the partial gradients of some rows of queries, in the order of the parts.
+/// Adds up the partial gradients of some rows of a sequence's queries, in the order of the parts.
 struct SumParts<'a> {
     problem: &'a Problem<'a>,
     target: Target<'a>,
-    partial: Target<'a>,
-    parts: usize,
-    rows: std::ops::Range<usize>,
+    partial: Disjoint<'a, f32>,
+    share: &'a Share,
+    rows: Range<usize>,
 }
 
 impl Kernel for SumParts<'_> {
@@ -414,14 +477,13 @@ impl Kernel for SumParts<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { problem, target, partial, parts, rows } = self;
-        let shape = &problem.shape;
-        let columns = shape.query_columns();
-        for row in rows {
-            let (batch, query) = (row / shape.query_time, row % shape.query_time);
+        let Self { problem, target, partial, share, rows } = self;
+        let columns = problem.shape.query_columns();
+        let Share { sequence, parts, partial: Some(first), .. } = *share else { return };
+        for query in rows {
             // SAFETY: both were sized for these rows, and no other task has them.
             unsafe {
-                let to = target.data.as_ptr().add(target.layout.at(batch, query, 0));
+                let to = target.data.as_ptr().add(target.layout.at(&sequence, query, 0));
                 for column in (0..columns).step_by(V::LANES) {
                     let lanes = V::LANES.min(columns - column);
                     let mut sum = V::zero();
@@ -429,8 +491,8 @@ impl Kernel for SumParts<'_> {
                         sum = V::load_partial(to.add(column), lanes);
                     }
                     for part in 0..parts {
-                        let from = partial.layout.at(part * shape.batch + batch, query, 0) + column;
-                        sum = sum.add(V::load_partial(partial.data.as_ptr().add(from), lanes));
+                        let from = (first + part * sequence.queries + query) * columns + column;
+                        sum = sum.add(V::load_partial(partial.as_ptr().add(from), lanes));
                     }
                     sum.store_partial(to.add(column), lanes);
                 }

@@ -79,12 +79,13 @@ impl Kernel for Part<'_> {
         let output = self.result.as_mut_ptr();
         let maxima = output.wrapping_add(queries * padded);
         let sums = maxima.wrapping_add(queries);
-        let key_end = self.keys.end.min(problem.seen(batch, shape.query_time - 1));
+        let sequence = problem.sequence(batch);
+        let key_end = self.keys.end.min(problem.seen(&sequence, shape.query_time - 1));
         // SAFETY: `run` sized the scratch pieces for `queries`; indices of inputs are in bounds because `ops` checked
         // the lengths.
         unsafe {
             for number in 0..queries {
-                let source = problem.query_layout.at(batch, number / shape.heads, number % shape.heads);
+                let source = problem.query_layout.at(&sequence, number / shape.heads, number % shape.heads);
                 let source = problem.query.as_ptr().add(source);
                 for d in (0..padded).step_by(V::LANES) {
                     let value = V::load_partial(source.add(d), V::LANES.min(head_size - d));
@@ -100,7 +101,7 @@ impl Kernel for Part<'_> {
                 for j in (0..count).step_by(ROWS) {
                     let rows = ROWS.min(count - j);
                     for number in 0..queries {
-                        let source = problem.key_layout.at(batch, key + j, number % shape.heads / group);
+                        let source = problem.key_layout.at(&sequence, key + j, number % shape.heads / group);
                         let keys = problem.key_value.as_ptr().add(source);
                         let query = query_rows.add(number * padded);
                         dot_products::<V>(query, keys, stride, head_size, rows, scores.add(number * BLOCK + j));
@@ -108,10 +109,10 @@ impl Kernel for Part<'_> {
                 }
                 for number in 0..queries {
                     let (query, head) = (number / shape.heads, number % shape.heads);
-                    let seen = count.min(problem.seen(batch, query).saturating_sub(key));
+                    let seen = count.min(problem.seen(&sequence, query).saturating_sub(key));
                     let scores = scores.add(number * BLOCK);
                     if let Some(bias) = problem.bias {
-                        let bias = bias.as_ptr().add(problem.element(0, head, query, key));
+                        let bias = bias.as_ptr().add(problem.bias_element(&sequence, head, query, key));
                         for j in 0..seen {
                             *scores.add(j) += LOG2_E * *bias.add(j);
                         }
@@ -121,7 +122,7 @@ impl Kernel for Part<'_> {
                 for j in (0..count).step_by(ROWS) {
                     let rows = ROWS.min(count - j);
                     for number in 0..queries {
-                        let source = problem.value_layout.at(batch, key + j, number % shape.heads / group);
+                        let source = problem.value_layout.at(&sequence, key + j, number % shape.heads / group);
                         let values = problem.key_value.as_ptr().add(source);
                         let rescale = if j == 0 { *rescale.add(number) } else { 1.0 };
                         let (scores, output) = (scores.add(number * BLOCK + j), output.add(number * padded));
@@ -153,6 +154,7 @@ impl Kernel for Merge<'_> {
         let shape = &problem.shape;
         let queries = shape.heads * shape.query_time;
         let size = queries * (padded + 2);
+        let sequence = problem.sequence(batch);
         for number in 0..queries {
             let (query, head) = (number / shape.heads, number % shape.heads);
             let maximum_at = |part: usize| part * size + queries * padded + number;
@@ -164,7 +166,7 @@ impl Kernel for Merge<'_> {
                 partial[maximum_at(part)] = factor;
                 sum += factor * partial[maximum_at(part) + queries];
             }
-            let row = (batch * shape.query_time + query) * shape.query_columns() + head * shape.head_size;
+            let row = problem.output(&sequence, head, query);
             for d in (0..shape.head_size).step_by(V::LANES) {
                 let mut total = V::zero();
                 // SAFETY: rows of `partial` are whole vectors; no other task has this row of the output.
@@ -179,7 +181,7 @@ impl Kernel for Merge<'_> {
             }
             if let Some(log_sum_exp) = self.log_sum_exp {
                 let value = if sum == 0.0 { f32::NEG_INFINITY } else { maximum * LN_2 + sum.ln() };
-                let row = (batch * shape.heads + head) * shape.query_time + query;
+                let row = problem.statistic(&sequence, head, query);
                 // SAFETY: no other task has this row.
                 unsafe { *log_sum_exp.as_ptr().add(row) = value };
             }

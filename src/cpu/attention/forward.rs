@@ -1,4 +1,5 @@
-//! Forward pass: tasks over (sequence, head, chunk of queries), with the state of a few blocks of queries in scratch.
+//! Forward pass: tasks over (sequence, chunk of queries, head), with the state of a few blocks of queries in scratch.
+//! Tasks with the most work come first, so that threads finish together where documents are long and short.
 //!
 //! Blocks of keys are the outer loop, so that a key and a value are copied out of the packed projection once for the
 //! whole chunk (rows of the projection are often a multiple of 1 KiB apart, and would fight for a few cache sets).
@@ -7,7 +8,7 @@ use super::scores::{self, Extras, FLOOR, Statistics};
 use super::tile::{
     KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, prefetch, product, transpose, unpack,
 };
-use super::{Problem, Scratch, with_scratch};
+use super::{Problem, Scratch, Sequence, with_scratch};
 use crate::cpu::simd::{Kernel, Vector};
 use crate::cpu::{Cpu, Disjoint};
 use crate::ops::Write;
@@ -22,10 +23,19 @@ const MOST_BLOCKS: usize = 4;
 /// Computes the output of every head.
 pub(super) fn run(cpu: &Cpu, problem: &Problem<'_>, output: &mut [f32], log_sum_exp: Option<&mut [f32]>) {
     let shape = &problem.shape;
-    let rows = shape.batch * shape.heads;
-    let blocks = shape.query_time.div_ceil(QUERY_BLOCK);
-    let chunk_blocks = (rows * blocks / ENOUGH_TASKS).clamp(1, MOST_BLOCKS);
-    let chunks = blocks.div_ceil(chunk_blocks);
+    let sequences = problem.sequences();
+    let blocks: usize = sequences.iter().map(|sequence| sequence.queries.div_ceil(QUERY_BLOCK)).sum();
+    let chunk_blocks = (shape.heads * blocks / ENOUGH_TASKS).clamp(1, MOST_BLOCKS);
+    let mut chunks = Vec::with_capacity(sequences.len() + blocks / chunk_blocks);
+    for sequence in sequences {
+        for first in (0..sequence.queries).step_by(chunk_blocks * QUERY_BLOCK) {
+            let queries = (chunk_blocks * QUERY_BLOCK).min(sequence.queries - first);
+            let key_end = problem.seen(&sequence, first + queries - 1);
+            chunks.push(Chunk { sequence, first, queries, key_end });
+        }
+    }
+    // Stable: the order of the batch among equals.
+    chunks.sort_by_key(|chunk| std::cmp::Reverse(chunk.queries.div_ceil(QUERY_BLOCK) * (chunk.key_end + 1)));
     let padded = shape.head_size.next_multiple_of(cpu.level().lanes());
     let tile = QUERY_BLOCK * KEY_BLOCK;
     let sizes = [
@@ -41,26 +51,30 @@ pub(super) fn run(cpu: &Cpu, problem: &Problem<'_>, output: &mut [f32], log_sum_
     ];
     let output = Disjoint::new(output);
     let log_sum_exp = log_sum_exp.map(Disjoint::new);
-    cpu.pool().run(rows * chunks, |task| {
-        // Late chunks first: under a causal mask they are the longest.
-        let chunk = chunks - 1 - task / rows;
-        let (batch, head) = (task % rows / shape.heads, task % rows % shape.heads);
-        let first = chunk * chunk_blocks * QUERY_BLOCK;
-        let queries = (chunk_blocks * QUERY_BLOCK).min(shape.query_time - first);
+    cpu.pool().run(chunks.len() * shape.heads, |task| {
+        let (chunk, head) = (chunks[task / shape.heads], task % shape.heads);
         with_scratch(sizes, |scratch| {
-            cpu.level().run(Chunk { problem, batch, head, first, queries, output, log_sum_exp, padded, scratch });
+            cpu.level().run(Task { problem, chunk, head, output, log_sum_exp, padded, scratch });
         });
     });
 }
 
-/// One task.
-struct Chunk<'a> {
-    problem: &'a Problem<'a>,
-    batch: usize,
-    head: usize,
+/// Some queries of a sequence.
+#[derive(Clone, Copy)]
+struct Chunk {
+    sequence: Sequence,
     /// First query.
     first: usize,
     queries: usize,
+    /// Keys that its last query sees.
+    key_end: usize,
+}
+
+/// One head of a chunk.
+struct Task<'a> {
+    problem: &'a Problem<'a>,
+    chunk: Chunk,
+    head: usize,
     output: Disjoint<'a, f32>,
     log_sum_exp: Option<Disjoint<'a, f32>>,
     /// Head size rounded up to whole vectors.
@@ -68,12 +82,13 @@ struct Chunk<'a> {
     scratch: [Scratch; 9],
 }
 
-impl Kernel for Chunk<'_> {
+impl Kernel for Task<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { problem, batch, head, first, queries, padded, .. } = self;
+        let Self { problem, head, padded, .. } = self;
+        let Chunk { sequence, first, queries, key_end } = self.chunk;
         let shape = &problem.shape;
         let head_size = shape.head_size;
         let key_head = head / problem.group();
@@ -85,12 +100,11 @@ impl Kernel for Chunk<'_> {
         };
         let blocks = queries.div_ceil(QUERY_BLOCK);
         let block_queries = |block: usize| QUERY_BLOCK.min(queries - block * QUERY_BLOCK);
-        let key_end = problem.seen(batch, first + queries - 1);
         // SAFETY: `run` sized the scratch pieces for `blocks` blocks; indices of inputs and outputs are in bounds
         // because `ops` checked the lengths, and no other task has these rows of this head.
         unsafe {
             for block in 0..blocks {
-                let row = problem.query_layout.at(batch, first + block * QUERY_BLOCK, head);
+                let row = problem.query_layout.at(&sequence, first + block * QUERY_BLOCK, head);
                 pack_transposed::<V>(
                     problem.query.as_ptr().add(row),
                     problem.query_layout.row,
@@ -107,20 +121,20 @@ impl Kernel for Chunk<'_> {
                 let count = KEY_BLOCK.min(key_end - key);
                 let size = [count, head_size];
                 let (key_row, value_row) = (problem.key_layout.row, problem.value_layout.row);
-                let source = problem.key_value.as_ptr().add(problem.key_layout.at(batch, key, key_head));
+                let source = problem.key_value.as_ptr().add(problem.key_layout.at(&sequence, key, key_head));
                 pack::<V>(source, key_row, size, shape.scale * LOG2_E, keys, padded);
-                let source = problem.key_value.as_ptr().add(problem.value_layout.at(batch, key, key_head));
+                let source = problem.key_value.as_ptr().add(problem.value_layout.at(&sequence, key, key_head));
                 prefetch(source, value_row, size);
                 let mut has_values = false;
                 for block in 0..blocks {
                     let query = first + block * QUERY_BLOCK;
-                    let tile = problem.tile(query, block_queries(block), key, count);
+                    let tile = problem.tile(&sequence, [query, block_queries(block)], [key, count]);
                     if tile.seen(tile.queries - 1) == 0 {
                         continue;
                     }
                     let query_transposed = query_transposed.add(block * head_size * QUERY_BLOCK);
                     score_product::<V>(&tile, keys, padded, query_transposed, head_size, scores);
-                    let extras = extras::<V>(problem, &tile, [batch, head, query, key], bias, dropout);
+                    let extras = extras::<V>(problem, &sequence, &tile, [head, query, key], bias, dropout);
                     scores::softmax::<V>(&tile, scores, extras, statistics(block));
                     if !has_values {
                         pack::<V>(source, value_row, size, 1.0, values, padded);
@@ -144,8 +158,7 @@ impl Kernel for Chunk<'_> {
                 let output = output.add(block * QUERY_BLOCK * padded);
                 for i in 0..block_queries(block) {
                     let (source, sum) = (output.add(i * padded), *sum.add(i));
-                    let row = (batch * shape.query_time + query + i) * shape.query_columns() + head * head_size;
-                    let to = self.output.as_ptr().add(row);
+                    let to = self.output.as_ptr().add(problem.output(&sequence, head, query + i));
                     if key_end > 0 && sum != 0.0 {
                         unpack::<V>(source, padded, [1, head_size], 1.0 / sum, Write::Set, to, 0);
                     } else {
@@ -153,7 +166,7 @@ impl Kernel for Chunk<'_> {
                     }
                 }
                 if let Some(log_sum_exp) = self.log_sum_exp {
-                    let row = (batch * shape.heads + head) * shape.query_time + query;
+                    let row = problem.statistic(&sequence, head, query);
                     for i in (0..block_queries(block)).step_by(V::LANES) {
                         let value = scores::log_sum_exp(V::load(maximum.add(i)), V::load(sum.add(i)));
                         value.store_partial(log_sum_exp.as_ptr().add(row + i), V::LANES.min(block_queries(block) - i));
@@ -215,8 +228,9 @@ pub(super) unsafe fn query_product<V: Vector>(tile: &Tile, operands: &Operands) 
 #[inline(always)]
 pub(super) unsafe fn extras<V: Vector>(
     problem: &Problem<'_>,
+    sequence: &Sequence,
     tile: &Tile,
-    [batch, head, query, key]: [usize; 4],
+    [head, query, key]: [usize; 3],
     bias: Scratch,
     dropout: Scratch,
 ) -> Extras {
@@ -225,12 +239,12 @@ pub(super) unsafe fn extras<V: Vector>(
     // SAFETY: the caller's contract; the bias was checked to have heads x query_time x key_time values.
     unsafe {
         if let Some(values) = problem.bias {
-            let source = values.as_ptr().add(problem.element(0, head, query, key));
+            let source = values.as_ptr().add(problem.bias_element(sequence, head, query, key));
             transpose::<V>(source, key_time, tile.queries, tile.keys, bias, QUERY_BLOCK);
             extras.bias = Some(bias);
         }
         if let Some(mask) = problem.dropout {
-            let first = problem.element(batch, head, query, key) as u64;
+            let first = problem.element(sequence, head, query, key) as u64;
             mask.fill::<V>(tile, first, key_time, dropout, dropout.add(QUERY_BLOCK * KEY_BLOCK));
             extras.dropout = Some(dropout);
         }

@@ -7,6 +7,10 @@
 //! (decoding) lanes over queries would stay empty, so `decode` has its own, bandwidth-bound loop.
 //!
 //! Keys behind a sequence's length, and those that no query of a block may see, are not visited at all.
+//!
+//! All that works on a [`Sequence`]: one of the batch, or one document of several in a row. Blocks are cut from its own
+//! first position on, so a document's results are the same bits wherever it lies, and the work is what its documents
+//! are, not what the row is.
 
 mod backward;
 mod decode;
@@ -15,18 +19,19 @@ mod scores;
 mod tile;
 
 use super::{Cpu, scratch};
-use crate::ops::View;
-use crate::ops::attention::{Backward, Forward, Inputs, Mask, Shape};
+use crate::ops::attention::{Backward, Common, Forward, Inputs, Mask, Shape, documents};
 
 /// Computes the attention; see [`crate::ops::attention::forward`].
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
-    let problem = Problem::new(shape, &arguments.inputs, arguments.key_lengths, arguments.bias, arguments.dropout);
+    let problem = Problem::new(shape, arguments.common());
     let output = arguments.output.host();
     if output.is_empty() {
         return;
     }
     let log_sum_exp = arguments.log_sum_exp.map(|view| view.host());
-    if shape.query_time <= decode::MOST_QUERIES && problem.dropout.is_none() {
+    // Self-attention goes by tiles however short it is, so that a document has the same bits alone and in a row.
+    let is_decoding = shape.query_time <= decode::MOST_QUERIES && shape.query_time < shape.key_time;
+    if is_decoding && problem.dropout.is_none() {
         decode::run(cpu, &problem, output, log_sum_exp);
     } else {
         forward::run(cpu, &problem, output, log_sum_exp);
@@ -35,13 +40,25 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
 
 /// Computes the gradients; see [`crate::ops::attention::backward`].
 pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
-    let problem = Problem::new(shape, &arguments.inputs, arguments.key_lengths, arguments.bias, arguments.dropout);
+    let problem = Problem::new(shape, arguments.common());
     let results = backward::Results {
         output: arguments.output.host(),
         log_sum_exp: arguments.log_sum_exp.host(),
         grad_output: arguments.grad_output.host(),
     };
     backward::run(cpu, &problem, results, arguments.grad_inputs, arguments.grad_bias);
+}
+
+/// Queries and keys that belong together: a sequence of the batch, or a document (or padding) inside one.
+#[derive(Clone, Copy)]
+struct Sequence {
+    batch: usize,
+    /// Position of its first query, and of its first key, in the row of the batch.
+    first: usize,
+    queries: usize,
+    keys: usize,
+    /// The first so many keys are not padding.
+    length: usize,
 }
 
 /// Where the rows of queries, keys or values lie in their slice; everything in elements.
@@ -54,10 +71,10 @@ struct Layout {
 }
 
 impl Layout {
-    /// Index of the row of time `t` and head `h` in sequence `b`.
+    /// Index of the row of time `t` and head `h` of a sequence.
     #[inline(always)]
-    fn at(&self, b: usize, t: usize, h: usize) -> usize {
-        self.offset + b * self.sequence + t * self.row + h * self.head
+    fn at(&self, sequence: &Sequence, t: usize, h: usize) -> usize {
+        self.offset + sequence.batch * self.sequence + (sequence.first + t) * self.row + h * self.head
     }
 }
 
@@ -71,21 +88,17 @@ struct Problem<'a> {
     key_layout: Layout,
     value_layout: Layout,
     key_lengths: Option<&'a [i32]>,
+    documents: Option<&'a [i32]>,
     bias: Option<&'a [f32]>,
     dropout: Option<scores::Mask>,
 }
 
 impl<'a> Problem<'a> {
-    fn new(
-        shape: &Shape,
-        inputs: &Inputs<'a>,
-        key_lengths: Option<View<'a, i32>>,
-        bias: Option<View<'a, f32>>,
-        dropout: Option<crate::ops::Dropout>,
-    ) -> Self {
+    fn new(shape: &Shape, common: Common<'a>) -> Self {
+        let Common { inputs, key_lengths, documents, bias, dropout } = common;
         let (head, key_columns) = (shape.head_size, shape.key_columns());
         let layout = |offset, rows, row| Layout { offset, sequence: rows * row, row, head };
-        let (query, query_layout, key_value, key_layout) = match *inputs {
+        let (query, query_layout, key_value, key_layout) = match inputs {
             Inputs::Packed(qkv) => {
                 let row = shape.query_columns() + 2 * key_columns;
                 let keys = layout(shape.query_columns(), shape.key_time, row);
@@ -103,32 +116,46 @@ impl<'a> Problem<'a> {
             key_layout,
             value_layout: Layout { offset: key_layout.offset + key_columns, ..key_layout },
             key_lengths: key_lengths.map(|view| view.host()),
+            documents: documents.map(|view| view.host()),
             bias: bias.map(|view| view.host()),
             dropout: dropout.and_then(scores::Mask::new),
         }
     }
 
-    /// Number of keys of sequence `b` that are not padding.
-    fn key_length(&self, b: usize) -> usize {
-        let time = self.shape.key_time;
-        self.key_lengths.map_or(time, |lengths| lengths[b].clamp(0, time.min(i32::MAX as usize) as i32) as usize)
+    /// Sequence `batch` of the batch as a whole.
+    fn sequence(&self, batch: usize) -> Sequence {
+        let Shape { query_time: queries, key_time: keys, .. } = self.shape;
+        let length = self.key_lengths.map_or(keys, |lengths| usize::try_from(lengths[batch]).unwrap_or(0).min(keys));
+        Sequence { batch, first: 0, queries, keys, length }
     }
 
-    /// Number of keys that query `i` of sequence `b` sees.
-    fn seen(&self, b: usize, i: usize) -> usize {
-        let length = self.key_length(b);
+    /// Everything that attends to itself alone, in the order of the batch.
+    fn sequences(&self) -> Vec<Sequence> {
+        let Some(documents) = self.documents else {
+            return (0..self.shape.batch).map(|batch| self.sequence(batch)).collect();
+        };
+        let sequence = |run: documents::Run| {
+            let count = run.positions.len();
+            let length = if run.is_padding { 0 } else { count };
+            Sequence { batch: run.row, first: run.positions.start, queries: count, keys: count, length }
+        };
+        documents::runs(documents, self.shape.query_time).map(sequence).collect()
+    }
+
+    /// Number of keys that query `i` of the sequence sees.
+    fn seen(&self, sequence: &Sequence, i: usize) -> usize {
         match self.shape.mask {
-            Mask::Full => length,
-            Mask::Causal => length.min(i + 1 + self.shape.key_time - self.shape.query_time),
+            Mask::Full => sequence.length,
+            Mask::Causal => sequence.length.min(i + 1 + sequence.keys - sequence.queries),
         }
     }
 
     /// The tile of `queries` from `i` and of `keys` from `j` on.
     #[inline(always)]
-    fn tile(&self, i: usize, queries: usize, j: usize, keys: usize) -> tile::Tile {
+    fn tile(&self, sequence: &Sequence, [i, queries]: [usize; 2], [j, keys]: [usize; 2]) -> tile::Tile {
         let diagonal = match self.shape.mask {
             Mask::Full => keys as isize,
-            Mask::Causal => (i + 1 + self.shape.key_time - self.shape.query_time) as isize - j as isize,
+            Mask::Causal => (i + 1 + sequence.keys - sequence.queries) as isize - j as isize,
         };
         tile::Tile { queries, keys, diagonal }
     }
@@ -138,10 +165,29 @@ impl<'a> Problem<'a> {
         self.shape.heads / self.shape.key_value_heads
     }
 
-    /// Index of the element of query `i` and key `j` for bias (with `b = 0`) and dropout.
+    /// Index of the element of query `i` and key `j` of a sequence, for dropout.
     #[inline(always)]
-    fn element(&self, b: usize, h: usize, i: usize, j: usize) -> usize {
-        ((b * self.shape.heads + h) * self.shape.query_time + i) * self.shape.key_time + j
+    fn element(&self, sequence: &Sequence, h: usize, i: usize, j: usize) -> usize {
+        self.statistic(sequence, h, i) * self.shape.key_time + sequence.first + j
+    }
+
+    /// Index of the bias of query `i` and key `j` of a sequence.
+    #[inline(always)]
+    fn bias_element(&self, sequence: &Sequence, h: usize, i: usize, j: usize) -> usize {
+        self.element(&Sequence { batch: 0, ..*sequence }, h, i, j)
+    }
+
+    /// Index of the log-sum-exp of query `i` of a sequence.
+    #[inline(always)]
+    fn statistic(&self, sequence: &Sequence, h: usize, i: usize) -> usize {
+        (sequence.batch * self.shape.heads + h) * self.shape.query_time + sequence.first + i
+    }
+
+    /// Index of the output of query `i` of a sequence.
+    #[inline(always)]
+    fn output(&self, sequence: &Sequence, h: usize, i: usize) -> usize {
+        let position = sequence.batch * self.shape.query_time + sequence.first + i;
+        position * self.shape.query_columns() + h * self.shape.head_size
     }
 }
 

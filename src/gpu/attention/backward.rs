@@ -34,8 +34,8 @@ pub(super) static BIAS: [Kernel; 4] = [
 /// # Errors
 /// The head is larger than 256, or the driver refuses.
 pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()> {
-    let Backward { inputs, key_lengths, bias, dropout, output, log_sum_exp, grad_output, .. } = arguments;
-    let problem = Problem { shape: *shape, inputs, key_lengths, bias, dropout };
+    let problem = Problem { shape: *shape, common: arguments.common() };
+    let Backward { output, log_sum_exp, grad_output, .. } = arguments;
     let delta = gpu.workspace((problem.rows() * size_of::<f32>()) as u64)?;
     let list = Arguments::new()
         .view(&grad_output)

@@ -19,6 +19,7 @@ struct Uploaded<'d> {
     queries: Buffer<'d, f32>,
     keys: Buffer<'d, f32>,
     key_lengths: Option<Buffer<'d, i32>>,
+    documents: Option<Buffer<'d, i32>>,
     bias: Option<Buffer<'d, f32>>,
 }
 
@@ -32,6 +33,7 @@ impl<'d> Uploaded<'d> {
             queries: Buffer::upload(device, &queries),
             keys: Buffer::upload(device, &keys),
             key_lengths: case.key_lengths.map(|lengths| Buffer::upload(device, lengths)),
+            documents: data.documents().map(|documents| Buffer::upload(device, &documents)),
             bias: case.has_bias.then(|| Buffer::upload(device, &data.bias)),
         }
     }
@@ -57,6 +59,7 @@ impl<'d> Uploaded<'d> {
         let arguments = Forward {
             inputs: self.inputs(),
             key_lengths: self.key_lengths.as_ref().map(Buffer::view),
+            documents: self.documents.as_ref().map(Buffer::view),
             bias: self.bias.as_ref().map(Buffer::view),
             dropout: data.dropout(),
             output: output.view_mut(),
@@ -88,13 +91,14 @@ impl<'d> Uploaded<'d> {
         let arguments = Backward {
             inputs: self.inputs(),
             key_lengths: self.key_lengths.as_ref().map(Buffer::view),
+            documents: self.documents.as_ref().map(Buffer::view),
             bias: self.bias.as_ref().map(Buffer::view),
             dropout: data.dropout(),
             output: output.view(),
             log_sum_exp: log_sum_exp.view(),
             grad_output: grad_output.view(),
             grad_inputs,
-            grad_bias: self.case.has_bias.then(|| (grad_bias.view_mut(), write)),
+            grad_bias: self.case.has_grad_bias().then(|| (grad_bias.view_mut(), write)),
         };
         backward(self.device, &self.case.shape, arguments).unwrap();
         let [query, key, value] = data.split(&(grad_queries.download(), grad_keys.download()));
@@ -208,6 +212,7 @@ fn the_output_is_the_same_without_a_log_sum_exp(device: &Device) {
         let arguments = Forward {
             inputs: uploaded.inputs(),
             key_lengths: None,
+            documents: None,
             bias: None,
             dropout: None,
             output: output.view_mut(),
@@ -318,6 +323,7 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits(device: &Device) {
         let arguments = Backward {
             inputs: uploaded.inputs(),
             key_lengths: None,
+            documents: None,
             bias: None,
             dropout: None,
             output: output.view(),
@@ -337,6 +343,7 @@ fn a_head_larger_than_the_kernels_take_is_refused(device: &Device) {
     let arguments = Forward {
         inputs: Inputs::Packed(qkv.view()),
         key_lengths: None,
+        documents: None,
         bias: None,
         dropout: None,
         output: output.view_mut(),

@@ -8,7 +8,7 @@ use crate::gpu::counting::CountingDevice;
 use crate::gpu::{Arguments, Gpu, Source};
 use crate::ops::View;
 use crate::ops::attention::cases::{full, shape};
-use crate::ops::attention::{Inputs, Shape};
+use crate::ops::attention::{Common, Inputs, Shape};
 
 const FLOAT: usize = size_of::<f32>();
 
@@ -45,8 +45,9 @@ impl Memory {
     ) -> Counters {
         // SAFETY: the emulator checks every access.
         let qkv = unsafe { View::on_device(self.qkv, self.sizes[0]) };
-        let problem =
-            Problem { shape: self.shape, inputs: Inputs::Packed(qkv), key_lengths: None, bias: None, dropout: None };
+        let inputs = Inputs::Packed(qkv);
+        let common = Common { inputs, key_lengths: None, documents: None, bias: None, dropout: None };
+        let problem = Problem { shape: self.shape, common };
         let config = LaunchConfig::new([blocks as u32, y as u32, 1], [BLOCK, 1, 1])
             .shared(kernel.tiles.shared_bytes(tiles[0], tiles[1]));
         self.device.count(source, (kernel.name, config, arguments(problem.arguments())))

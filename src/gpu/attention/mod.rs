@@ -13,8 +13,7 @@ pub use forward::forward;
 
 use super::Arguments;
 use crate::driver::{Error, LaunchConfig, Result};
-use crate::ops::attention::{Inputs, Mask, Shape};
-use crate::ops::{Dropout, View};
+use crate::ops::attention::{Common, Inputs, Mask, Shape};
 
 /// Threads of every block: 8 groups of 16.
 const BLOCK: u32 = 128;
@@ -78,10 +77,7 @@ fn grid(blocks: usize) -> Result<LaunchConfig> {
 /// What both directions read.
 struct Problem<'a> {
     shape: Shape,
-    inputs: Inputs<'a>,
-    key_lengths: Option<View<'a, i32>>,
-    bias: Option<View<'a, f32>>,
-    dropout: Option<Dropout>,
+    common: Common<'a>,
 }
 
 impl Problem<'_> {
@@ -108,7 +104,7 @@ impl Problem<'_> {
     /// Row strides of queries and of keys, rows of each sequence, and elements before the first key.
     fn layout(&self) -> Layout {
         let shape = &self.shape;
-        match self.inputs {
+        match self.common.inputs {
             Inputs::Packed(_) => {
                 let row = shape.query_columns() + 2 * shape.key_columns();
                 let first_key = shape.query_columns();
@@ -124,7 +120,7 @@ impl Problem<'_> {
     fn arguments(&self) -> Arguments {
         let shape = &self.shape;
         let layout = self.layout();
-        let (query, key_value) = match self.inputs {
+        let (query, key_value) = match self.common.inputs {
             Inputs::Packed(qkv) => (qkv.address(), qkv.address()),
             Inputs::Separate { query, key_value, .. } => (query.address(), key_value.address()),
         };
@@ -133,11 +129,11 @@ impl Problem<'_> {
             .address(query)
             .address(key)
             .address(value)
-            .optional(self.key_lengths.as_ref())
-            .optional(self.bias.as_ref())
+            .optional(self.common.key_lengths.as_ref())
+            .optional(self.common.bias.as_ref())
             .count(shape.query_time * layout.query_row)
             .count(layout.capacity * layout.key_row)
-            .dropout(self.dropout.as_ref())
+            .dropout(self.common.dropout.as_ref())
             .size(layout.query_row)
             .size(layout.key_row)
             .size(shape.batch)

@@ -3,7 +3,7 @@
 
 #[cfg(test)]
 use super::Inputs;
-use super::{Mask, Shape, reference};
+use super::{Mask, Shape, documents, reference};
 use crate::ops::testing::{Random, double, poisoned};
 use crate::ops::{Dropout, Write};
 
@@ -15,9 +15,18 @@ pub struct Case {
     /// Columns behind the queries, where these stand apart.
     pub spare_columns: usize,
     pub key_lengths: Option<&'static [i32]>,
+    /// For each row the lengths of its documents, as [`documents::of_lengths`] takes them.
+    pub documents: Option<&'static [&'static [i32]]>,
     pub has_bias: bool,
     pub dropout: Option<f32>,
     pub write: Write,
+}
+
+impl Case {
+    /// Documents and a gradient of the bias do not go together.
+    pub fn has_grad_bias(&self) -> bool {
+        self.has_bias && self.documents.is_none()
+    }
 }
 
 pub fn shape(
@@ -32,7 +41,16 @@ pub fn shape(
 
 pub fn plain(shape: Shape) -> Case {
     let is_packed = shape.query_time == shape.key_time;
-    Case { shape, is_packed, spare_columns: 2, key_lengths: None, has_bias: false, dropout: None, write: Write::Set }
+    Case {
+        shape,
+        is_packed,
+        spare_columns: 2,
+        key_lengths: None,
+        documents: None,
+        has_bias: false,
+        dropout: None,
+        write: Write::Set,
+    }
 }
 
 pub fn full(shape: Shape) -> Shape {
@@ -74,6 +92,11 @@ impl Data {
 
     pub fn dropout(&self) -> Option<Dropout> {
         self.case.dropout.map(|probability| Dropout { probability, seed: 1 << 40, step: 7, site: 3 })
+    }
+
+    pub fn documents(&self) -> Option<Vec<i32>> {
+        let Case { shape, documents, .. } = self.case;
+        documents.map(|rows| documents::of_lengths(shape.query_time, rows.iter().copied()))
     }
 
     /// Queries, keys and values (or their gradients) as the operation takes them.
@@ -131,6 +154,43 @@ impl Data {
         [query, key, value]
     }
 
+    /// What a document is by itself: a batch of one sequence.
+    #[cfg(test)]
+    pub fn cut(&self, run: &documents::Run) -> Self {
+        let Case { shape, .. } = self.case;
+        let time = run.positions.len();
+        let case =
+            Case { shape: Shape { batch: 1, query_time: time, key_time: time, ..shape }, documents: None, ..self.case };
+        let rows = |values: &Vec<f32>| self.rows_of(run, values);
+        let [query, key, value, _] = &self.previous;
+        Self {
+            case,
+            query: rows(&self.query),
+            key: rows(&self.key),
+            value: rows(&self.value),
+            bias: Vec::new(),
+            grad_output: rows(&self.grad_output),
+            previous: [rows(query), rows(key), rows(value), Vec::new()],
+        }
+    }
+
+    /// The document's rows of `(B, T, columns)` values.
+    #[cfg(test)]
+    pub fn rows_of(&self, run: &documents::Run, values: &[f32]) -> Vec<f32> {
+        let Shape { batch, query_time, .. } = self.case.shape;
+        let columns = values.len() / (batch * query_time);
+        let first = run.row * query_time + run.positions.start;
+        values[first * columns..][..run.positions.len() * columns].to_vec()
+    }
+
+    /// The document's part of `(B, H, T)` values.
+    #[cfg(test)]
+    pub fn statistics_of(&self, run: &documents::Run, values: &[f32]) -> Vec<f32> {
+        let Shape { heads, query_time, .. } = self.case.shape;
+        let of_row = values.chunks(query_time).skip(run.row * heads).take(heads);
+        of_row.flat_map(|values| &values[run.positions.clone()]).copied().collect()
+    }
+
     #[cfg(test)]
     pub fn inputs<'a>(&self, (queries, keys): &'a (Vec<f32>, Vec<f32>)) -> Inputs<'a> {
         let shape = self.case.shape;
@@ -144,6 +204,7 @@ impl Data {
 
 /// Inputs of the reference, in f64.
 pub struct Doubles {
+    pub documents: Option<Vec<i32>>,
     pub query: Vec<f64>,
     pub key: Vec<f64>,
     pub value: Vec<f64>,
@@ -153,7 +214,7 @@ pub struct Doubles {
 impl Doubles {
     pub fn new(data: &Data) -> Self {
         let [query, key, value, bias] = [&data.query, &data.key, &data.value, &data.bias].map(|values| double(values));
-        Self { query, key, value, bias }
+        Self { documents: data.documents(), query, key, value, bias }
     }
 
     pub fn inputs(&self, data: &Data) -> reference::Inputs<'_> {
@@ -163,6 +224,7 @@ impl Doubles {
             key: &self.key,
             value: &self.value,
             key_lengths: data.case.key_lengths,
+            documents: self.documents.as_deref(),
             bias: data.case.has_bias.then_some(&self.bias),
             dropout: data.dropout(),
         }

@@ -17,6 +17,8 @@ pub struct Inputs<'a> {
     pub value: &'a [f64],
     /// `(B)`
     pub key_lengths: Option<&'a [i32]>,
+    /// `(B, T, 2)`
+    pub documents: Option<&'a [i32]>,
     /// `(H, query_time, key_time)`
     pub bias: Option<&'a [f64]>,
     /// Of the probabilities.
@@ -56,7 +58,12 @@ impl Inputs<'_> {
     fn sees(&self, b: usize, i: usize, j: usize) -> bool {
         let Shape { query_time, key_time, mask, .. } = self.shape;
         let is_before_end = self.key_lengths.is_none_or(|lengths| (j as i64) < i64::from(lengths[b]));
-        is_before_end && (mask == Mask::Full || j + query_time <= i + key_time)
+        // The first position and the end of the query's document: none in padding.
+        let is_same_document = self.documents.is_none_or(|documents| {
+            let pair = &documents[2 * (b * key_time + i)..][..2];
+            (i64::from(pair[0])..i64::from(pair[1])).contains(&(j as i64))
+        });
+        is_before_end && is_same_document && (mask == Mask::Full || j + query_time <= i + key_time)
     }
 
     fn row(&self, b: usize, h: usize, i: usize) -> Row {

@@ -11,10 +11,12 @@ impl Data {
         let shape = self.case.shape;
         let mut output = poisoned(self.query.len());
         let mut log_sum_exp = poisoned(shape.batch * shape.heads * shape.query_time);
+        let documents = self.documents();
         let data = self.layout([&self.query, &self.key, &self.value]);
         let arguments = Forward {
             inputs: self.inputs(&data),
             key_lengths: self.case.key_lengths.map(View::from),
+            documents: documents.as_ref().map(View::from),
             bias: self.case.has_bias.then(|| (&self.bias).into()),
             dropout: self.dropout(),
             output: (&mut output).into(),
@@ -26,6 +28,7 @@ impl Data {
 
     /// Gradients of queries, keys, values and bias on a device.
     fn backward(&self, device: &Device, (output, log_sum_exp): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 4] {
+        let documents = self.documents();
         let data = self.layout([&self.query, &self.key, &self.value]);
         let [query, key, value, mut grad_bias] = self.previous.clone();
         let mut gradients = self.layout([&query, &key, &value]);
@@ -41,13 +44,14 @@ impl Data {
         let arguments = Backward {
             inputs: self.inputs(&data),
             key_lengths: self.case.key_lengths.map(View::from),
+            documents: documents.as_ref().map(View::from),
             bias: self.case.has_bias.then(|| (&self.bias).into()),
             dropout: self.dropout(),
             output: output.into(),
             log_sum_exp: log_sum_exp.into(),
             grad_output: (&self.grad_output).into(),
             grad_inputs,
-            grad_bias: self.case.has_bias.then(|| ((&mut grad_bias).into(), write)),
+            grad_bias: self.case.has_grad_bias().then(|| ((&mut grad_bias).into(), write)),
         };
         backward(device, &self.case.shape, arguments).unwrap();
         let [query, key, value] = self.split(&gradients);
@@ -75,6 +79,9 @@ fn check(case: Case, random: &mut Random) {
         let grads = data.backward(&device, &found);
         let whats = ["grad query", "grad key", "grad value", "grad bias"];
         for (index, what) in whats.into_iter().enumerate() {
+            if what == "grad bias" && !case.has_grad_bias() {
+                continue;
+            }
             let mut expected = expected[index].clone();
             if case.write == Write::Add {
                 expected.iter_mut().zip(&data.previous[index]).for_each(|(sum, &value)| *sum += f64::from(value));
@@ -105,6 +112,8 @@ fn reference_gradients_match_finite_differences() {
         Case { has_bias: true, ..plain(shape(2, [4, 4], [2, 2], 3)) },
         Case { dropout: Some(0.4), ..plain(shape(2, [4, 4], [2, 2], 3)) },
         Case { dropout: Some(0.3), has_bias: true, key_lengths: Some(&[4, 2]), ..plain(shape(2, [3, 5], [4, 2], 2)) },
+        Case { documents: Some(&[&[2, -1, 3], &[1, 4]]), ..plain(shape(2, [6, 6], [2, 1], 3)) },
+        Case { documents: Some(&[&[2, -1, 3]]), dropout: Some(0.2), ..plain(full(shape(1, [6, 6], [2, 2], 3))) },
     ];
     for case in features {
         let data = Data::new(case, &mut random);
@@ -209,6 +218,130 @@ fn matches_reference_over_parts_of_the_keys() {
     check(Case { key_lengths: Some(&[100, 700]), ..plain(full(shape(2, [70, 900], [2, 2], 8))) }, &mut random);
 }
 
+/// Documents of length 1, longer than a tile, and padding at the end, in the middle and in front; rows without any.
+const DOCUMENTS: [(usize, &[&[i32]]); 6] = [
+    (1, &[&[1], &[]]),
+    (3, &[&[3], &[1, 2], &[1, -1, 1]]),
+    (17, &[&[17], &[5, 1, 1, 6], &[-3, 4, -5, 5]]),
+    (113, &[&[70, 1, 42], &[], &[-1, 40, -2, 66]]),
+    (203, &[&[203], &[17, 113, 1, 3], &[64, 65, -10, 64]]),
+    (600, &[&[300, -7, 1, 290]]),
+];
+
+#[test]
+fn matches_reference_over_documents() {
+    let mut random = Random::fresh();
+    for (time, rows) in DOCUMENTS {
+        for (heads, head_size) in [([2, 2], 8), ([4, 2], 33), ([3, 1], 64)] {
+            let causal = shape(rows.len(), [time, time], heads, head_size);
+            let case = Case { documents: Some(rows), ..plain(causal) };
+            check(case, &mut random);
+            check(Case { shape: full(causal), write: Write::Add, ..case }, &mut random);
+            check(Case { is_packed: false, has_bias: true, dropout: Some(0.2), ..case }, &mut random);
+        }
+    }
+}
+
+#[test]
+fn a_document_has_the_same_bits_in_a_row_of_others_and_by_itself() {
+    let mut random = Random::fresh();
+    for (time, rows) in DOCUMENTS {
+        for (is_causal, is_packed) in [(false, true), (true, true), (true, false)] {
+            let causal = shape(rows.len(), [time, time], [4, 2], 24);
+            let case = Case {
+                documents: Some(rows),
+                is_packed,
+                write: if is_causal { Write::Set } else { Write::Add },
+                ..plain(if is_causal { causal } else { full(causal) })
+            };
+            let data = Data::new(case, &mut random);
+            for (name, device) in cpu_devices() {
+                let found = data.forward(&device);
+                let gradients = data.backward(&device, &found);
+                let documents = data.documents().unwrap();
+                for run in documents::runs(&documents, time).filter(|run| !run.is_padding) {
+                    let alone = data.cut(&run);
+                    let found_alone = alone.forward(&device);
+                    let gradients_alone = alone.backward(&device, &found_alone);
+                    let name = format!("{name}: {run:?} of {case:?}");
+                    let positions = |values: &[f32]| data.rows_of(&run, values);
+                    assert!(positions(&found.0) == found_alone.0, "output of {name}");
+                    assert!(data.statistics_of(&run, &found.1) == found_alone.1, "log-sum-exp of {name}");
+                    for (i, what) in ["query", "key", "value"].into_iter().enumerate() {
+                        assert!(positions(&gradients[i]) == gradients_alone[i], "gradient of {what} of {name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn padding_between_documents_is_zero_and_never_read() {
+    let mut random = Random::fresh();
+    let rows: &[&[i32]] = &[&[-2, 60, -9, 40], &[]];
+    let case = Case { documents: Some(rows), ..plain(full(shape(2, [113, 113], [2, 1], 16))) };
+    let mut data = Data::new(case, &mut random);
+    let documents = data.documents().unwrap();
+    let is_padding: Vec<bool> = documents.chunks(2).map(|pair| pair == [0, 0]).collect();
+    for (t, _) in is_padding.iter().enumerate().filter(|(_, is_padding)| **is_padding) {
+        data.query[t * 32..(t + 1) * 32].fill(f32::NAN);
+        data.key[t * 16..(t + 1) * 16].fill(f32::NAN);
+        data.value[t * 16..(t + 1) * 16].fill(f32::NAN);
+        data.grad_output[t * 32..(t + 1) * 32].fill(f32::NAN);
+    }
+    for (name, device) in cpu_devices() {
+        let found = data.forward(&device);
+        let gradients = data.backward(&device, &found);
+        let per_position = [&found.0, &gradients[0], &gradients[1], &gradients[2]];
+        for values in per_position {
+            let columns = values.len() / is_padding.len();
+            for (t, row) in values.chunks(columns).enumerate() {
+                assert!(row.iter().all(|&v| v.is_finite() && (v == 0.0) == is_padding[t]), "{name}: position {t}");
+            }
+        }
+        for (index, &value) in found.1.iter().enumerate() {
+            let (b, t) = (index / (2 * 113), index % 113);
+            assert_eq!(value == f32::NEG_INFINITY, is_padding[b * 113 + t], "{name}: position {t} of {b}");
+        }
+    }
+}
+
+#[test]
+fn documents_that_contradict_themselves_are_refused_with_their_place() {
+    let (_, device) = cpu_devices().remove(0);
+    let shape = shape(2, [4, 4], [1, 1], 2);
+    let refused = |documents: [i32; 16]| {
+        let (qkv, mut output) = (vec![0.0; 48], vec![0.0; 16]);
+        let arguments = Forward {
+            inputs: Inputs::Packed((&qkv).into()),
+            key_lengths: None,
+            documents: Some((&documents[..]).into()),
+            bias: None,
+            dropout: None,
+            output: (&mut output).into(),
+            log_sum_exp: None,
+        };
+        forward(&device, &shape, arguments).map_err(|error| error.to_string())
+    };
+    let good = [0, 3, 0, 3, 0, 3, 0, 0, 0, 1, 1, 3, 1, 3, 3, 4];
+    refused(good).unwrap();
+    let tries: [(usize, [i32; 2], &str); 6] = [
+        (0, [0, 2], "position 0 of row 0 belongs to 0..2"),
+        (2, [0, 4], "position 0 of row 0 belongs to 0..3"),
+        (3, [3, 5], "position 3 of row 0 belongs to 3..5"),
+        (4, [-1, 1], "position 0 of row 1 belongs to -1..1"),
+        (7, [2, 4], "position 3 of row 1 belongs to 2..4"),
+        (7, [3, 3], "position 3 of row 1 belongs to 3..3"),
+    ];
+    for (position, pair, expected) in tries {
+        let mut documents = good;
+        documents[2 * position..2 * position + 2].copy_from_slice(&pair);
+        let message = refused(documents).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
 #[test]
 fn large_scores_do_not_overflow() {
     let mut random = Random::fresh();
@@ -279,6 +412,7 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits() {
             let arguments = Backward {
                 inputs: data.inputs(&inputs),
                 key_lengths: None,
+                documents: None,
                 bias: None,
                 dropout: None,
                 output: (&found.0).into(),
@@ -302,6 +436,7 @@ fn arguments_that_do_not_fit_are_refused_by_name() {
         let arguments = Forward {
             inputs: Inputs::Packed((&qkv).into()),
             key_lengths: None,
+            documents: None,
             bias: None,
             dropout: None,
             output: (&mut output).into(),

@@ -56,6 +56,7 @@ fn prepare(device: Arc<Device>, shape: Shape, with_backward: bool) -> Result<Cal
         let arguments = Forward {
             inputs: Inputs::Packed((&qkv).into()),
             key_lengths: None,
+            documents: None,
             bias: None,
             dropout: None,
             output: (&mut output).into(),
@@ -68,6 +69,7 @@ fn prepare(device: Arc<Device>, shape: Shape, with_backward: bool) -> Result<Cal
         let arguments = Backward {
             inputs: Inputs::Packed((&qkv).into()),
             key_lengths: None,
+            documents: None,
             bias: None,
             dropout: None,
             output: (&output).into(),

@@ -89,8 +89,15 @@ fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
             key_value: (&caches[turn]).into(),
             capacity: KEYS,
         };
-        let output = (&mut output).into();
-        let arguments = Forward { inputs, key_lengths: None, bias: None, dropout: None, output, log_sum_exp: None };
+        let arguments = Forward {
+            inputs,
+            key_lengths: None,
+            documents: None,
+            bias: None,
+            dropout: None,
+            output: (&mut output).into(),
+            log_sum_exp: None,
+        };
         Ok(attention::forward(&device, &shape, arguments)?)
     }))
 }

@@ -190,6 +190,7 @@ fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: 
         key: &key,
         value: &part(heads + key_value_heads, key_value_heads),
         key_lengths,
+        documents: None,
         bias: None,
         dropout: (probability > 0.0).then_some(Dropout { probability, seed: SEED, step: STEP, site }),
     };
@@ -334,7 +335,10 @@ fn of_attention_with_shared_heads_key_lengths_and_dropout() {
                 let mixed = tape.attention(
                     v[0],
                     &options,
-                    AttentionInputs { key_lengths: has_lengths.then_some(ids.key_lengths), bias: None },
+                    AttentionInputs {
+                        key_lengths: has_lengths.then_some(ids.key_lengths),
+                        ..AttentionInputs::default()
+                    },
                 )?;
                 let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
                 tape.softmax_cross_entropy(logits, ids.targets, 0.0)
@@ -361,7 +365,7 @@ fn of_cross_attention_with_a_bias_that_is_a_parameter() {
         inputs: vec![leaf("query", &[BATCH, TIME, CHANNELS]), leaf("key_value", &[BATCH, KEY_TIME, 2 * key_columns])],
         record: &|tape, p, v, ids| {
             let bias = tape.parameter(p[1])?;
-            let inputs = AttentionInputs { key_lengths: None, bias: Some(bias) };
+            let inputs = AttentionInputs { bias: Some(bias), ..AttentionInputs::default() };
             let mixed = tape.cross_attention(v[0], v[1], &options, inputs)?;
             let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
             tape.softmax_cross_entropy(logits, ids.targets, 0.0)
@@ -387,6 +391,7 @@ fn of_cross_attention_with_a_bias_that_is_a_parameter() {
                 key: &half(0),
                 value: &half(1),
                 key_lengths: None,
+                documents: None,
                 bias: Some(&p[1]),
                 dropout: None,
             };
