@@ -169,7 +169,7 @@ impl Gpt {
         options: LossOptions,
     ) -> Result<Loss, Error> {
         let trunk = self.record_trunk(tape, ids, options.recompute, None)?;
-        tape.linear_cross_entropy(trunk, self.head, targets, 0.0, options.chunk_rows)
+        tape.linear_cross_entropy(trunk, self.head, None, targets, 0.0, options.chunk_rows)
     }
 
     /// Records the logits of all positions, `(B, T, V)`.
