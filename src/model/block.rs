@@ -163,7 +163,10 @@ impl Block {
         let attention = attention_options(config, options.mask);
         match around.cache {
             Some(cache) => tape.attention_cached(qkv, &attention, cache),
-            None => tape.attention(qkv, &attention, AttentionInputs::default()),
+            None => {
+                let inputs = AttentionInputs { documents: around.documents, ..AttentionInputs::default() };
+                tape.attention(qkv, &attention, inputs)
+            }
         }
     }
 }

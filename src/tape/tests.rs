@@ -92,7 +92,7 @@ impl Network {
                 .scoped(&layer.to_string(), |tape| if how.recompute { tape.recomputed(record) } else { record(tape) })
                 .unwrap();
         }
-        let loss = tape.linear_cross_entropy(stream, self.tokens, targets, 0.0, Some(4)).unwrap();
+        let loss = tape.linear_cross_entropy(stream, self.tokens, None, targets, 0.0, Some(4)).unwrap();
         (tape, ids, targets, loss)
     }
 

@@ -456,15 +456,30 @@ fn of_tables_that_are_tied_to_the_output_projection() {
         for chunk_rows in [1, 4, ROWS] {
             Case {
                 name: &format!("embedding and linear cross-entropy, smoothing {label_smoothing}, chunks {chunk_rows}"),
-                parameters: vec![leaf("tokens", &[VOCABULARY, CHANNELS]), leaf("positions", &[TIME + 2, CHANNELS])],
+                parameters: vec![
+                    leaf("tokens", &[VOCABULARY, CHANNELS]),
+                    leaf("positions", &[TIME + 2, CHANNELS]),
+                    leaf("bias", &[VOCABULARY]),
+                ],
                 inputs: vec![],
                 record: &|tape, p, _, ids| {
                     let embedded = tape.embedding(ids.tokens, p[0], Some(p[1]))?;
-                    tape.linear_cross_entropy(embedded, p[0], ids.targets, label_smoothing, Some(chunk_rows))
+                    tape.linear_cross_entropy(
+                        embedded,
+                        p[0],
+                        Some(p[2]),
+                        ids.targets,
+                        label_smoothing,
+                        Some(chunk_rows),
+                    )
                 },
                 compute: &|p, _, ids| {
                     let embedded = embedding64(ids, &p[0], Some(&p[1]));
-                    mean_loss(&linear64(Activation::Identity, &embedded, &p[0], None, None), ids, label_smoothing)
+                    mean_loss(
+                        &linear64(Activation::Identity, &embedded, &p[0], Some(&p[2]), None),
+                        ids,
+                        label_smoothing,
+                    )
                 },
             }
             .check();
@@ -481,7 +496,7 @@ fn of_two_losses_of_one_value() {
         inputs: vec![leaf("input", &[ROWS, CHANNELS])],
         record: &|tape, p, v, ids| {
             let trunk = tape.add(v[0], v[0])?;
-            tape.linear_cross_entropy(trunk, p[0], ids.targets, 0.0, None)?;
+            tape.linear_cross_entropy(trunk, p[0], None, ids.targets, 0.0, None)?;
             let logits = tape.linear(trunk, p[1], None, Activation::Identity, None)?;
             tape.softmax_cross_entropy(logits, ids.targets, 0.0)
         },
@@ -558,7 +573,7 @@ fn of_a_tied_network_of_two_blocks_with_dropout() {
                     let record = |tape: &mut Tape<'_>| record_block(tape, stream, block);
                     stream = if recompute { tape.recomputed(record)? } else { record(tape)? };
                 }
-                tape.linear_cross_entropy(stream, p[0], ids.targets, 0.0, Some(3))
+                tape.linear_cross_entropy(stream, p[0], None, ids.targets, 0.0, Some(3))
             },
             compute: &|p, _, ids| {
                 let first = block64(&embedding64(ids, &p[0], Some(&p[1])), &p[2..], 0);
