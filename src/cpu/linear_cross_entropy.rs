@@ -55,10 +55,20 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
         let losses = ViewMut::from(&mut losses[chunk.clone()]);
         let Some((grad_loss, grad_input, grad_weight, grad_bias)) = &mut gradients else {
             let logits = View::from(&*logits);
-            softmax_cross_entropy::forward(cpu, &loss_shape, loss::Forward { logits, targets, losses });
+            softmax_cross_entropy::forward(
+                cpu,
+                &loss_shape,
+                loss::Forward { logits, targets, class_weights: None, losses },
+            );
             continue;
         };
-        let arguments = loss::ForwardBackward { logits: (&mut *logits).into(), targets, losses, grad_loss: *grad_loss };
+        let arguments = loss::ForwardBackward {
+            logits: (&mut *logits).into(),
+            targets,
+            class_weights: None,
+            losses,
+            grad_loss: *grad_loss,
+        };
         softmax_cross_entropy::forward_backward(cpu, &loss_shape, arguments);
         let grad_input = grad_input.as_mut();
         // The first chunk does what the caller asks for, the others add to it.

@@ -46,13 +46,14 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
         let losses = losses.reborrow().slice(chunk);
         let Some(gradients) = &mut gradients else {
             let logits = logits.reborrow().slice(0..elements);
-            let arguments = loss::Forward { logits: logits.as_view(), targets, losses };
+            let arguments = loss::Forward { logits: logits.as_view(), targets, class_weights: None, losses };
             softmax_cross_entropy::forward(gpu, &loss_shape, arguments)?;
             continue;
         };
         let arguments = loss::ForwardBackward {
             logits: logits.reborrow().slice(0..elements),
             targets,
+            class_weights: None,
             losses,
             grad_loss: gradients.grad_loss,
         };

@@ -2,7 +2,8 @@
 //! losses and gradients come from one pass, when the backward pass reaches it.
 
 use super::run::Run;
-use super::{Error, Loss, Needs, Operation, ParameterId, Tape, Value};
+use super::softmax_cross_entropy::counted;
+use super::{Error, Loss, Needs, Operation, ParameterId, Tape, Targets, Value};
 use crate::ops;
 use crate::ops::IGNORED;
 use crate::ops::linear_cross_entropy::{Forward, Gradients, Shape};
@@ -73,12 +74,16 @@ impl Operation for LinearCrossEntropy {
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let gradients = Gradients {
-            grad_loss: run.grad_loss(1),
+            grad_loss: run.grad_loss,
             grad_input: run.grad_input(0),
             grad_weight: run.grad_parameter(0),
             grad_bias: if self.has_bias { run.grad_parameter(1) } else { None },
         };
         self.call(run, Some(gradients))
+    }
+
+    fn weigh(&self, targets: Targets<'_>) -> f64 {
+        counted(targets)
     }
 }
 

@@ -265,6 +265,56 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
     }
 }
 
+/// Micro-batches of different lengths: what each is divided by is the weight of all of them.
+#[test]
+fn accumulation_by_rows_gives_the_gradient_of_the_whole_batch_however_it_is_cut() {
+    let whole = How { batch: 6, ..TRAIN };
+    let mut batch = batch(whole);
+    let rows = batch.len() / 2;
+    batch[rows..rows + 14].fill(IGNORED);
+    let mut network = Network::new(&[]);
+    network.record(device(), whole).run(&mut network.parameters, &batch, &RunOptions::default());
+    let expected = network.gradients();
+    let (ids, targets) = batch.split_at(rows);
+    let mut start = 0;
+    for sequences in [4, 2] {
+        let mut recorded = network.record(device(), How { batch: sequences, ..TRAIN });
+        let weight = recorded.program.weigh(recorded.loss, Targets::Ids(targets));
+        assert_eq!(weight, rows as f64 - 14.0);
+        let range = start..start + sequences * TRAIN.time;
+        let part = [&ids[range.clone()], &targets[range.clone()]].concat();
+        let loss_weights = vec![(recorded.loss, weight)];
+        let options = RunOptions { accumulate: start > 0, loss_weights, ..RunOptions::default() };
+        recorded.run(&mut network.parameters, &part, &options);
+        start = range.end;
+    }
+    for (found, expected) in network.gradients().iter().flatten().zip(expected.iter().flatten()) {
+        assert_close("gradient", found, &double(expected), 2e-6, 0.0);
+    }
+}
+
+#[test]
+fn constants_are_there_in_every_run_and_weights_of_classes_are_checked() {
+    let network = Network::new(&[]);
+    let mut tape = Tape::new(device(), &network.parameters, Mode::Training);
+    let (logits, targets) = (tape.input_with_gradient("logits", &[2, 3]), tape.input_ids("targets", &[2]));
+    for (weights, part) in [(&[1.0, 2.0][..], "2 weights for 3 classes"), (&[1.0, -2.0, f32::NAN], "class 1 is -2")] {
+        let error = tape.softmax_cross_entropy_weighted(logits, targets, 0.0, weights).unwrap_err().to_string();
+        assert!(error.starts_with("softmax_cross_entropy") && error.contains(part), "{error}");
+    }
+    let loss = tape.softmax_cross_entropy_weighted(logits, targets, 0.0, &[1.0, 2.0, 4.0]).unwrap();
+    assert!(tape.scale_loss(loss, f64::NAN).is_err());
+    let mut program = tape.finish().unwrap();
+    let mut parameters = network.parameters;
+    for _ in 0..2 {
+        program.write(logits, &[0.0; 6]).unwrap();
+        program.write_ids(targets, &[2, 0]).unwrap();
+        program.run(&mut parameters, &RunOptions::default()).unwrap();
+        assert_close("losses", &program.row_losses(loss).unwrap(), &[4.0 * 3f64.ln(), 3f64.ln()], 1e-6, 0.0);
+        assert_close("mean", &[program.mean_loss(loss).unwrap().unwrap() as f32], &[3f64.ln()], 1e-6, 0.0);
+    }
+}
+
 #[test]
 fn a_loss_overwrites_its_logits_unless_they_are_kept() {
     let specification = Specification {

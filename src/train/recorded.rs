@@ -44,14 +44,14 @@ impl Recorded {
         Ok(Self { program: tape.finish()?, ids, targets, loss })
     }
 
-    /// Runs a batch; the sum of its losses and the number of its counted rows.
+    /// Runs a batch; the sum of its losses and what its counted rows weigh.
     pub(super) fn run(
         &mut self,
         parameters: &mut Parameters,
         ids: &[i32],
         targets: &[i32],
         options: &RunOptions,
-    ) -> Result<(f64, u64), Error> {
+    ) -> Result<(f64, f64), Error> {
         self.write(ids, targets)?;
         self.program.run(parameters, options)?;
         Ok(self.program.loss_sum(self.loss)?)

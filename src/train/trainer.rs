@@ -313,7 +313,7 @@ impl Trainer {
     fn update(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         let start = Instant::now();
         let accumulate = self.config.train.accumulate;
-        let (mut sum, mut counted) = (0.0, 0u64);
+        let (mut sum, mut counted) = (0.0, 0.0f64);
         for micro in 0..accumulate {
             self.sampler.next_batch(&self.source.train, &mut self.ids, &mut self.targets)?;
             let options = self.run_options(micro);
@@ -325,7 +325,7 @@ impl Trainer {
             sum += batch_sum;
             counted += batch_counted;
         }
-        let loss = sum / counted.max(1) as f64;
+        let loss = sum / counted.max(f64::MIN_POSITIVE);
         let learning_rate = self.config.optimizer.learning_rate * self.schedule.factor(self.state.step);
         let update =
             self.optimizer.update(&self.device, &mut self.parameters, learning_rate, self.config.train.clip)?;
@@ -405,7 +405,7 @@ impl Trainer {
         let mut sampler =
             Sampler::new(self.source.val.len(), data::Order::Shuffled, batch, block, self.config.train.seed)?;
         let batches = self.config.train.eval_batches.max(1).min(sampler.windows_per_epoch().div_ceil(batch));
-        let (mut sum, mut counted) = (0.0, 0u64);
+        let (mut sum, mut counted) = (0.0, 0.0f64);
         for _ in 0..batches {
             sampler.next_batch(&self.source.val, &mut self.ids, &mut self.targets)?;
             let options = RunOptions::default();
@@ -419,7 +419,7 @@ impl Trainer {
             sum += batch_sum;
             counted += batch_counted;
         }
-        let (step, val_loss) = (self.state.step, sum / counted.max(1) as f64);
+        let (step, val_loss) = (self.state.step, sum / counted.max(f64::MIN_POSITIVE));
         let record = EvaluationRecord::new(step, val_loss);
         self.events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", record.perplexity)])?;
         self.metrics.append(&record)?;

@@ -120,6 +120,7 @@ fn prepare_loss(device: Arc<Device>) -> Result<Call, Error> {
         let arguments = softmax_cross_entropy::Forward {
             logits: (&logits).into(),
             targets: (&targets).into(),
+            class_weights: None,
             losses: (&mut losses).into(),
         };
         Ok(softmax_cross_entropy::forward(&device, &LOSS, arguments)?)
@@ -133,6 +134,7 @@ fn prepare_loss_and_gradient(device: Arc<Device>) -> Result<Call, Error> {
         let arguments = softmax_cross_entropy::ForwardBackward {
             logits: (&mut logits).into(),
             targets: (&targets).into(),
+            class_weights: None,
             losses: (&mut losses).into(),
             grad_loss: 1.0,
         };

@@ -55,7 +55,7 @@ struct Case<'c> {
     parameters: Vec<Leaf>,
     inputs: Vec<Leaf>,
     record: &'c Record<'c>,
-    /// The sum of the mean losses, as a function of parameters and inputs.
+    /// The sum of the mean losses, each times its factor, as a function of parameters and inputs.
     compute: &'c dyn Fn(&Leaves, &Leaves, &Ids) -> f64,
 }
 
@@ -100,7 +100,7 @@ impl Case<'_> {
         let parameters64: Leaves = list.iter().map(|&id| double(&parameters.values(id).unwrap())).collect();
         let inputs64: Leaves = inputs.iter().map(|values| double(values)).collect();
         let expected = (self.compute)(&parameters64, &inputs64, &ids);
-        let found = program.losses().iter().map(|&loss| program.mean_loss(loss).unwrap().unwrap()).sum::<f64>() as f32;
+        let found = program.total_loss().unwrap() as f32;
         assert_close(&format!("{}: loss", self.name), &[found], &[expected], 2e-6, 0.0);
         for (place, (&id, leaf)) in list.iter().zip(&self.parameters).enumerate() {
             let differences = differences(&parameters64, place, |moved| (self.compute)(moved, &inputs64, &ids));
@@ -135,7 +135,7 @@ fn differences(leaves: &Leaves, place: usize, function: impl Fn(&Leaves) -> f64)
 
 fn mean_loss(logits: &[f64], ids: &Ids, label_smoothing: f32) -> f64 {
     let shape = softmax_cross_entropy::Shape { rows: ROWS, vocabulary: VOCABULARY, label_smoothing, ignored: IGNORED };
-    let losses = softmax_cross_entropy::reference::forward(&shape, logits, &ids.targets);
+    let losses = softmax_cross_entropy::reference::forward(&shape, logits, &ids.targets, None);
     losses.iter().sum::<f64>() / ids.targets.iter().filter(|&&target| target != IGNORED).count() as f64
 }
 
@@ -507,6 +507,58 @@ fn of_two_losses_of_one_value() {
         },
     }
     .check();
+}
+
+#[test]
+fn of_two_losses_with_factors() {
+    Case {
+        name: "1.5 of one loss and 0.25 of another",
+        parameters: vec![leaf("first", &[VOCABULARY, CHANNELS]), leaf("second", &[VOCABULARY, CHANNELS])],
+        inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+        record: &|tape, p, v, ids| {
+            let first = tape.linear_cross_entropy(v[0], p[0], None, ids.targets, 0.0, None)?;
+            let logits = tape.linear(v[0], p[1], None, Activation::Identity, None)?;
+            let second = tape.softmax_cross_entropy(logits, ids.targets, 0.0)?;
+            tape.scale_loss(first, 1.5)?;
+            tape.scale_loss(second, 0.25)?;
+            Ok(second)
+        },
+        compute: &|p, v, ids| {
+            let loss = |weight| mean_loss(&linear64(Activation::Identity, &v[0], weight, None, None), ids, 0.0);
+            1.5 * loss(&p[0]) + 0.25 * loss(&p[1])
+        },
+    }
+    .check();
+}
+
+#[test]
+fn of_softmax_cross_entropy_with_weights_of_classes() {
+    let weights: Vec<f32> = (0..VOCABULARY).map(|class| if class == 2 { 0.0 } else { 0.25 + class as f32 }).collect();
+    for label_smoothing in [0.0, 0.1] {
+        Case {
+            name: &format!("weights of classes, smoothing {label_smoothing}"),
+            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                tape.softmax_cross_entropy_weighted(logits, ids.targets, label_smoothing, &weights)
+            },
+            compute: &|p, v, ids| {
+                let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
+                let shape = softmax_cross_entropy::Shape {
+                    rows: ROWS,
+                    vocabulary: VOCABULARY,
+                    label_smoothing,
+                    ignored: IGNORED,
+                };
+                let losses =
+                    softmax_cross_entropy::reference::forward(&shape, &logits, &ids.targets, Some(&double(&weights)));
+                let counted = ids.targets.iter().filter(|&&target| target != IGNORED);
+                losses.iter().sum::<f64>() / counted.map(|&target| f64::from(weights[target as usize])).sum::<f64>()
+            },
+        }
+        .check();
+    }
 }
 
 const BLOCK_LEAVES: usize = 12;
