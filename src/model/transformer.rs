@@ -233,7 +233,14 @@ impl Transformer {
         options: LossOptions,
     ) -> Result<Loss, Error> {
         let trunk = self.record_trunk(tape, &Inputs::rows(ids), options.recompute)?;
-        tape.linear_cross_entropy(trunk, self.output_projection(), self.heads.output_bias, targets, 0.0, options.chunk_rows)
+        tape.linear_cross_entropy(
+            trunk,
+            self.output_projection(),
+            self.heads.output_bias,
+            targets,
+            0.0,
+            options.chunk_rows,
+        )
     }
 
     /// Records the logits of all positions, `(B, T, V)`.

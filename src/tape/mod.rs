@@ -74,6 +74,7 @@ mod parameter;
 mod parameters;
 mod plan;
 mod program;
+mod programs;
 mod rows;
 mod run;
 mod softmax_cross_entropy;
@@ -88,6 +89,7 @@ pub(crate) use memory::Memory;
 pub use memory::OutOfMemory;
 pub use parameters::{Error as ParameterError, Initial, ParameterId, Parameters, Run as ParameterRun, Specification};
 pub use program::{MemoryUse, NonFinite, Program, RunOptions};
+pub use programs::Programs;
 
 use crate::ops::Device;
 use loss::LossInfo;

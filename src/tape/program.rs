@@ -80,7 +80,14 @@ pub struct Program {
 impl Program {
     pub(super) fn new(tape: Tape<'_>, plan: Plan) -> Result<Self, Error> {
         let arena = Memory::allocate(&tape.device, "the activations", plan.arena_bytes)?;
-        let mut program = Self {
+        let mut program = Self::without_arena(tape, plan);
+        program.take_arena(arena)?;
+        Ok(program)
+    }
+
+    /// A program that cannot run yet.
+    pub(super) fn without_arena(tape: Tape<'_>, plan: Plan) -> Self {
+        Self {
             device: tape.device,
             nodes: tape.nodes,
             infos: tape.values,
@@ -89,11 +96,15 @@ impl Program {
             steps: plan.steps,
             values: plan.values,
             gradients: plan.gradients,
-            state: State { arena },
+            state: State { arena: Memory::none() },
             memory: plan.memory,
-        };
-        program.write_constants()?;
-        Ok(program)
+        }
+    }
+
+    /// Gives the program its memory, which is at least as large as its plan.
+    pub(super) fn take_arena(&mut self, arena: Memory) -> Result<(), Error> {
+        self.state.arena = arena;
+        self.write_constants()
     }
 
     fn write_constants(&mut self) -> Result<(), Error> {
