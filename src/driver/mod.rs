@@ -17,9 +17,9 @@ pub use cuda::Cuda;
 #[cfg(feature = "cust")]
 pub use cust::Cust;
 pub use emulated::Emulated;
+pub use launch_log::{LaunchLog, LaunchRecord};
 pub use ptx_emulator as emulator;
 pub use ptx_emulator::{DeviceFacts, LaunchConfig, Params};
-pub use launch_log::{LaunchLog, LaunchRecord};
 
 use std::ffi::CStr;
 

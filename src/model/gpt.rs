@@ -8,7 +8,8 @@ use crate::ops::Device;
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
 use crate::tape::{
-    Cache, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId, Parameters, Specification, Tape, Value,
+    Cache, EmbeddingInputs, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId, Parameters, Specification,
+    Tape, Value,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -142,7 +143,7 @@ impl Gpt {
         recompute: bool,
         caches: Option<&[Arc<Cache>]>,
     ) -> Result<Value, Error> {
-        let embedded = tape.embedding(ids, self.token_embedding, Some(self.position_embedding))?;
+        let embedded = tape.embedding(ids, self.token_embedding, EmbeddingInputs::learned(self.position_embedding))?;
         let mut stream = tape.dropout(embedded, self.config.embedding_dropout, None)?;
         let options = self.block_options(recompute);
         for (layer, block) in self.blocks.iter().enumerate() {

@@ -68,6 +68,7 @@ mod key_value_cache;
 mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
+mod mean_rows;
 mod memory;
 mod parameter;
 mod parameters;
@@ -80,6 +81,7 @@ mod softmax_cross_entropy;
 mod tests;
 
 pub use attention::{AttentionInputs, AttentionOptions};
+pub use embedding::{EmbeddingInputs, Positions};
 pub use ffn::FfnParameters;
 pub use key_value_cache::Cache;
 pub(crate) use memory::Memory;

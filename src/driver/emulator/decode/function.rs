@@ -316,11 +316,7 @@ impl<'e> Decoder<'e> {
     }
 
     /// Refuses modifiers that nobody took.
-    pub(in crate) fn finish(
-        &self,
-        instruction: &Instruction<'e>,
-        modifiers: &Modifiers<'_>,
-    ) -> Result<()> {
+    pub(crate) fn finish(&self, instruction: &Instruction<'e>, modifiers: &Modifiers<'_>) -> Result<()> {
         match modifiers.rest() {
             Some(rest) => self.fail(format!("unsupported modifier .{rest} on {}", instruction.opcode)),
             None => Ok(()),

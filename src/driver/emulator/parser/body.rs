@@ -4,9 +4,7 @@ use std::collections::HashMap;
 
 use super::expression::Constant;
 use super::{MAX_DEPTH, Parser};
-use crate::ast::{
-    Base, Body, Instruction, Linkage, Operand, Space, Special, Type, Variable, VariableRef,
-};
+use crate::ast::{Base, Body, Instruction, Linkage, Operand, Space, Special, Type, Variable, VariableRef};
 use crate::error::Result;
 use crate::lexer::TokenKind;
 
