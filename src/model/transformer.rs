@@ -2,7 +2,7 @@
 //! parameters themselves are a [`Parameters`].
 
 use super::block::{Affine, Block, BlockOptions, Memory, Surroundings, record_norm};
-use super::config::{Architecture, ModelConfig, NormPlace};
+use super::config::{Architecture, ModelConfig, NormPlace, Positions};
 use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
 use crate::ops::Device;
@@ -187,7 +187,14 @@ impl Transformer {
         memory: Option<Memory>,
     ) -> Result<Value, Error> {
         let config = &self.config;
-        let mut stream = tape.embedding(inputs.ids, self.token_embedding, stack.position_embedding)?;
+        let positions = match config.positions {
+            Positions::Learned => stack.position_embedding.map(EmbeddingPositions::Learned),
+            Positions::Sinusoidal => Some(EmbeddingPositions::Sinusoidal),
+            _ => None,
+        };
+        let types = stack.type_embedding.zip(inputs.type_ids);
+        let embedding = EmbeddingInputs { positions, position_ids: inputs.position_ids, types };
+        let mut stream = tape.embedding(inputs.ids, self.token_embedding, embedding)?;
         if let Some(norm) = &stack.embedding_norm {
             stream = record_norm(tape, config, stream, norm)?;
         }

@@ -69,6 +69,7 @@ mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
 mod loss;
+mod mean_rows;
 mod memory;
 mod parameter;
 mod parameters;
@@ -82,6 +83,7 @@ mod softmax_cross_entropy;
 mod tests;
 
 pub use attention::{AttentionInputs, AttentionOptions};
+pub use embedding::{EmbeddingInputs, Positions as EmbeddingPositions};
 pub use ffn::FfnParameters;
 pub use key_value_cache::Cache;
 pub use loss::{Loss, Targets};

@@ -77,7 +77,7 @@ impl Network {
         let mut tape = Tape::new(device, &self.parameters, how.mode);
         let (ids, targets) =
             (tape.input_ids("ids", &[how.batch, how.time]), tape.input_ids("targets", &[how.batch, how.time]));
-        let mut stream = tape.embedding(ids, self.tokens, None).unwrap();
+        let mut stream = tape.embedding(ids, self.tokens, EmbeddingInputs::default()).unwrap();
         let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: how.dropout };
         for (layer, block) in self.blocks.iter().enumerate() {
             let record = |tape: &mut Tape<'_>| -> Result<Value, Error> {
@@ -384,7 +384,7 @@ fn shapes_that_do_not_fit_are_refused_as_they_are_recorded() {
     let message = |result: Result<Value, Error>| result.unwrap_err().to_string();
     let linear = message(tape.linear(input, qkv, None, Activation::Identity, None));
     assert!(linear.contains("linear: parameter 0.qkv is [24, 8], expected [24, 9]"), "{linear}");
-    assert!(message(tape.embedding(ids, network.tokens, None)).contains("(batch, time)"));
+    assert!(message(tape.embedding(ids, network.tokens, EmbeddingInputs::default())).contains("(batch, time)"));
     assert!(message(tape.add(input, ids)).contains("ids is [4], expected [4, 9]"));
     let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: 0.0 };
     assert!(
@@ -408,7 +408,7 @@ fn sizes_beyond_all_memory_are_refused_without_overflow() {
     }
     // An input that fits, of an operation whose result does not.
     let ids = tape.input_ids("ids", &[1 << 20, 1 << 22]);
-    let embedded = tape.embedding(ids, network.tokens, None).unwrap_err().to_string();
+    let embedded = tape.embedding(ids, network.tokens, EmbeddingInputs::default()).unwrap_err().to_string();
     assert!(embedded.contains("larger than any memory"), "{embedded}");
     let mut tape = Tape::new(device(), &network.parameters, Mode::Inference);
     tape.input("input", &[usize::MAX, 2]);
