@@ -8,7 +8,10 @@ use super::layout::specifications;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
-use crate::tape::{Cache, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId, Parameters, Tape, Value};
+use crate::tape::{
+    Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
+    Parameters, Tape, Value,
+};
 use std::path::Path;
 use std::sync::Arc;
 

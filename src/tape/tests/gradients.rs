@@ -11,8 +11,8 @@ use crate::ops::softmax_cross_entropy;
 use crate::ops::testing::{Random, assert_close, double};
 use crate::ops::{Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, mean_rows};
 use crate::tape::{
-    AttentionInputs, AttentionOptions, EmbeddingInputs, Error, FfnParameters, Initial, Loss, Mode, ParameterId,
-    Parameters, Positions, RunOptions, Specification, Tape, Value,
+    AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters, Initial,
+    Loss, Mode, ParameterId, Parameters, RunOptions, Specification, Tape, Value,
 };
 
 /// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
@@ -514,7 +514,7 @@ fn of_an_embedding_with_positions_and_types_by_id() {
                 };
                 let embedded = tape.embedding(ids.tokens, p[0], inputs)?;
                 // The table of positions has a gradient in either case.
-                tape.linear_cross_entropy(embedded, p[2], ids.targets, 0.0, None)
+                tape.linear_cross_entropy(embedded, p[2], None, ids.targets, 0.0, None)
             },
             compute: &|p, _, ids| {
                 let reference_ids = embedding::reference::Ids {
@@ -550,7 +550,7 @@ fn of_means_of_rows() {
                     tape.softmax_cross_entropy(input, ids.targets, 0.0)?;
                     rows = tape.add(rows, rows)?;
                 }
-                tape.linear_cross_entropy(rows, p[0], ids.targets, 0.0, None)
+                tape.linear_cross_entropy(rows, p[0], None, ids.targets, 0.0, None)
             },
             compute: &|p, v, ids| {
                 let shape = mean_rows::Shape { rows: ROWS, channels: CHANNELS, ranges: ROWS };
