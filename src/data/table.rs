@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use crate::util::edit_distance::nearest_first;
 use lines::{Counted, LineReader, open, reading};
 use serde_json::Value;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,7 +166,7 @@ enum Rows {
         first: Option<(u64, serde_json::Map<String, Value>)>,
     },
     Text(LineReader),
-    Csv(Box<csv::Reader<Box<dyn std::io::Read + Send>>>),
+    Csv(Box<csv::Reader<Box<dyn Read + Send>>>),
 }
 
 impl Table {
@@ -187,6 +188,8 @@ impl Table {
                 (columns, Rows::Tsv(lines))
             }
             (Format::Tsv | Format::Csv, _) => {
+                // The last line gets a line break where it lacks one; an empty line more is no row.
+                let read: Box<dyn Read + Send> = Box::new(read.chain(&b"\n"[..]));
                 let delimiter = if format == Format::Tsv { b'\t' } else { b',' };
                 let mut reader =
                     csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(false).from_reader(read);
@@ -286,10 +289,10 @@ impl Table {
                 if !reader.read_byte_record(&mut record).map_err(|error| csv_error(path, error, number - 1))? {
                     return self.end();
                 }
-                // The record's own position is that of the empty lines before it. Counted from its end: the reader stands on
-                // the next line, unless the file ended without a line break.
+                // The record's own position is that of the empty lines before it, so count from its end: the reader stands on
+                // the line after it.
                 let breaks = record.iter().flatten().filter(|&&byte| byte == b'\n').count() as u64;
-                let line = reader.position().line().saturating_sub(breaks + u64::from(!reader.is_done()));
+                let line = reader.position().line().saturating_sub(breaks + 1);
                 let text = |field| utf8(path, number, line, field).map(|text| Cell::Text(text.to_string()));
                 (line, record.iter().map(text).collect::<Result<_>>()?)
             }
