@@ -9,9 +9,13 @@
 mod byte_level;
 mod character;
 mod decode_stream;
+mod offsets;
+mod special;
 mod training;
 
 pub use decode_stream::DecodeStream;
+pub use offsets::WithOffsets;
+pub use special::SpecialTokens;
 
 use super::error::{Error, Result};
 use super::text::piece_end;
