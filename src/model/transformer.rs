@@ -25,13 +25,15 @@ pub struct Transformer {
     pub(super) heads: super::heads::HeadParameters,
 }
 
-/// How the training computation is recorded; none of it changes a bit of the result.
+/// How the training computation is recorded. Recomputing and chunks do not change a bit of the result.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LossOptions {
     /// Computes each block's activations again in the backward pass.
     pub recompute: bool,
     /// Rows of logits that exist at once; `None` for 64 MiB of them.
     pub chunk_rows: Option<usize>,
+    /// Share of the target that is spread over all tokens; this changes the loss.
+    pub label_smoothing: f32,
 }
 
 /// What a stack of blocks is given.

@@ -13,8 +13,8 @@ mod model;
 mod validate;
 
 pub use choices::{
-    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, MaskUnit, Norm, NormPlace, OptimizerName, Order, Paths,
-    Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, MaskUnit, Norm, NormPlace, OptimizerName, Order,
+    Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
 pub(crate) use model::DataFacts;

@@ -27,7 +27,8 @@ impl ExampleSource {
 /// # Errors
 /// Files that cannot be read, or rows that are not what the task needs.
 pub(super) fn open(config: &Config) -> Result<ExampleSource, Error> {
-    let paths = config.data.path.as_ref().ok_or_else(|| unsupported("data.path is not set: name a file of examples"))?;
+    let paths =
+        config.data.path.as_ref().ok_or_else(|| unsupported("data.path is not set: name a file of examples"))?;
     let tokenizer = tokenizer(config, paths)?;
     let train = set(config, paths, &tokenizer, None)?;
     let classes = (!train.classes().is_empty()).then(|| train.classes().to_vec());
@@ -65,7 +66,7 @@ fn set(
     let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
     let empty = if task.kind() == Kind::Text { Empty::Skip } else { Empty::Refuse };
     let options = Options { classes, empty, ..Options::new(task, max_tokens) };
-    Ok(LabelledSet::from_files(paths.as_slice(), tokenizer, &options, &|_| {})?)
+    Ok(LabelledSet::from_files(paths.as_slice(), tokenizer, &options, &|_, _| {})?)
 }
 
 /// What the columns mean.

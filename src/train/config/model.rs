@@ -39,10 +39,9 @@ impl Config {
                 PositionKind::Sinusoidal => Positions::Sinusoidal,
                 PositionKind::Rotary => Positions::Rotary { theta: model.rotary_theta as f32 },
                 PositionKind::Alibi => Positions::Alibi,
-                PositionKind::Relative => Positions::Relative {
-                    buckets: model.position_buckets,
-                    max_distance: model.position_max_distance,
-                },
+                PositionKind::Relative => {
+                    Positions::Relative { buckets: model.position_buckets, max_distance: model.position_max_distance }
+                }
                 PositionKind::None => Positions::None,
             },
             biases: model.biases,

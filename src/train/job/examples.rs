@@ -3,7 +3,8 @@
 
 use super::objective::{self, Objective, Recorded, Wanted};
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
-use crate::data::{Arrangement, Batch, BatchSize, Batcher, Halves, LabelledSet, Tokenizer, Visit};
+use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
+use crate::data::{Batch, Batcher, LabelledSet, Tokenizer};
 use crate::model::Transformer;
 use crate::model::transformer::Inputs;
 use crate::ops::Device;
@@ -84,12 +85,8 @@ impl Examples {
             let mut input = |name: &str, shape: &[usize]| tape.input_ids(name, shape);
             let (ids, positions) = (input("ids", &[rows, time]), input("position ids", &[rows, time]));
             let (types, documents) = (input("token types", &[rows, time]), input("documents", &[rows, time, 2]));
-            let inputs = Inputs {
-                ids,
-                position_ids: Some(positions),
-                type_ids: Some(types),
-                documents: Some(documents),
-            };
+            let inputs =
+                Inputs { ids, position_ids: Some(positions), type_ids: Some(types), documents: Some(documents) };
             let trunk = model.record_trunk(&mut tape, &inputs, config.train.recompute && mode == Mode::Training)?;
             let examples = match &self.arrangement {
                 Arrangement::Padded { .. } => rows,
@@ -190,7 +187,8 @@ impl WithExamples {
             Mode::Training => 0..self.training_shapes,
             Mode::Inference => self.training_shapes..self.shapes.len(),
         };
-        let is_fit = |&index: &usize| (self.shapes[index].rows, self.shapes[index].time) == (self.batch.rows, self.batch.time);
+        let is_fit =
+            |&index: &usize| (self.shapes[index].rows, self.shapes[index].time) == (self.batch.rows, self.batch.time);
         shapes.into_iter().find(is_fit).expect("batches come in the shapes of their arrangement")
     }
 

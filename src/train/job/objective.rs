@@ -3,6 +3,7 @@
 
 mod classes;
 mod masked_lm;
+mod spans;
 mod values;
 
 use super::Evaluation;
@@ -96,9 +97,8 @@ pub(super) fn new(config: &Config, source: &ExampleSource) -> Result<Box<dyn Obj
         Task::Classification => Box::new(classes::Classes::new(config, source)),
         Task::MultiLabel => Box::new(values::Values::labels(config, source)),
         Task::Regression => Box::new(values::Values::numbers(config)),
-        Task::QuestionAnswering | Task::CausalLm => {
-            return Err(Error::Unsupported("train.task: question-answering is not there yet".into()));
-        }
+        Task::QuestionAnswering => Box::new(spans::Spans::default()),
+        Task::CausalLm => unreachable!("a task without examples"),
     })
 }
 

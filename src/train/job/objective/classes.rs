@@ -5,6 +5,7 @@ use crate::data::labelled::Label;
 use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
+use crate::score::classification::{ConfusionMatrix, Report};
 use crate::tape::{Mode, Tape, Value};
 use crate::train::config::{ClassWeights, Config};
 use crate::train::example_source::ExampleSource;
@@ -49,7 +50,10 @@ impl Objective for Classes {
         let is_training = tape.mode() == Mode::Training;
         let smoothing = if is_training { self.settings.train.label_smoothing as f32 } else { 0.0 };
         let weights = self.weights.as_deref().filter(|_| is_training);
-        let loss = tape.softmax_cross_entropy(logits, targets, smoothing, weights)?;
+        let loss = match weights {
+            Some(weights) => tape.softmax_cross_entropy_weighted(logits, targets, smoothing, weights)?,
+            None => tape.softmax_cross_entropy(logits, targets, smoothing)?,
+        };
         let output = (!is_training).then_some(logits);
         if let Some(output) = output {
             tape.keep(output);
@@ -85,10 +89,20 @@ impl Objective for Classes {
         }
     }
 
-    fn judge(&mut self, _set: &LabelledSet) -> Result<Evaluation, Error> {
-        let seen = std::mem::take(&mut self.seen);
-        let right = seen.iter().filter(|(truth, predicted)| truth == predicted).count();
-        let accuracy = right as f64 / seen.len().max(1) as f64;
-        Ok(Evaluation { figures: vec![("accuracy", accuracy)], best_by: Some("accuracy"), ..Evaluation::default() })
+    fn judge(&mut self, set: &LabelledSet) -> Result<Evaluation, Error> {
+        let mut matrix = ConfusionMatrix::new(set.classes().iter().cloned());
+        for (truth, predicted) in std::mem::take(&mut self.seen) {
+            matrix.add(truth, predicted)?;
+        }
+        let report = Report::from(&matrix);
+        let mut figures = vec![("accuracy", report.accuracy), ("macro_f1", report.macro_f1)];
+        figures.extend(report.binary_f1.map(|f1| ("f1", f1)));
+        Ok(Evaluation {
+            figures,
+            best_by: Some("accuracy"),
+            section: Some(report.to_html()),
+            table: Some(report.to_string()),
+            ..Evaluation::default()
+        })
     }
 }

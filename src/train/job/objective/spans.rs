@@ -107,11 +107,10 @@ impl Objective for Spans {
             golds.push(question.answers.clone());
         }
         self.found.clear();
-        let language =
-            if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
-        let report = squad::Report::new(&predictions, &golds, squad::Rules { language })?;
+        let language = if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
+        let report = squad::Report::new(&predictions, &golds, squad::Rules { language, has_unanswerable })?;
         Ok(Evaluation {
-            figures: vec![("exact_match", report.exact_match), ("f1", report.f1)],
+            figures: vec![("exact_match", report.all.exact_match), ("f1", report.all.f1)],
             best_by: Some("f1"),
             ..Evaluation::default()
         })
@@ -119,10 +118,7 @@ impl Objective for Spans {
 }
 
 /// The span of the context whose start and end have the largest logits together, its end, and that sum.
-fn best_span(
-    context: std::ops::Range<usize>,
-    logit: impl Fn(usize, usize) -> f32,
-) -> Option<(usize, usize, f32)> {
+fn best_span(context: std::ops::Range<usize>, logit: impl Fn(usize, usize) -> f32) -> Option<(usize, usize, f32)> {
     let mut best: Option<(usize, usize, f32)> = None;
     for start in context.clone() {
         for last in start..context.end.min(start + LONGEST_ANSWER) {

@@ -15,7 +15,7 @@ pub(super) struct Values {
     /// Numbers of an example: as many as there are labels, or one.
     columns: usize,
     is_regression: bool,
-    /// Mean and deviation of the numbers that are learned, which the loss is freed of.
+    /// Of the examples that were observed.
     truths: Vec<f64>,
     predictions: Vec<f64>,
 }
@@ -38,9 +38,7 @@ impl Values {
     fn targets(&self, label: &Label) -> Vec<f32> {
         match label {
             Label::Value(value) => vec![*value],
-            Label::Classes(classes) => {
-                (0..self.columns).map(|class| f32::from(classes.contains(&class))).collect()
-            }
+            Label::Classes(classes) => (0..self.columns).map(|class| f32::from(classes.contains(&class))).collect(),
             _ => vec![self.ignored(); self.columns],
         }
     }
@@ -87,7 +85,7 @@ impl Objective for Values {
         capacity: usize,
         wanted: &mut Wanted,
     ) -> Result<(), Error> {
-        wanted.clear(2 * capacity);
+        wanted.clear(capacity);
         pool(&self.settings, batch, wanted);
         for placed in &batch.examples {
             wanted.values.extend(self.targets(&set.label(placed.example)));
@@ -117,7 +115,19 @@ impl Objective for Values {
                 ..Evaluation::default()
             });
         }
-        let _ = (set, classification::Report::default);
-        todo!()
+        let scores: Vec<f32> = predictions.iter().map(|&logit| (1.0 / (1.0 + (-logit).exp())) as f32).collect();
+        let truths: Vec<bool> = truths.iter().map(|&truth| truth > 0.5).collect();
+        let report = classification::MultiLabelReport::at_threshold(set.classes(), &scores, &truths, 0.5)?;
+        Ok(Evaluation {
+            figures: vec![
+                ("subset_accuracy", report.subset_accuracy),
+                ("micro_f1", report.micro_f1),
+                ("macro_f1", report.macro_f1),
+            ],
+            best_by: Some("micro_f1"),
+            section: Some(report.to_html()),
+            table: Some(report.to_string()),
+            ..Evaluation::default()
+        })
     }
 }
