@@ -204,7 +204,7 @@ fn introduction(trainer: &Trainer, device: &str, is_resumed: bool) -> String {
         parameters as f64 / 1e6,
         amount.line,
         config.train.steps,
-        config.tokens_per_step(),
+        amount.update_tokens,
         trainer.folder().display(),
         trainer.memory(),
     );

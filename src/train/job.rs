@@ -53,6 +53,8 @@ pub struct Amount {
     pub bytes: u64,
     /// Mean length of what the model sees at once.
     pub time: usize,
+    /// Tokens of an update, padding included.
+    pub update_tokens: usize,
     /// A line for a person.
     pub line: String,
     /// What a person should know of it.

@@ -178,7 +178,7 @@ impl Trainer {
         } else if let Some(initial) = &config.model.initial {
             let initial = checkpoint::resolve(initial)?;
             model
-                .load_parameters(&initial, Wanted::All, &mut parameters)
+                .load_parameters(&initial, Wanted::Trunk, &mut parameters)
                 .map_err(|error| Error::Initial(error.to_string()))?;
         }
         let lock = match resumed {

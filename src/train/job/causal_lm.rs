@@ -28,6 +28,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         val_tokens,
         bytes: source.bytes(vocabulary),
         time: config.model.block,
+        update_tokens: config.tokens_per_step(),
         line: format!("{train_tokens} tokens to learn from, {val_tokens} kept back"),
         warning: (!has_evaluation)
             .then(|| "too little text is kept back for an evaluation; see data.val_fraction".into()),

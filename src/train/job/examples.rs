@@ -20,6 +20,7 @@ struct Examples {
     arrangement: Arrangement,
     batcher: Batcher,
     objective: Box<dyn Objective>,
+    update_tokens: usize,
 }
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
@@ -39,7 +40,8 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         val.check_vocabulary(vocabulary)?;
     }
     let facts = DataFacts { vocabulary, end_of_text: None, classes };
-    Ok(Box::new(Examples { source, facts, arrangement, batcher, objective }))
+    let update_tokens = config.train.batch * max_tokens * config.train.accumulate;
+    Ok(Box::new(Examples { source, facts, arrangement, batcher, objective, update_tokens }))
 }
 
 /// Batches of as many tokens as `train.batch` of the longest examples have.
@@ -119,6 +121,7 @@ impl Data for Examples {
             val_tokens,
             bytes: self.source.bytes(),
             time: train.total_tokens() / train.len().max(1),
+            update_tokens: self.update_tokens,
             line,
             warning: val.is_none().then(|| "nothing is kept back for an evaluation; see data.val_path".into()),
         }
