@@ -18,6 +18,7 @@ pub mod linear;
 pub mod linear_cross_entropy;
 pub mod peak;
 pub mod pool;
+pub mod relative_bias;
 pub mod scratch;
 pub mod sgd;
 pub mod simd;

@@ -18,6 +18,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod peak;
+pub mod relative_bias;
 mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;

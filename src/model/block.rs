@@ -91,7 +91,7 @@ impl Block {
             let normed = norm(tape, stream, &self.attention_norm)?;
             let qkv = tape.linear(normed, self.qkv.weight, self.qkv.bias, Activation::Identity, None)?;
             let mixed = match cache {
-                Some(cache) => tape.attention_cached(qkv, &attention, cache)?,
+                Some(cache) => tape.attention_cached(qkv, &attention, cache, None)?,
                 None => tape.attention(qkv, &attention, AttentionInputs::default())?,
             };
             let Affine { weight, bias } = self.projection;

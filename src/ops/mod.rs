@@ -20,6 +20,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod philox;
+pub mod relative_bias;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub(crate) mod testing;

@@ -73,6 +73,7 @@ mod parameter;
 mod parameters;
 mod plan;
 mod program;
+mod relative_bias;
 mod rows;
 mod run;
 mod softmax_cross_entropy;
