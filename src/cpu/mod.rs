@@ -20,6 +20,7 @@ pub mod mean_rows;
 pub mod peak;
 pub mod pointwise_loss;
 pub mod pool;
+pub mod relative_bias;
 mod rows;
 pub mod scratch;
 pub mod sgd;

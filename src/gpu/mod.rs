@@ -20,6 +20,7 @@ pub mod linear_cross_entropy;
 pub mod mean_rows;
 pub mod peak;
 pub mod pointwise_loss;
+pub mod relative_bias;
 mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;

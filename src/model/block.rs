@@ -162,7 +162,7 @@ impl Block {
         let qkv = record_linear(tape, input, &self.qkv, None)?;
         let attention = attention_options(config, options.mask);
         match around.cache {
-            Some(cache) => tape.attention_cached(qkv, &attention, cache),
+            Some(cache) => tape.attention_cached(qkv, &attention, cache, None),
             None => {
                 let inputs = AttentionInputs { documents: around.documents, ..AttentionInputs::default() };
                 tape.attention(qkv, &attention, inputs)

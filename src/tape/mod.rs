@@ -77,6 +77,7 @@ mod plan;
 mod pointwise_loss;
 mod program;
 mod programs;
+mod relative_bias;
 mod rows;
 mod run;
 mod softmax_cross_entropy;

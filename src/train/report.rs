@@ -241,6 +241,7 @@ mod tests {
             notes: &notes,
             config_toml: "[data]\npath = \"a&b.txt\"\n",
             memory: Some(&memory),
+            judged: None,
         };
         html(&report).unwrap()
     }

@@ -225,6 +225,7 @@ fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: 
         key_lengths,
         documents: None,
         bias: None,
+        relative_bias: None,
         dropout: (probability > 0.0).then_some(Dropout { probability, seed: SEED, step: STEP, site }),
     };
     attention::reference::forward(&inputs).0
@@ -423,6 +424,7 @@ fn of_cross_attention_with_a_bias_that_is_a_parameter() {
                 key_lengths: None,
                 documents: None,
                 bias: Some(&p[1]),
+                relative_bias: None,
                 dropout: None,
             };
             let mixed = attention::reference::forward(&inputs).0;
