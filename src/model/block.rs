@@ -1,6 +1,7 @@
 //! Transformer blocks out of tape operations, shared by every architecture.
 
 use crate::ops::attention::Mask;
+use crate::ops::layer_norm::Norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
     AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, Tape, Value,
@@ -79,7 +80,7 @@ impl Block {
         cache: Option<&Arc<Cache>>,
     ) -> Result<Value, Error> {
         let norm = |tape: &mut Tape<'_>, value: Value, norm: &Affine| {
-            tape.layer_norm(value, norm.weight, norm.bias, options.norm_epsilon)
+            tape.layer_norm(Norm::Layer, value, norm.weight, norm.bias, options.norm_epsilon)
         };
         let attention = AttentionOptions {
             heads: options.heads,

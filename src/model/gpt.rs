@@ -6,6 +6,7 @@ use super::block::{Affine, Block, BlockOptions};
 use super::huggingface::{self, Gpt2Config, ParameterSpec};
 use crate::ops::Device;
 use crate::ops::attention::Mask;
+use crate::ops::layer_norm::Norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
     Cache, EmbeddingInputs, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId, Parameters, Specification,
@@ -154,7 +155,7 @@ impl Gpt {
             })?;
         }
         tape.scoped("final_norm", |tape| {
-            tape.layer_norm(stream, self.final_norm.weight, self.final_norm.bias, options.norm_epsilon)
+            tape.layer_norm(Norm::Layer, stream, self.final_norm.weight, self.final_norm.bias, options.norm_epsilon)
         })
     }
 
