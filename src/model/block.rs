@@ -1,7 +1,8 @@
 //! Transformer blocks out of tape operations, shared by every architecture.
 
-use super::config::{ModelConfig, NormPlace};
+use super::config::{ModelConfig, Norm, NormPlace};
 use crate::ops::attention::Mask;
+use crate::ops::layer_norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
     AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, Tape, Value,
@@ -91,7 +92,11 @@ pub(super) fn record_norm(
     value: Value,
     norm: &Affine,
 ) -> Result<Value, Error> {
-    tape.layer_norm(value, norm.weight, norm.bias, config.norm_epsilon)
+    let kind = match config.norm {
+        Norm::Layer => layer_norm::Norm::Layer,
+        Norm::Rms => layer_norm::Norm::Rms,
+    };
+    tape.layer_norm(kind, value, norm.weight, norm.bias, config.norm_epsilon)
 }
 
 impl Block {

@@ -6,6 +6,7 @@ pub mod weights;
 pub mod block;
 pub mod completion;
 pub mod config;
+pub mod encode;
 pub mod generate;
 mod heads;
 mod layout;

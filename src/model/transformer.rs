@@ -7,7 +7,6 @@ use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
-use crate::ops::linear::Activation;
 use crate::tape::{
     Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
     Parameters, Tape, Value,
@@ -197,6 +196,10 @@ impl Transformer {
             Positions::Sinusoidal => Some(EmbeddingPositions::Sinusoidal),
             _ => None,
         };
+        if stack.type_embedding.is_some() && inputs.type_ids.is_none() {
+            let what = "this model tells kinds of tokens apart: give the kind of each".to_owned();
+            return Err(Error::Shape { operation: "embedding", what });
+        }
         let types = stack.type_embedding.zip(inputs.type_ids);
         let embedding = EmbeddingInputs { positions, position_ids: inputs.position_ids, types };
         let mut stream = tape.embedding(inputs.ids, self.token_embedding, embedding)?;
@@ -245,14 +248,7 @@ impl Transformer {
         options: LossOptions,
     ) -> Result<Loss, Error> {
         let trunk = self.record_trunk(tape, &Inputs::rows(ids), options.recompute)?;
-        tape.linear_cross_entropy(
-            trunk,
-            self.output_projection(),
-            self.heads.output_bias,
-            targets,
-            0.0,
-            options.chunk_rows,
-        )
+        self.record_token_loss(tape, trunk, targets, 0.0, options.chunk_rows)
     }
 
     /// Records the logits of all positions, `(B, T, V)`.
@@ -261,7 +257,7 @@ impl Transformer {
     /// More tokens than the model has positions.
     pub fn record_logits(&self, tape: &mut Tape<'_>, ids: Value) -> Result<Value, Error> {
         let trunk = self.record_trunk(tape, &Inputs::rows(ids), false)?;
-        tape.linear(trunk, self.output_projection(), None, Activation::Identity, None)
+        self.record_token_logits(tape, trunk)
     }
 
     /// Records a step of decoding: the logits that follow the last of the new tokens, `(B, V)`. One token of each of
@@ -277,7 +273,7 @@ impl Transformer {
         let inputs = Inputs::rows(ids);
         let trunk = self.record_stack(tape, &self.stacks[0], &inputs, false, Some(caches), None)?;
         let last = if time == 1 { tape.rows(trunk, 0, batch)? } else { tape.rows(trunk, time - 1, 1)? };
-        tape.linear(last, self.output_projection(), None, Activation::Identity, None)
+        self.record_token_logits(tape, last)
     }
 
     /// The table that turns the stream into logits of tokens.

@@ -6,6 +6,7 @@
 
 use super::device;
 use crate::ops::attention::Mask;
+use crate::ops::layer_norm::Norm;
 use crate::ops::linear::Activation;
 use crate::ops::linear::cases::ACTIVATIONS;
 use crate::ops::testing::{Random, assert_close, double};
@@ -178,9 +179,9 @@ fn linear64(activation: Activation, x: &[f64], weight: &[f64], bias: Option<&[f6
     linear::reference::forward(&shape, activation, x, weight, bias, plus).1
 }
 
-fn norm64(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
-    let shape = layer_norm::Shape { rows: ROWS, channels: x.len() / ROWS, epsilon: EPSILON };
-    layer_norm::reference::forward(&shape, x, None, weight, Some(bias)).output
+fn norm64(kind: Norm, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let shape = layer_norm::Shape { kind, rows: ROWS, channels: x.len() / ROWS, epsilon: EPSILON };
+    layer_norm::reference::forward(&shape, x, None, weight, bias).output
 }
 
 fn dropout64(probability: f32, site: u32, x: &[f64], plus: Option<&[f64]>) -> Vec<f64> {
@@ -344,12 +345,39 @@ fn of_layer_norm() {
         parameters: vec![leaf("weight", &[VOCABULARY]), leaf("bias", &[VOCABULARY])],
         inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
         record: &|tape, p, v, ids| {
-            let logits = tape.layer_norm(v[0], p[0], Some(p[1]), EPSILON)?;
+            let logits = tape.layer_norm(Norm::Layer, v[0], p[0], Some(p[1]), EPSILON)?;
             tape.softmax_cross_entropy(logits, ids.targets, 0.0)
         },
-        compute: &|p, v, ids| mean_loss(&norm64(&v[0], &p[0], &p[1]), ids, 0.0),
+        compute: &|p, v, ids| mean_loss(&norm64(Norm::Layer, &v[0], &p[0], Some(&p[1])), ids, 0.0),
     }
     .check();
+}
+
+#[test]
+fn of_rms_norm_alone_and_with_a_residual() {
+    for has_residual in [false, true] {
+        Case {
+            name: &format!("RMS norm, residual {has_residual}"),
+            parameters: vec![leaf("weight", &[VOCABULARY])],
+            inputs: vec![leaf("input", &[ROWS, VOCABULARY]), leaf("residual", &[ROWS, VOCABULARY])],
+            record: &|tape, p, v, ids| {
+                if has_residual {
+                    let (_, logits) = tape.layer_norm_residual(Norm::Rms, v[0], v[1], p[0], None, EPSILON)?;
+                    return tape.softmax_cross_entropy(logits, ids.targets, 0.0);
+                }
+                let normed = tape.layer_norm(Norm::Rms, v[0], p[0], None, EPSILON)?;
+                let logits = tape.add(normed, v[1])?;
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let plus = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+                let norm = |x: &[f64]| norm64(Norm::Rms, x, &p[0], None);
+                let logits = if has_residual { norm(&plus(&v[0], &v[1])) } else { plus(&norm(&v[0]), &v[1]) };
+                mean_loss(&logits, ids, 0.0)
+            },
+        }
+        .check();
+    }
 }
 
 #[test]
@@ -443,13 +471,13 @@ fn of_layer_norm_with_a_residual() {
             parameters: vec![leaf("weight", &[VOCABULARY]), leaf("bias", &[VOCABULARY])],
             inputs: vec![leaf("input", &[ROWS, VOCABULARY]), leaf("residual", &[ROWS, VOCABULARY])],
             record: &|tape, p, v, ids| {
-                let (sum, normed) = tape.layer_norm_residual(v[0], v[1], p[0], Some(p[1]), EPSILON)?;
+                let (sum, normed) = tape.layer_norm_residual(Norm::Layer, v[0], v[1], p[0], Some(p[1]), EPSILON)?;
                 let logits = if uses_sum { tape.add(normed, sum)? } else { normed };
                 tape.softmax_cross_entropy(logits, ids.targets, 0.0)
             },
             compute: &|p, v, ids| {
                 let sum: Vec<f64> = v[0].iter().zip(&v[1]).map(|(a, b)| a + b).collect();
-                let mut logits = norm64(&sum, &p[0], &p[1]);
+                let mut logits = norm64(Norm::Layer, &sum, &p[0], Some(&p[1]));
                 if uses_sum {
                     logits.iter_mut().zip(&sum).for_each(|(logit, sum)| *logit += sum);
                 }
@@ -735,23 +763,23 @@ const BLOCK_ATTENTION: AttentionOptions =
 const BLOCK_DROPOUT: f32 = 0.2;
 
 fn record_block(tape: &mut Tape<'_>, stream: Value, p: &[ParameterId]) -> Result<Value, Error> {
-    let normed = tape.layer_norm(stream, p[0], Some(p[1]), EPSILON)?;
+    let normed = tape.layer_norm(Norm::Layer, stream, p[0], Some(p[1]), EPSILON)?;
     let qkv = tape.linear(normed, p[2], Some(p[3]), Activation::Identity, None)?;
     let mixed = tape.attention(qkv, &BLOCK_ATTENTION, AttentionInputs::default())?;
     let branch = tape.linear(mixed, p[4], Some(p[5]), Activation::Identity, None)?;
     let stream = tape.dropout(branch, BLOCK_DROPOUT, Some(stream))?;
-    let normed = tape.layer_norm(stream, p[6], Some(p[7]), EPSILON)?;
+    let normed = tape.layer_norm(Norm::Layer, stream, p[6], Some(p[7]), EPSILON)?;
     tape.ffn(normed, ffn_parameters(&p[8..]), Activation::GeluTanh, Some(stream), false)
 }
 
 /// `sites`: how many dropouts were recorded before this block.
 fn block64(stream: &[f64], p: &[Vec<f64>], sites: u32) -> Vec<f64> {
-    let normed = norm64(stream, &p[0], &p[1]);
+    let normed = norm64(Norm::Layer, stream, &p[0], Some(&p[1]));
     let qkv = linear64(Activation::Identity, &normed, &p[2], Some(&p[3]), None);
     let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, None);
     let branch = linear64(Activation::Identity, &mixed, &p[4], Some(&p[5]), None);
     let stream = dropout64(BLOCK_DROPOUT, sites + 2, &branch, Some(stream));
-    let normed = norm64(&stream, &p[6], &p[7]);
+    let normed = norm64(Norm::Layer, &stream, &p[6], Some(&p[7]));
     ffn64(Activation::GeluTanh, &normed, &p[8..], Some(&stream))
 }
 
