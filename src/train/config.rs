@@ -13,8 +13,8 @@ mod model;
 mod validate;
 
 pub use choices::{
-    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, MaskUnit, Norm, NormPlace, OptimizerName, Order,
-    Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, LossWeights, MaskUnit, Norm, NormPlace,
+    OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
 pub(crate) use model::DataFacts;
@@ -241,6 +241,9 @@ section! {
         mask_share: f64 = 0.15;
         /// "masked-lm": what is hidden as a whole: "token", "word" or "span".
         mask_unit: MaskUnit = MaskUnit::Token;
+        /// "masked-lm": weights of its losses, masked-lm and csm (convolutional sequence modelling). A section of its own,
+        /// [train.losses], says the same.
+        losses: LossWeights = LossWeights::default();
         /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
         chunk_rows: usize = 256;
     }

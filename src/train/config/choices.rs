@@ -393,3 +393,25 @@ impl Setting for Paths {
         "a path or a list of paths (strings)"
     }
 }
+
+/// Weights of the losses that pretraining of an encoder mixes: a table, as in `[train.losses]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LossWeights {
+    /// Of masked language modelling.
+    pub masked_lm: f64,
+    /// Of convolutional sequence modelling.
+    pub csm: f64,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self { masked_lm: 1.0, csm: 0.0 }
+    }
+}
+
+impl Setting for LossWeights {
+    fn expected() -> &'static str {
+        "a table of weights: masked-lm and csm, as in { masked-lm = 1.0, csm = 0.3 }"
+    }
+}

@@ -116,6 +116,10 @@ impl Config {
         let is_share = |x: f64| (0.0..1.0).contains(&x);
         check.number("train.label_smoothing", train.label_smoothing, "from 0 to below 1", is_share)?;
         check.number("train.mask_share", train.mask_share, "above 0 and below 1", |x| x > 0.0 && x < 1.0)?;
+        for (key, weight) in [("masked-lm", train.losses.masked_lm), ("csm", train.losses.csm)] {
+            let key = format!("train.losses.{key}");
+            check.number(&key, weight, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        }
         check.size("train.chunk_rows", train.chunk_rows, 1, MAX_VOCABULARY)?;
         check.size("train.sample_tokens", train.sample_tokens, 0, MAX_VOCABULARY)?;
         if i64::try_from(train.seed).is_err() {
