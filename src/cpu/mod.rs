@@ -17,11 +17,13 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod peak;
+pub mod pointwise_loss;
 pub mod pool;
 pub mod scratch;
 pub mod sgd;
 pub mod simd;
 pub mod softmax_cross_entropy;
+pub mod span_cross_entropy;
 
 pub use pool::Pool;
 pub use simd::Level;

@@ -2,7 +2,7 @@
 //! `cargo test` and `engine-bench sanitize`, a real one in `engine-bench verify`.
 
 use super::{adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
-use super::{linear, linear_cross_entropy, sgd, softmax_cross_entropy};
+use super::{linear, linear_cross_entropy, pointwise_loss, sgd, softmax_cross_entropy, span_cross_entropy};
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -41,6 +41,8 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         key_value_cache::checks::ALL,
         softmax_cross_entropy::checks::ALL,
         linear_cross_entropy::checks::ALL,
+        pointwise_loss::checks::ALL,
+        span_cross_entropy::checks::ALL,
         grad_norm::checks::ALL,
         adamw::checks::ALL,
         sgd::checks::ALL,

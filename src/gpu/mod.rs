@@ -18,9 +18,11 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod peak;
+pub mod pointwise_loss;
 mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;
+pub mod span_cross_entropy;
 pub(crate) mod testing;
 
 use crate::driver::{DeviceFacts, Driver, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream};

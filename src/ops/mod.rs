@@ -20,8 +20,10 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod philox;
+pub mod pointwise_loss;
 pub mod sgd;
 pub mod softmax_cross_entropy;
+pub mod span_cross_entropy;
 pub(crate) mod testing;
 
 use crate::cpu::Cpu;

@@ -73,10 +73,12 @@ mod memory;
 mod parameter;
 mod parameters;
 mod plan;
+mod pointwise_loss;
 mod program;
 mod rows;
 mod run;
 mod softmax_cross_entropy;
+mod span_cross_entropy;
 #[cfg(test)]
 mod tests;
 
