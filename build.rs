@@ -141,9 +141,9 @@ fn compile(nvcc: &Path, source: &Path, target: &Path) -> Result<String, String> 
     Ok(normalise(&text, root))
 }
 
-/// Lowers `.version`, makes file names relative to the project (or the toolkit), and leaves out the names of inlined
-/// functions, which hold a hash of the file's path, so that every machine that compiles the same sources writes the same
-/// text. Lines and columns stay.
+/// Lowers `.version` and leaves out what later ones added, makes file names relative to the project (or the toolkit), and
+/// leaves out the names of inlined functions, which hold a hash of the file's path, so that every machine that compiles
+/// the same sources writes the same text. Lines and columns stay.
 fn normalise(text: &str, root: &Path) -> String {
     let root = format!("{}/", root.display());
     let mut lines = Vec::new();
@@ -152,6 +152,8 @@ fn normalise(text: &str, root: &Path) -> String {
         is_in_names |= line.trim_start().starts_with(".section\t.debug_str");
         if is_in_names {
             is_in_names = line.trim() != "}";
+        } else if line.trim_start().starts_with(".pragma \"used_bytes_mask") {
+            // A hint about the load that follows, which older versions do not know and nothing depends on.
         } else if let Some((place, _)) = line.split_once(", function_name ") {
             lines.push(place.to_owned());
         } else if line.starts_with(".version ") {

@@ -14,6 +14,9 @@
 // Rows of queries are packed: the queries of all heads that share a key/value head are one list, row = (head in the
 // group) * query_time + query. Keys and values are so read once for the whole group, also when decoding one token; and
 // because heads of a group are neighbours, the row's place in the log-sum-exp, the bias and the dropout mask is linear.
+//
+// A row of the batch may hold several documents. A tile then walks over the smallest range that holds the documents of
+// its rows, wherever that begins, and masks element by element: the cost is that of the documents, not of the row.
 #pragma once
 
 #include "common.cuh"
@@ -28,13 +31,24 @@ constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.69314718055994530942f;
 constexpr float INFINITE = __builtin_huge_valf();
 
+// Positions begin .. end - 1.
+struct Keys {
+    unsigned begin;
+    unsigned end;
+
+    // For begin <= end.
+    __device__ __forceinline__ bool has(unsigned position) const { return position - begin < end - begin; }
+};
+
 // Sizes and inputs. As `gpu::attention` packs it.
 struct Attention {
     const float* query;      // query (b, i, h) at b * query_sequence + i * query_row + h * head_size
     const float* key;        // key (b, j, h) at b * key_sequence + j * key_row + h * head_size
     const float* value;      // as the keys
     const int* key_lengths;  // (B), or null
+    const int2* documents;   // (B, T): first position and end of each position's document, (0, 0) in padding; or null
     const float* bias;       // (H, query_time, key_time), or null
+    const float* relative;   // (H, 2 * radius - 1): of a key's distance from the query, + radius - 1; or null
     unsigned long long query_sequence, key_sequence;
     Dropout dropout;
     unsigned query_row, key_row;
@@ -43,6 +57,8 @@ struct Attention {
     unsigned head_size;
     float scale;
     unsigned is_causal;
+    unsigned radius;
+    unsigned queries_are_last;  // the relative bias counts from the end of the sequence's keys
 
     __device__ __forceinline__ unsigned heads() const { return group * key_value_heads; }
 
@@ -57,6 +73,26 @@ struct Attention {
     // The bias of a packed row and a key, in units of log 2. Behind the last row or key, that of the last: to be ignored.
     __device__ __forceinline__ float bias_at(unsigned long long first_row, unsigned row, unsigned key) const {
         return LOG2_E * bias[(first_row + min(row, rows() - 1)) * key_time + min(key, key_time - 1)];
+    }
+
+    // Where query 0 of a sequence stands among its keys, for the relative bias.
+    __device__ __forceinline__ int origin(unsigned batch) const {
+        const unsigned end = queries_are_last ? key_length(batch) : is_causal ? key_time : query_time;
+        return (int)(end - query_time);
+    }
+
+    // The relative bias of a packed row and key j, in units of log 2, is that of index relative_row(...) + j. Behind the
+    // last row or key, that of the last: to be ignored.
+    __device__ __forceinline__ int relative_row(unsigned key_head, unsigned row, int origin) const {
+        row = min(row, rows() - 1);
+        const unsigned head = group == 1 ? 0 : row / query_time;
+        const unsigned query = row - head * query_time;
+        return (int)((key_head * group + head) * (2 * radius - 1) + radius - 1 - query) - origin;
+    }
+    __device__ __forceinline__ float relative_at(int relative_row, unsigned key) const {
+        // Keys behind a sequence's length may be farther away than the table reaches.
+        const unsigned last = key_value_heads * group * (2 * radius - 1) - 1;
+        return LOG2_E * relative[min((unsigned)max(relative_row + (int)key, 0), last)];
     }
 
     // Where a packed row is, from the first query of its key/value head, in a tensor with rows of `stride` elements.
@@ -79,14 +115,62 @@ struct Attention {
         return is_causal ? query + 1 + key_time - query_time : key_time;
     }
 
-    __device__ __forceinline__ unsigned seen_by_row(unsigned row) const {
-        return seen_by_query(group == 1 ? row : row % query_time);
+    // The document of a position: all of the row where there are none.
+    __device__ __forceinline__ Keys document(unsigned batch, unsigned position) const {
+        if (!documents) return {0, key_time};
+        const int2 pair = documents[(unsigned long long)batch * query_time + position];
+        // Nobody has checked what a GPU's memory holds.
+        return {min((unsigned)max(pair.x, 0), key_time), min((unsigned)max(pair.y, 0), key_time)};
     }
 
-    // The most that any of `count` packed rows sees: rows of several heads include a last query.
-    __device__ __forceinline__ unsigned seen_by_rows(unsigned first, unsigned count) const {
-        const unsigned last = first + count - 1;
-        return seen_by_query(group == 1 || first / query_time == last / query_time ? last % query_time : query_time - 1);
+    // The keys that a packed row sees.
+    __device__ __forceinline__ Keys seen_by_row(unsigned batch, unsigned row, unsigned length) const {
+        const unsigned query = group == 1 ? row : row % query_time;
+        const Keys keys = document(batch, query);
+        const unsigned end = min(min(keys.end, length), seen_by_query(query));
+        return {min(keys.begin, end), end};
+    }
+
+    // A range that holds the keys of all of `count` packed rows from `first` on. Called by whole warps.
+    template <int Rows>
+    __device__ __forceinline__ Keys seen_by_rows(unsigned batch, unsigned first, unsigned count) const {
+        const unsigned length = key_length(batch), last = first + count - 1;
+        if (!documents) {
+            // Rows of several heads include a last query.
+            const bool is_one_head = group == 1 || first / query_time == last / query_time;
+            return {0, min(length, seen_by_query(is_one_head ? last % query_time : query_time - 1))};
+        }
+        return union_of<Rows>(count, [&](unsigned row) { return seen_by_row(batch, first + row, length); });
+    }
+
+    // The queries of each head that may see any of `count` keys from `first` on. Called by whole warps.
+    template <int Rows>
+    __device__ __forceinline__ Keys seeing(unsigned batch, unsigned first, unsigned count) const {
+        if (first >= key_length(batch)) return {query_time, 0};
+        Keys queries = {0, query_time};
+        if (documents) {
+            queries = union_of<Rows>(count, [&](unsigned key) { return document(batch, first + key); });
+        }
+        const unsigned before = key_time - query_time;
+        if (is_causal && first > before) queries.begin = max(queries.begin, first - before);
+        return queries;
+    }
+
+   private:
+    // The smallest range that holds range(0) .. range(count - 1), but for empty ones.
+    template <int Rows, class Range>
+    static __device__ __forceinline__ Keys union_of(unsigned count, Range range) {
+        Keys all = {~0u, 0};
+        for (unsigned i = threadIdx.x % WARP; i < Rows; i += WARP) {
+            const Keys keys = i < count ? range(i) : Keys{0, 0};
+            if (keys.begin < keys.end) all = {min(all.begin, keys.begin), max(all.end, keys.end)};
+        }
+#pragma unroll
+        for (unsigned distance = WARP / 2; distance > 0; distance /= 2) {
+            all.begin = min(all.begin, __shfl_xor_sync(ALL_LANES, all.begin, distance));
+            all.end = max(all.end, __shfl_xor_sync(ALL_LANES, all.end, distance));
+        }
+        return all;
     }
 };
 

@@ -4,11 +4,14 @@
 // With P = exp(S - log-sum-exp), f the dropout factors, and delta = rowsum(dO * O):
 //
 //   dV = (P * f)' dO      dP = f * (dO V')      dS = P * (dP - delta)      dQ = scale * dS K      dK = scale * dS' Q
-//   dbias = sum of dS over the batch
+//   dbias = sum of dS over the batch              drelative = sum of dS over the batch and along diagonals
 //
 // Every gradient has one block that adds it up in a fixed order, and so a kernel of its own: keys and values (over
 // packed rows of queries, head after head), queries (over keys), bias (over the batch). Scores are computed once more
 // in each; in return there are no atomics, and the same bits on every run.
+//
+// The gradient of the relative bias comes from the dS of the queries' kernel: a block adds up the diagonals of its tile
+// of rows, key_time + 8 R - 1 numbers that nobody else writes, and one more kernel adds those of all tiles up.
 #include "attention.cuh"
 
 using namespace engine;
@@ -30,9 +33,10 @@ __device__ __forceinline__ Row load_row(const float* log_sum_exp, const float* d
 }
 
 __device__ __forceinline__ float probability(const Attention& problem, float product, unsigned long long bias_row,
-                                             unsigned packed, unsigned key, const Row& row) {
+                                             int relative_row, unsigned packed, unsigned key, const Row& row) {
     float score = product * (problem.scale * LOG2_E);
     if (problem.bias) score += problem.bias_at(bias_row, packed, key);
+    if (problem.relative) score += problem.relative_at(relative_row, key);
     return exp2_fast(score - row.log_sum_exp);
 }
 
@@ -75,12 +79,15 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
                                    [&](unsigned row) { return problem.offset(first + row, stride); });
         copy_async_commit();
     };
-    // The first tile of queries from `first` on that sees any of the keys; `rows` where there is none.
+    const Keys seeing = problem.seeing<ROWS>(batch, first_key, count);
+    const int origin = problem.origin(batch);
+    // The first packed row from `first` on whose query may see any of the keys; `rows` where there is none.
     const auto next = [&](unsigned first) {
-        if (first_key >= length) return rows;
-        while (first < rows && problem.seen_by_rows(first, min((unsigned)COLUMNS, rows - first)) <= first_key) {
-            first += COLUMNS;
-        }
+        if (seeing.begin >= seeing.end || first >= rows) return rows;
+        const unsigned head_start = problem.group == 1 ? 0 : first / problem.query_time * problem.query_time;
+        const unsigned query = first - head_start;
+        if (query >= seeing.end) first = head_start + problem.query_time + seeing.begin;
+        else first = head_start + max(query, seeing.begin);
         return min(first, rows);
     };
 
@@ -118,13 +125,14 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
             const unsigned column = first + x + 16 * c;
             const bool is_inside = column < rows;
             row[c] = load_row(log_sum_exp, delta, first_of_batch + column, is_inside);
-            const unsigned seen = is_inside ? min(length, problem.seen_by_row(column)) : 0;
+            const Keys seen = is_inside ? problem.seen_by_row(batch, column, length) : Keys{0, 0};
+            const int relative_row = problem.relative_row(key_head, column, origin);
 #pragma unroll
             for (int r = 0; r < R; ++r) {
                 const unsigned key = first_key + y + 8 * r;
                 float& value = probabilities[r][c];
-                value = probability(problem, value, bias_row, column, key, row[c]);
-                if (key >= seen) value = 0.0f;
+                value = probability(problem, value, bias_row, relative_row, column, key, row[c]);
+                if (!seen.has(key)) value = 0.0f;
                 float& weight = weights[Sizes::weight(y + 8 * r, x + 16 * c)];
                 if (problem.dropout.threshold) {
                     if (weight != 0.0f) kept |= 1u << (r * C + c);
@@ -176,17 +184,20 @@ __device__ __forceinline__ void key_value(const Attention& problem, const float*
 template <int R, int C>
 struct ScoreGradients {
     Row row[R];
-    unsigned seen[R];
+    Keys seen[R];
+    int relative_row[R];
 
     __device__ __forceinline__ ScoreGradients(const Attention& problem, const float* log_sum_exp, const float* delta,
                                               unsigned batch, unsigned key_head, unsigned first, unsigned y) {
         const unsigned length = problem.key_length(batch);
+        const int origin = problem.origin(batch);
 #pragma unroll
         for (int r = 0; r < R; ++r) {
             const unsigned packed = first + y + 8 * r;
             const bool is_inside = packed < problem.rows();
             row[r] = load_row(log_sum_exp, delta, problem.first_row(batch, key_head) + packed, is_inside);
-            seen[r] = is_inside ? min(length, problem.seen_by_row(packed)) : 0;
+            seen[r] = is_inside ? problem.seen_by_row(batch, packed, length) : Keys{0, 0};
+            relative_row[r] = problem.relative_row(key_head, packed, origin);
         }
     }
 
@@ -194,15 +205,40 @@ struct ScoreGradients {
     __device__ __forceinline__ float at(const Attention& problem, int r, float score, float grad_probability,
                                         float factor, unsigned long long bias_row, unsigned packed,
                                         unsigned key) const {
-        const float value = probability(problem, score, bias_row, packed, key, row[r]);
-        return (key < seen[r] ? value : 0.0f) * fmaf(grad_probability, factor, -row[r].delta);
+        const float value = probability(problem, score, bias_row, relative_row[r], packed, key, row[r]);
+        return (seen[r].has(key) ? value : 0.0f) * fmaf(grad_probability, factor, -row[r].delta);
     }
 };
 
-// dQ of a tile of packed rows.
+// Sums along the diagonals of tiles of dS: for each tile of Rows packed rows and each head that has rows in it, a list of
+// Rows + key_time - 1 numbers. Number j - i + (last query of that head in the tile) is the sum over queries i and keys j.
+template <int Rows>
+struct Diagonals {
+    static __device__ __forceinline__ unsigned width(const Attention& problem) { return problem.key_time + Rows - 1; }
+
+    // Lists of a tile.
+    static __device__ __forceinline__ unsigned lists(const Attention& problem) {
+        return problem.group == 1 ? 1 : min(problem.group, (Rows + problem.query_time - 2) / problem.query_time + 1);
+    }
+
+    // The first list of the tile that begins with packed row `first`.
+    static __device__ __forceinline__ unsigned long long start(const Attention& problem, unsigned first, unsigned pair) {
+        const unsigned long long tile = (unsigned long long)(first / Rows) * problem.batch * problem.key_value_heads + pair;
+        return tile * lists(problem) * width(problem);
+    }
+
+    // Row of the tile behind the last one of the same head as row `row` of it.
+    static __device__ __forceinline__ unsigned head_end(const Attention& problem, unsigned first, unsigned row,
+                                                        unsigned count) {
+        if (problem.group == 1) return count;
+        return min(count, ((first + row) / problem.query_time + 1) * problem.query_time - first);
+    }
+};
+
+// dQ of a tile of packed rows; sums of dS along diagonals.
 template <int Padded, int R, int C>
 __device__ __forceinline__ void query(const Attention& problem, const float* grad_output, const float* log_sum_exp,
-                                      const float* delta, float* grad_query, unsigned accumulate) {
+                                      const float* delta, float* grad_query, unsigned accumulate, float* diagonals) {
     using Sizes = Tiles<Padded, R, C>;
     constexpr int ROWS = Sizes::ROWS, COLUMNS = Sizes::COLUMNS, STRIDE = Sizes::STRIDE, SHARE = Sizes::SHARE;
     extern __shared__ float4 memory[];
@@ -219,7 +255,8 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
     const unsigned batch = pair / problem.key_value_heads, key_head = pair % problem.key_value_heads;
     const unsigned first = ((problem.rows() + ROWS - 1) / ROWS - 1 - blockIdx.x / pairs) * ROWS;
     const unsigned count = min((unsigned)ROWS, problem.rows() - first);
-    const unsigned end = min(problem.key_length(batch), problem.seen_by_rows(first, count));
+    const Keys visible = problem.seen_by_rows<ROWS>(batch, first, count);
+    const unsigned begin = visible.begin, end = visible.end;
     const unsigned long long query_start =
         batch * problem.query_sequence + (unsigned long long)key_head * problem.group * head_size;
 
@@ -240,7 +277,13 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
 #pragma unroll
         for (int i = 0; i < SHARE; ++i) result[r][i] = 0.0f;
     }
-    if (end > 0) {
+    using Sums = Diagonals<ROWS>;
+    const unsigned width = Sums::width(problem);
+    if (diagonals) {
+        diagonals += Sums::start(problem, first, pair);
+        for (unsigned i = threadIdx.x; i < Sums::lists(problem) * width; i += ATTENTION_THREADS) diagonals[i] = 0.0f;
+    }
+    if (begin < end) {
         const float* const query = problem.query + query_start;
         const float* const gradient = grad_output + problem.output_start(batch, key_head);
         const unsigned stride = problem.heads() * head_size;
@@ -248,12 +291,12 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
                                 [&](unsigned row) { return problem.offset(first + row, problem.query_row); });
         load_tile<Padded, ROWS>(gradients, gradient, count, head_size, is_aligned(gradient, stride, head_size),
                                 [&](unsigned row) { return problem.offset(first + row, stride); });
-        load_keys(keys, key, keys_are_aligned, 0);
-        load_keys(values, value, values_are_aligned, 0);
+        load_keys(keys, key, keys_are_aligned, begin);
+        load_keys(values, value, values_are_aligned, begin);
     }
     const ScoreGradients<R, C> gradients_of_scores(problem, log_sum_exp, delta, batch, key_head, first, y);
     const unsigned long long bias_row = problem.first_row(0, key_head);
-    for (unsigned at = 0; at < end; at += COLUMNS) {
+    for (unsigned at = begin; at < end; at += COLUMNS) {
         copy_async_wait<0>();
         __syncthreads();
         if (problem.dropout.threshold) {
@@ -280,7 +323,22 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
         multiply_columns<Sizes>(weights, keys, min((unsigned)COLUMNS, end - at), y, x, result);
         __syncthreads();
         if (at + COLUMNS < end) load_keys(keys, key, keys_are_aligned, at + COLUMNS);
+        // The weights stay until the next barrier. A thread has a diagonal; another has it in the next tile of keys.
+        if (diagonals && threadIdx.x < ROWS + COLUMNS - 1) {
+            const int shift = (int)threadIdx.x - (ROWS - 1), columns = (int)min((unsigned)COLUMNS, end - at);
+            float* list = diagonals;
+            for (unsigned row = 0; row < count; list += width) {
+                const unsigned head_end = Sums::head_end(problem, first, row, count);
+                const int last = min((int)head_end, columns - shift);
+                float sum = 0.0f;
+#pragma unroll 4
+                for (int i = max((int)row, -shift); i < last; ++i) sum += weights[Sizes::weight(i, i + shift)];
+                if (max((int)row, -shift) < last) list[(int)(at + head_end) - 1 + shift] += sum;
+                row = head_end;
+            }
+        }
     }
+    if (!grad_query) return;
 
     // All warps are behind the last barrier: queries are not needed any more.
 #pragma unroll
@@ -289,6 +347,32 @@ __device__ __forceinline__ void query(const Attention& problem, const float* gra
     float* const target = grad_query + query_start;
     store_tile<Padded, ROWS>(queries, target, count, head_size, is_aligned(target, problem.query_row, head_size),
                              accumulate, [&](unsigned row) { return problem.offset(first + row, problem.query_row); });
+}
+
+// One number of the gradient of the relative bias in each thread.
+template <int Rows>
+__device__ __forceinline__ void add_diagonals(const Attention& problem, const float* diagonals, float* grad_relative,
+                                              unsigned accumulate) {
+    using Sums = Diagonals<Rows>;
+    const unsigned place = blockIdx.x * ATTENTION_THREADS + threadIdx.x, places = 2 * problem.radius - 1;
+    if (place >= places) return;
+    const unsigned head = blockIdx.y, key_head = head / problem.group, head_of_group = head % problem.group;
+    const unsigned width = Sums::width(problem);
+    const unsigned head_start = head_of_group * problem.query_time, head_end = head_start + problem.query_time;
+    float sum = 0.0f;
+    for (unsigned batch = 0; batch < problem.batch; ++batch) {
+        // Key minus query, both from the start of their sequence.
+        const int distance = (int)place - (int)(problem.radius - 1) + problem.origin(batch);
+        const unsigned pair = batch * problem.key_value_heads + key_head;
+        for (unsigned first = head_start / Rows * Rows; first < head_end; first += Rows) {
+            const int last_query = (int)(min(first + Rows, head_end) - 1 - head_start);
+            const int at = distance + last_query;
+            if (at < 0 || at >= (int)width) continue;
+            const unsigned list = head_of_group - first / problem.query_time;
+            sum += diagonals[Sums::start(problem, first, pair) + (unsigned long long)list * width + at];
+        }
+    }
+    write(grad_relative[(unsigned long long)head * places + place], sum, accumulate);
 }
 
 // dbias of a tile of packed rows and keys.
@@ -309,7 +393,6 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
     const unsigned key_head = blockIdx.x % problem.key_value_heads;
     const unsigned first = blockIdx.x / problem.key_value_heads * ROWS, at = blockIdx.y * COLUMNS;
     const unsigned count = min((unsigned)ROWS, problem.rows() - first);
-    const unsigned seen = problem.seen_by_rows(first, count);
     const unsigned long long bias_row = problem.first_row(0, key_head);
     const unsigned stride = problem.heads() * head_size;
 
@@ -320,7 +403,7 @@ __device__ __forceinline__ void bias(const Attention& problem, const float* grad
         for (int c = 0; c < C; ++c) sums[r][c] = 0.0f;
     }
     for (unsigned batch = 0; batch < problem.batch; ++batch) {
-        const unsigned end = min(problem.key_length(batch), seen);
+        const unsigned end = problem.seen_by_rows<ROWS>(batch, first, count).end;
         if (at >= end) continue;
         const float* const query =
             problem.query + batch * problem.query_sequence + (unsigned long long)key_head * problem.group * head_size;
@@ -419,7 +502,9 @@ KEY_VALUE(attention_backward_key_value_256, 256, 2, 1)
 
 // The gradient of the queries: dQ = scale * dS K, for a tile of 8 R packed rows in each block.
 //
-// Arguments as above. grad_query: f32, laid out as the queries; H * D columns of each row are written.
+// Arguments as above. grad_query: f32, laid out as the queries; H * D columns of each row are written. Or null.
+// diagonals: sums of dS along diagonals, f32, see Diagonals<8 R>: (tiles of packed rows, B * HK, lists, width); every
+//   number is written. Or null.
 // Launch: grid (ceil(H / HK * query_time / (8 R)) * B * HK), 128 threads.
 // Shared: as above.
 // Traffic: at least every input once and the result once; keys and values are read once for every tile of queries
@@ -427,8 +512,8 @@ KEY_VALUE(attention_backward_key_value_256, 256, 2, 1)
 #define QUERY(NAME, PADDED, R, C)                                                                                      \
     extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)                                  \
         NAME(Attention problem, const float* grad_output, const float* log_sum_exp, const float* delta,                \
-             float* grad_query, unsigned accumulate) {                                                                 \
-        query<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_query, accumulate);                         \
+             float* grad_query, unsigned accumulate, float* diagonals) {                                               \
+        query<PADDED, R, C>(problem, grad_output, log_sum_exp, delta, grad_query, accumulate, diagonals);              \
     }
 QUERY(attention_backward_query_32, 32, 8, 2)
 QUERY(attention_backward_query_64, 64, 8, 2)
@@ -453,3 +538,21 @@ BIAS(attention_backward_bias_32, 32, 8, 2)
 BIAS(attention_backward_bias_64, 64, 8, 2)
 BIAS(attention_backward_bias_128, 128, 4, 2)
 BIAS(attention_backward_bias_256, 256, 2, 1)
+
+// The gradient of the relative bias: what the queries' kernel left of each tile, added up in the order of the batch and
+// of the tiles.
+//
+// The number is that of packed rows in a tile, 8 R.
+//
+// problem: see Attention; f32. diagonals: as above.
+// grad_relative: (H, 2 * radius - 1) f32. accumulate: 1 adds to what is there.
+// Launch: grid (ceil((2 * radius - 1) / 128), H), 128 threads. No shared memory.
+// Traffic: everything once, which is the least.
+#define RELATIVE(NAME, ROWS)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)                                                    \
+        NAME(Attention problem, const float* diagonals, float* grad_relative, unsigned accumulate) {                   \
+        add_diagonals<ROWS>(problem, diagonals, grad_relative, accumulate);                                            \
+    }
+RELATIVE(attention_backward_relative_64, 64)
+RELATIVE(attention_backward_relative_32, 32)
+RELATIVE(attention_backward_relative_16, 16)

@@ -9,7 +9,7 @@
 // merges them in their order: the same bits on every run (Flash-Decoding, Dao et al. 2023).
 //
 // Traffic: at least queries, keys, values and the output once. Keys and values are read once for every tile of packed
-// rows (8 R of them) that sees them, the rest once; tiles that no row of the block sees are skipped.
+// rows (8 R of them) that sees them, the rest once; keys before and behind all that the rows of a block see are skipped.
 #include "attention.cuh"
 
 using namespace engine;
@@ -39,8 +39,9 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
     const unsigned first = ((problem.rows() + ROWS - 1) / ROWS - 1 - blockIdx.x / pairs) * ROWS;
     const unsigned count = min((unsigned)ROWS, problem.rows() - first);
     const unsigned length = problem.key_length(batch);
-    const unsigned begin = blockIdx.y * keys_per_split;
-    const unsigned end = min(min(length, problem.seen_by_rows(first, count)), begin + keys_per_split);
+    const Keys visible = problem.seen_by_rows<ROWS>(batch, first, count);
+    const unsigned begin = max(blockIdx.y * keys_per_split, visible.begin);
+    const unsigned end = min((blockIdx.y + 1) * keys_per_split, visible.end);
 
     const float* const key = problem.key + batch * problem.key_sequence + key_head * head_size;
     const float* const value = problem.value + batch * problem.key_sequence + key_head * head_size;
@@ -54,13 +55,17 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
     };
 
     float sums[R], maxima[R], result[R][SHARE];
-    unsigned seen[R];
+    Keys seen[R];
+    int relative_row[R];
+    const int origin = problem.origin(batch);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
         sums[r] = 0.0f;
         maxima[r] = FLOOR;
         const unsigned row = y + 8 * r;
-        seen[r] = row < count ? min(length, problem.seen_by_row(first + row)) : 0;
+        // Tiles need not end where the range of keys does, if they do not begin at a multiple of their width.
+        seen[r] = row < count ? problem.seen_by_row(batch, first + row, min(length, end)) : Keys{0, 0};
+        relative_row[r] = problem.relative_row(key_head, first + row, origin);
 #pragma unroll
         for (int i = 0; i < SHARE; ++i) result[r][i] = 0.0f;
     }
@@ -98,7 +103,8 @@ __device__ __forceinline__ void attend(const Attention& problem, float* output, 
                     const unsigned j = at + x + 16 * c;
                     float score = scores[r][c] * (problem.scale * LOG2_E);
                     if (problem.bias) score += problem.bias_at(bias_row, first + row, j);
-                    scores[r][c] = j < seen[r] ? score : -INFINITE;
+                    if (problem.relative) score += problem.relative_at(relative_row[r], j);
+                    scores[r][c] = seen[r].has(j) ? score : -INFINITE;
                     maximum = fmaxf(maximum, scores[r][c]);
                 }
 #pragma unroll

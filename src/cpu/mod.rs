@@ -18,12 +18,15 @@ pub mod linear;
 pub mod linear_cross_entropy;
 pub mod mean_rows;
 pub mod peak;
+pub mod pointwise_loss;
 pub mod pool;
+pub mod relative_bias;
 mod rows;
 pub mod scratch;
 pub mod sgd;
 pub mod simd;
 pub mod softmax_cross_entropy;
+pub mod span_cross_entropy;
 
 pub use pool::Pool;
 pub use simd::Level;

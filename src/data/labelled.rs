@@ -16,11 +16,13 @@ mod folder;
 mod format;
 mod reading;
 mod span;
+mod summary;
 mod task;
 
 pub use folder::{DESCRIPTION_FILE, Description, EXAMPLES_FILE};
 pub use reading::write;
 pub use span::Question;
+pub use summary::{Bucket, Sample, Summary, summary};
 pub use task::{Empty, Kind, Long, Options, Task};
 
 use super::error::{Error, Result};

@@ -318,6 +318,7 @@ impl Arguments {
             Activation::GeluTanh => 2,
             Activation::GeluErf => 3,
             Activation::SwiGlu => 4,
+            Activation::Tanh => 5,
         })
     }
 }

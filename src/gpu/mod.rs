@@ -19,9 +19,12 @@ pub mod linear;
 pub mod linear_cross_entropy;
 pub mod mean_rows;
 pub mod peak;
+pub mod pointwise_loss;
+pub mod relative_bias;
 mod rows;
 pub mod sgd;
 pub mod softmax_cross_entropy;
+pub mod span_cross_entropy;
 pub(crate) mod testing;
 
 use crate::driver::{DeviceFacts, Driver, Function, FunctionFacts, LaunchConfig, Module, Params, Result, Stream};

@@ -7,6 +7,7 @@ use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
+use crate::ops::relative_bias::Kind;
 use crate::tape::{
     Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
     Parameters, Tape, Value,
@@ -24,13 +25,15 @@ pub struct Transformer {
     pub(super) heads: super::heads::HeadParameters,
 }
 
-/// How the training computation is recorded; none of it changes a bit of the result.
+/// How the training computation is recorded. Recomputing and chunks do not change a bit of the result.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LossOptions {
     /// Computes each block's activations again in the backward pass.
     pub recompute: bool,
     /// Rows of logits that exist at once; `None` for 64 MiB of them.
     pub chunk_rows: Option<usize>,
+    /// Share of the target that is spread over all tokens; this changes the loss.
+    pub label_smoothing: f32,
 }
 
 /// What a stack of blocks is given.
@@ -205,11 +208,22 @@ impl Transformer {
             stream = record_norm(tape, config, stream, norm)?;
         }
         stream = tape.dropout(stream, config.embedding_dropout, None)?;
+        // A step of decoding may look back over all of a cache.
+        let time = tape.shape(inputs.ids).last().copied().unwrap_or(0);
+        let radius = if caches.is_some() { config.block } else { time };
+        let relative_bias = match config.positions {
+            Positions::Relative { buckets, max_distance } => {
+                let kind = Kind::Buckets { buckets, max_distance, bidirectional: stack.mask == Mask::Full };
+                Some(tape.relative_bias(kind, config.heads, radius, stack.position_bias)?)
+            }
+            Positions::Alibi => Some(tape.relative_bias(Kind::Alibi, config.heads, radius, None)?),
+            _ => None,
+        };
         let options = BlockOptions { mask: stack.mask, recomputes_hidden: recompute };
         let around = Surroundings {
             documents: inputs.documents,
             position_ids: inputs.position_ids,
-            relative_bias: None,
+            relative_bias,
             memory,
             cache: None,
         };

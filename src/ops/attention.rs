@@ -73,6 +73,20 @@ pub enum GradInputs<'a> {
     Separate { query: Option<(ViewMut<'a, f32>, Write)>, key_value: Option<(ViewMut<'a, f32>, Write)> },
 }
 
+/// A bias that depends only on how far key and query are apart.
+#[derive(Clone, Copy)]
+pub struct RelativeBias<'a> {
+    /// `(H, 2·radius - 1)`: element `(j - p) + radius - 1` of row `h` is added to the scaled score of key `j` and the
+    /// query that stands at position `p` among the keys. That is `i + key_time - query_time` for query `i` under a
+    /// causal mask (so that decoding from a cache uses the same table), else `i`.
+    pub table: View<'a, f32>,
+    /// One more than the largest distance: at least `key_time` and `query_time`.
+    pub radius: usize,
+    /// The queries stand at the end of each sequence's keys instead, also where its key length is less than `key_time`:
+    /// `p = length - query_time + i`. For decoding sequences of different lengths together.
+    pub queries_are_last: bool,
+}
+
 /// Arguments of [`forward`].
 pub struct Forward<'a> {
     pub inputs: Inputs<'a>,
@@ -85,6 +99,7 @@ pub struct Forward<'a> {
     pub documents: Option<View<'a, i32>>,
     /// `(H, query_time, key_time)`: added to the scaled scores of every sequence.
     pub bias: Option<View<'a, f32>>,
+    pub relative_bias: Option<RelativeBias<'a>>,
     /// Applied to the probabilities; element index `((b·H + h)·query_time + i)·key_time + j`.
     pub dropout: Option<Dropout>,
     /// `(B, query_time, H·D)`. A row whose keys are all masked is zero.
@@ -94,13 +109,14 @@ pub struct Forward<'a> {
     pub log_sum_exp: Option<ViewMut<'a, f32>>,
 }
 
-/// Arguments of [`backward`]; the first five as they were in the forward pass.
+/// Arguments of [`backward`]; the first six as they were in the forward pass.
 pub struct Backward<'a> {
     pub inputs: Inputs<'a>,
     pub key_lengths: Option<View<'a, i32>>,
     /// Gradients of padding are zero.
     pub documents: Option<View<'a, i32>>,
     pub bias: Option<View<'a, f32>>,
+    pub relative_bias: Option<RelativeBias<'a>>,
     pub dropout: Option<Dropout>,
     /// `(B, query_time, H·D)`: the forward pass's result.
     pub output: View<'a, f32>,
@@ -111,6 +127,8 @@ pub struct Backward<'a> {
     pub grad_inputs: GradInputs<'a>,
     /// `(H, query_time, key_time)`: summed over the batch. Not together with `documents`.
     pub grad_bias: Option<(ViewMut<'a, f32>, Write)>,
+    /// `(H, 2·radius - 1)`: summed over the batch and along diagonals, in an order that depends on the sizes alone.
+    pub grad_relative_bias: Option<(ViewMut<'a, f32>, Write)>,
 }
 
 fn check_shape(shape: &Shape) -> Result<(), Error> {
@@ -134,27 +152,28 @@ pub(crate) struct Common<'a> {
     pub key_lengths: Option<View<'a, i32>>,
     pub documents: Option<View<'a, i32>>,
     pub bias: Option<View<'a, f32>>,
+    pub relative_bias: Option<RelativeBias<'a>>,
     pub dropout: Option<Dropout>,
 }
 
 impl<'a> Forward<'a> {
     pub(crate) fn common(&self) -> Common<'a> {
-        let Self { inputs, key_lengths, documents, bias, dropout, .. } = *self;
-        Common { inputs, key_lengths, documents, bias, dropout }
+        let Self { inputs, key_lengths, documents, bias, relative_bias, dropout, .. } = *self;
+        Common { inputs, key_lengths, documents, bias, relative_bias, dropout }
     }
 }
 
 impl<'a> Backward<'a> {
     pub(crate) fn common(&self) -> Common<'a> {
-        let Self { inputs, key_lengths, documents, bias, dropout, .. } = *self;
-        Common { inputs, key_lengths, documents, bias, dropout }
+        let Self { inputs, key_lengths, documents, bias, relative_bias, dropout, .. } = *self;
+        Common { inputs, key_lengths, documents, bias, relative_bias, dropout }
     }
 }
 
 fn check_common(device: &Device, shape: &Shape, common: &Common<'_>) -> Result<(), Error> {
     check_shape(shape)?;
     let Shape { batch, query_time, key_time, heads, .. } = *shape;
-    let Common { inputs, key_lengths, documents, bias, dropout } = common;
+    let Common { inputs, key_lengths, documents, bias, relative_bias, dropout } = common;
     match inputs {
         Inputs::Packed(qkv) => {
             if query_time != key_time {
@@ -193,6 +212,14 @@ fn check_common(device: &Device, shape: &Shape, common: &Common<'_>) -> Result<(
     }
     if let Some(bias) = bias {
         check_len(NAME, "bias", bias.len(), heads * query_time * key_time)?;
+    }
+    if let Some(RelativeBias { table, radius, .. }) = relative_bias {
+        let longest = query_time.max(key_time).max(1);
+        if *radius < longest {
+            let what = format!("a relative bias of radius {radius} over {longest} positions: it must be at least that");
+            return Err(Error::new(NAME, what));
+        }
+        check_len(NAME, "relative_bias", table.len(), heads * (2 * radius - 1))?;
     }
     if let Some(dropout) = dropout
         && !(0.0..1.0).contains(&dropout.probability)
@@ -252,6 +279,12 @@ pub fn backward(device: &Device, shape: &Shape, arguments: Backward<'_>) -> Resu
             return Err(Error::new(NAME, "a bias has no gradient over documents: use a relative bias"));
         }
         check_len(NAME, "grad_bias", grad.len(), shape.heads * shape.query_time * shape.key_time)?;
+    }
+    if let Some((grad, _)) = &arguments.grad_relative_bias {
+        let Some(bias) = &arguments.relative_bias else {
+            return Err(Error::new(NAME, "a gradient of the relative bias is asked for, but there is none"));
+        };
+        check_len(NAME, "grad_relative_bias", grad.len(), bias.table.len())?;
     }
     match device {
         Device::Cpu(cpu) => cpu::attention::backward(cpu, shape, arguments),

@@ -21,8 +21,11 @@ pub mod linear;
 pub mod linear_cross_entropy;
 pub mod mean_rows;
 pub mod philox;
+pub mod pointwise_loss;
+pub mod relative_bias;
 pub mod sgd;
 pub mod softmax_cross_entropy;
+pub mod span_cross_entropy;
 pub(crate) mod testing;
 pub(crate) mod turn;
 

@@ -4,7 +4,7 @@
 use super::run::Run;
 use super::{Error, Needs, Operation, Tape, Value};
 use crate::ops;
-use crate::ops::attention::{Backward, Forward, GradInputs, Inputs, Mask, Shape};
+use crate::ops::attention::{Backward, Forward, GradInputs, Inputs, Mask, RelativeBias, Shape};
 
 /// What an attention needs to know besides its input.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub struct AttentionInputs {
     /// `(H, query_time, key_time)`: added to the scaled scores of every sequence; has a gradient, but not together
     /// with `documents`.
     pub bias: Option<Value>,
+    /// `(H, 2·radius - 1)`, see [`ops::attention::RelativeBias`] and [`Tape::relative_bias`]; has a gradient.
+    pub relative_bias: Option<Value>,
 }
 
 struct Attention {
@@ -43,6 +45,7 @@ struct Attention {
     key_lengths: Option<usize>,
     documents: Option<usize>,
     bias: Option<usize>,
+    relative_bias: Option<usize>,
 }
 
 impl Tape<'_> {
@@ -103,7 +106,10 @@ impl Tape<'_> {
         options: &AttentionOptions,
         inputs: AttentionInputs,
     ) -> Result<Value, Error> {
-        let AttentionInputs { key_lengths, documents, bias } = inputs;
+        let AttentionInputs { key_lengths, documents, bias, relative_bias } = inputs;
+        if let Some(table) = relative_bias {
+            self.relative_radius("attention", table, shape.heads, shape.query_time.max(shape.key_time))?;
+        }
         let mut values = sources.to_vec();
         let mut place = |optional: Option<Value>, sizes: &[usize]| -> Result<Option<usize>, Error> {
             let Some(value) = optional else { return Ok(None) };
@@ -114,6 +120,10 @@ impl Tape<'_> {
         let key_lengths = place(key_lengths, &[shape.batch])?;
         let documents = place(documents, &[shape.batch, shape.query_time, 2])?;
         let bias = place(bias, &[shape.heads, shape.query_time, shape.key_time])?;
+        let relative_bias = relative_bias.map(|table| {
+            values.push(table);
+            values.len() - 1
+        });
         if documents.is_some() && (sources.len() == 2 || key_lengths.is_some()) {
             let what = "documents are for self-attention without key_lengths".to_owned();
             return Err(Error::Shape { operation: "attention", what });
@@ -131,12 +141,35 @@ impl Tape<'_> {
             key_lengths,
             documents,
             bias,
+            relative_bias,
         };
         let results = [
             ("output", vec![shape.batch, shape.query_time, shape.query_columns()], false),
             ("log_sum_exp", vec![shape.batch, shape.heads, shape.query_time], true),
         ];
         Ok(self.push_node(operation, &values, &[], &results)?[0])
+    }
+
+    /// The radius of a table of relative biases, which must reach `longest` positions.
+    pub(super) fn relative_radius(
+        &self,
+        operation: &'static str,
+        table: Value,
+        heads: usize,
+        longest: usize,
+    ) -> Result<usize, Error> {
+        match *self.shape(table) {
+            [rows, columns] if rows == heads && columns % 2 == 1 && columns.div_ceil(2) >= longest => {
+                Ok(columns.div_ceil(2))
+            }
+            ref shape => {
+                let name = &self.values[table.0].name;
+                let what = format!(
+                    "{name} is {shape:?}, expected ({heads}, 2 * radius - 1) with a radius of at least {longest}"
+                );
+                Err(Error::Shape { operation, what })
+            }
+        }
     }
 
     /// Sizes of an attention over packed qkv.
@@ -172,6 +205,12 @@ impl Attention {
             capacity: self.shape.key_time,
         }
     }
+
+    fn relative_bias<'r>(&self, run: &Run<'r>) -> Option<RelativeBias<'r>> {
+        let table = run.input(self.relative_bias?);
+        let radius = (table.len() / self.shape.heads).div_ceil(2);
+        Some(RelativeBias { table, radius, queries_are_last: false })
+    }
 }
 
 impl Operation for Attention {
@@ -189,6 +228,7 @@ impl Operation for Attention {
             key_lengths: self.key_lengths.map(|place| run.input_ids(place)),
             documents: self.documents.map(|place| run.input_ids(place)),
             bias: self.bias.map(|place| run.input(place)),
+            relative_bias: self.relative_bias(run),
             dropout: run.dropout(self.dropout, self.site),
             output: run.output(0),
             log_sum_exp: run.output_or_none(1),
@@ -198,11 +238,12 @@ impl Operation for Attention {
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let grad_bias = self.bias.and_then(|place| run.grad_input(place));
+        let grad_relative_bias = self.relative_bias.and_then(|place| run.grad_input(place));
         let grad_inputs = match (self.is_cross, run.grad_input(0)) {
             (true, query) => GradInputs::Separate { query, key_value: run.grad_input(1) },
             (false, Some((qkv, write))) => GradInputs::Packed(qkv, write),
-            // Frozen up to here: only the bias may still want its gradient, which needs room for the others.
-            (false, None) if grad_bias.is_none() => return Ok(()),
+            // Frozen up to here: only a bias may still want its gradient, which needs room for the others.
+            (false, None) if grad_bias.is_none() && grad_relative_bias.is_none() => return Ok(()),
             (false, None) => {
                 let what = "a bias with a gradient over qkv without one: make qkv depend on a trainable parameter";
                 return Err(ops::Error { operation: self.name(), what: what.to_owned() });
@@ -213,12 +254,14 @@ impl Operation for Attention {
             key_lengths: self.key_lengths.map(|place| run.input_ids(place)),
             documents: self.documents.map(|place| run.input_ids(place)),
             bias: self.bias.map(|place| run.input(place)),
+            relative_bias: self.relative_bias(run),
             dropout: run.dropout(self.dropout, self.site),
             output: run.saved_output(0),
             log_sum_exp: run.saved_output(1),
             grad_output: run.grad_output(0),
             grad_inputs,
             grad_bias,
+            grad_relative_bias,
         };
         ops::attention::backward(run.device, &self.shape, arguments)
     }

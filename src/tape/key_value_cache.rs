@@ -3,7 +3,7 @@
 use super::memory::{Memory, OutOfMemory};
 use super::run::Run;
 use super::{AttentionOptions, Error, Needs, Operation, Parameters, Tape, Value};
-use crate::ops::attention::{Forward, Inputs, Mask, Shape};
+use crate::ops::attention::{Forward, Inputs, Mask, RelativeBias, Shape};
 use crate::ops::key_value_cache::{self, Append};
 use crate::ops::{self, Device, Write};
 use std::sync::Arc;
@@ -68,6 +68,8 @@ impl Cache {
 
 struct CachedAttention {
     shape: Shape,
+    /// Radius of the relative bias, which is the second input.
+    radius: Option<usize>,
     cache: Arc<Cache>,
 }
 
@@ -77,6 +79,9 @@ impl Tape<'_> {
     /// `positions[b]`, both options of the run. Several tokens at a time for one sequence, one token at a time for
     /// several.
     ///
+    /// `relative_bias` is `(H, 2·radius - 1)` as for [`Tape::attention`], with a radius of at least the cache's
+    /// capacity.
+    ///
     /// # Errors
     /// Shapes that do not fit together; a training tape.
     pub fn attention_cached(
@@ -84,6 +89,7 @@ impl Tape<'_> {
         qkv: Value,
         options: &AttentionOptions,
         cache: &Arc<Cache>,
+        relative_bias: Option<Value>,
     ) -> Result<Value, Error> {
         let shape = self.self_attention_shape(qkv, options)?;
         let error = |what| Err(Error::Shape { operation: "attention_cached", what });
@@ -93,9 +99,13 @@ impl Tape<'_> {
         if shape.batch > 1 && shape.query_time > 1 {
             return error(format!("{} tokens of {} sequences at once", shape.query_time, shape.batch));
         }
+        let radius = relative_bias
+            .map(|table| self.relative_radius("attention_cached", table, shape.heads, cache.capacity))
+            .transpose()?;
         let output = [("output", vec![shape.batch, shape.query_time, shape.query_columns()], false)];
-        let operation = CachedAttention { shape, cache: Arc::clone(cache) };
-        Ok(self.push_node(operation, &[qkv], &[], &output)?[0])
+        let operation = CachedAttention { shape, radius, cache: Arc::clone(cache) };
+        let inputs: Vec<Value> = [qkv].into_iter().chain(relative_bias).collect();
+        Ok(self.push_node(operation, &inputs, &[], &output)?[0])
     }
 }
 
@@ -154,6 +164,12 @@ impl Operation for CachedAttention {
             key_lengths: Some(key_lengths.into()),
             documents: None,
             bias: None,
+            relative_bias: self.radius.map(|radius| RelativeBias {
+                table: run.input(1),
+                radius,
+                // Sequences of different lengths are decoded together.
+                queries_are_last: true,
+            }),
             dropout: None,
             output: run.output(0),
             log_sum_exp: None,

@@ -74,11 +74,14 @@ mod memory;
 mod parameter;
 mod parameters;
 mod plan;
+mod pointwise_loss;
 mod program;
 mod programs;
+mod relative_bias;
 mod rows;
 mod run;
 mod softmax_cross_entropy;
+mod span_cross_entropy;
 #[cfg(test)]
 mod tests;
 

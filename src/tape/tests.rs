@@ -368,7 +368,7 @@ fn an_operation_without_a_backward_pass_is_refused_by_name() {
     let qkv = tape.input("qkv", &[1, 1, 3 * CHANNELS]);
     let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: 0.0 };
     let cache = Cache::new(&device(), 1, 4, CHANNELS).unwrap();
-    let error = tape.attention_cached(qkv, &options, &cache).unwrap_err().to_string();
+    let error = tape.attention_cached(qkv, &options, &cache, None).unwrap_err().to_string();
     assert_eq!(error, "attention_cached has no backward pass, so it cannot be recorded for training");
     let error = tape.rows(qkv, 0, 1).unwrap_err().to_string();
     assert!(error.starts_with("rows has no backward pass"), "{error}");

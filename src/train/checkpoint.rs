@@ -4,9 +4,10 @@
 //! A checkpoint is written into a folder with a name of its own and renamed when it is whole and on the disk, so a
 //! folder called `step-…` is whole whatever happened. `best` is a link to the one with the lowest evaluation loss.
 
+use super::job::DrawState;
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
-use crate::data::{SamplerState, Tokenizer};
+use crate::data::Tokenizer;
 use crate::model::Transformer;
 use crate::model::huggingface::{self, Wanted};
 use crate::tape::{ParameterId, Parameters};
@@ -37,20 +38,42 @@ pub struct TrainerState {
     /// Seconds of training so far.
     pub seconds: f64,
     pub seed: u64,
-    pub sampler: SamplerState,
+    pub sampler: DrawState,
     /// [`crate::data::Dataset::fingerprint`] of the training data.
     pub data_fingerprint: String,
-    /// Lowest evaluation loss and its step.
+    /// The best evaluation.
     pub best: Option<Best>,
+    /// Evaluations since then.
+    #[serde(default)]
+    pub evaluations_without_best: usize,
     pub loss_detector: Detector,
     pub norm_detector: Detector,
 }
 
-/// The best evaluation so far.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// The best evaluation so far: by the task's own figure, or the lowest loss where it has none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub step: usize,
     pub val_loss: f64,
+    #[serde(default)]
+    pub score: Option<Score>,
+}
+
+/// A figure of a task; the higher the better.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    pub name: String,
+    pub value: f64,
+}
+
+impl Best {
+    /// Whether this evaluation is better than another, which came before.
+    pub fn is_better_than(&self, other: &Self) -> bool {
+        match (&self.score, &other.score) {
+            (Some(ours), Some(theirs)) if ours.value != theirs.value => ours.value > theirs.value,
+            _ => self.val_loss < other.val_loss,
+        }
+    }
 }
 
 /// A checkpoint cannot be written or read.

@@ -11,12 +11,13 @@
 //! The cut depends on the sizes alone, so any number of threads gives the same bits; a document is cut as if it were
 //! alone.
 //!
-//! The gradient of the bias is a sum over the batch: where it is wanted, sequences are taken one after the other.
+//! The gradient of the bias is a sum over the batch: where it is wanted, sequences are taken one after the other. That of
+//! a relative bias is small: each task sums its diagonals apart, and the sums are added in the order of the batch.
 
 use super::forward::{extras, query_product, score_product};
 use super::scores::{Extras, softmax_gradient};
 use super::tile::{KEY_BLOCK, Operands, QUERY_BLOCK, Start, Tile, pack, pack_transposed, prefetch, product, unpack};
-use super::{Layout, Problem, Scratch, Sequence, with_scratch};
+use super::{Layout, Problem, Scratch, Sequence, relative, with_scratch};
 use crate::cpu::simd::{Kernel, Vector};
 use crate::cpu::{Cpu, Disjoint, scratch};
 use crate::ops::attention::{GradInputs, Mask};
@@ -58,6 +59,8 @@ struct Gradients<'a> {
     bias: Option<Disjoint<'a, f32>>,
     /// Partial gradients of the queries, rows of `(H·D)`; see [`Share`].
     partial: Disjoint<'a, f32>,
+    /// Sums along diagonals, where the gradient of the relative bias is wanted; see [`Share`].
+    diagonals: Option<Disjoint<'a, f32>>,
     /// Most keys that are worked on at a time, a whole number of blocks.
     range: usize,
     /// Head size rounded up to whole vectors.
@@ -71,6 +74,7 @@ pub(super) fn run(
     results: Results<'_>,
     grad_inputs: GradInputs<'_>,
     grad_bias: Option<(ViewMut<'_, f32>, Write)>,
+    grad_relative_bias: Option<(ViewMut<'_, f32>, Write)>,
 ) {
     let shape = &problem.shape;
     let (query, key, value) = targets(problem, grad_inputs);
@@ -86,22 +90,29 @@ pub(super) fn run(
     let together = if bias.is_some() { 1 } else { sequences.len().max(1) };
     let alone = if problem.documents.is_some() { 1 } else { together };
     let wanted = ENOUGH_TASKS.div_ceil((alone * shape.key_value_heads).max(1));
-    let mut partial_rows = 0;
+    let (mut partial_rows, mut diagonals) = (0, 0);
     let share = |sequence: Sequence| {
         let part = sequence.keys.div_ceil(wanted.min((sequence.keys / LEAST_PART).max(1)));
         let part = part.next_multiple_of(KEY_BLOCK).max(KEY_BLOCK);
         let parts = sequence.keys.div_ceil(part).max(1);
         let partial = (parts > 1 && query.is_some()).then_some(partial_rows);
         partial_rows += partial.map_or(0, |_| parts * sequence.queries);
-        Share { sequence, part, parts, partial }
+        let first_diagonal = diagonals;
+        diagonals += parts * shape.heads * relative::diagonals(&sequence);
+        Share { sequence, part, parts, partial, diagonals: first_diagonal }
     };
     let shares: Vec<Share> = sequences.into_iter().map(share).collect();
     let longest = shares.iter().map(|share| share.part).max().unwrap_or(0);
     let range = (RANGE_BYTES / (4 * size_of::<f32>() * padded)).next_multiple_of(KEY_BLOCK).min(longest);
 
-    scratch::with(partial_rows * shape.query_columns(), |partial| {
-        let partial = Disjoint::new(partial);
-        let gradients = Gradients { problem, results: &results, query, key, value, bias, partial, range, padded };
+    let diagonals = if grad_relative_bias.is_some() { diagonals } else { 0 };
+    let partials = partial_rows * shape.query_columns();
+    scratch::with(partials.next_multiple_of(16) + diagonals, |memory| {
+        let (partial, diagonals) = memory.split_at_mut(partials.next_multiple_of(16));
+        let (partial, diagonals) =
+            (Disjoint::new(partial), grad_relative_bias.is_some().then(|| Disjoint::new(diagonals)));
+        let results = &results;
+        let gradients = Gradients { problem, results, query, key, value, bias, partial, diagonals, range, padded };
         for shares in shares.chunks(together) {
             let mut parts: Vec<Part> = shares.iter().flat_map(Share::parts).collect();
             // The most work first, so that threads finish together: under a causal mask the first part is the longest.
@@ -112,6 +123,9 @@ pub(super) fn run(
                     cpu.level().run(Task { gradients, part, key_head, scratch });
                 });
             });
+        }
+        if let (Some((gradient, write)), Some(diagonals)) = (grad_relative_bias, diagonals) {
+            sum_diagonals(cpu, problem, &shares, diagonals, gradient, write);
         }
         let Some(target) = query else { return };
         let rows: Vec<(&Share, Range<usize>)> = shares.iter().flat_map(Share::rows_to_sum).collect();
@@ -131,6 +145,8 @@ struct Share {
     parts: usize,
     /// The first row of its partial gradients of queries, where it has any: all queries of the first part come first.
     partial: Option<usize>,
+    /// The first of its sums along diagonals: rows of [`relative::diagonals`] elements, all heads of the first part first.
+    diagonals: usize,
 }
 
 impl Share {
@@ -144,6 +160,37 @@ impl Share {
         let queries = if self.partial.is_some() { self.sequence.queries } else { 0 };
         (0..queries).step_by(QUERY_BLOCK).map(move |first| (self, first..queries.min(first + QUERY_BLOCK)))
     }
+}
+
+/// Adds up the sums along diagonals, head by head, in the order of the batch and of the parts.
+fn sum_diagonals(
+    cpu: &Cpu,
+    problem: &Problem<'_>,
+    shares: &[Share],
+    diagonals: Disjoint<'_, f32>,
+    gradient: ViewMut<'_, f32>,
+    write: Write,
+) {
+    let heads = problem.shape.heads;
+    let gradient = gradient.host();
+    let row = gradient.len() / heads;
+    let gradient = Disjoint::new(gradient);
+    cpu.pool().run(heads, |head| {
+        // SAFETY: a row for each task, and the tasks that wrote the sums are done.
+        let gradient = unsafe { gradient.get(head * row..(head + 1) * row) };
+        if write == Write::Set {
+            gradient.fill(0.0);
+        }
+        for share in shares {
+            let width = relative::diagonals(&share.sequence);
+            for part in 0..share.parts {
+                let first = share.diagonals + (part * heads + head) * width;
+                // SAFETY: as above.
+                let sums = unsafe { diagonals.get(first..first + width) };
+                relative::add_to_table(problem, &share.sequence, sums, gradient);
+            }
+        }
+    });
 }
 
 /// One part of a sequence's keys.
@@ -217,7 +264,8 @@ impl Gradients<'_> {
             queries,
             queries,
             2 * QUERY_BLOCK,
-            2 * tile,
+            // Sums along diagonals read a vector beyond the second tile.
+            2 * tile + 16,
             bias,
             dropout,
         ]
@@ -238,6 +286,14 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Range { start, end } = self.part.keys();
+        for head in self.heads() {
+            if let Some(row) = self.diagonals(head) {
+                // SAFETY: only this task has this row.
+                unsafe {
+                    std::slice::from_raw_parts_mut(row, relative::diagonals(&self.part.share.sequence)).fill(0.0)
+                };
+            }
+        }
         let mut first = start;
         // Once at least, even without keys, so that the gradient of the queries is written.
         loop {
@@ -253,6 +309,21 @@ impl Kernel for Task<'_> {
 }
 
 impl Task<'_> {
+    /// Query heads of this task.
+    fn heads(&self) -> Range<usize> {
+        let group = self.gradients.problem.group();
+        self.key_head * group..(self.key_head + 1) * group
+    }
+
+    /// Where this task sums the diagonals of a head, if they are wanted.
+    #[inline(always)]
+    fn diagonals(&self, head: usize) -> Option<*mut f32> {
+        let Part { share, index } = self.part;
+        let row = index * self.gradients.problem.shape.heads + head;
+        let at = share.diagonals + row * relative::diagonals(&share.sequence);
+        Some(self.gradients.diagonals?.as_ptr().wrapping_add(at))
+    }
+
     /// The keys `first..last` against all queries.
     ///
     /// # Safety
@@ -284,7 +355,7 @@ impl Task<'_> {
                     V::zero().store(gradient.add(at));
                 }
             }
-            for head in key_head * problem.group()..(key_head + 1) * problem.group() {
+            for head in self.heads() {
                 for query in (0..sequence.queries).step_by(QUERY_BLOCK) {
                     let queries = QUERY_BLOCK.min(sequence.queries - query);
                     self.query_block::<V>(head, query, queries, first..visible, is_first);
@@ -380,6 +451,11 @@ impl Task<'_> {
                     start: if key == key_range.start { Start::Zero } else { Start::Keep },
                 };
                 query_product::<V>(&tile, &operands);
+                if let Some(row) = self.diagonals(head) {
+                    // Of the tile's first query and key.
+                    let first = row.add(sequence.keys - 1 + query).sub(key);
+                    relative::add_diagonals::<V>(&tile, gradients, first);
+                }
                 if let Some(grad_bias) = tasks.bias {
                     let target = grad_bias.as_ptr().add(problem.bias_element(&sequence, head, query, key));
                     add_transposed(&tile, gradients, target, shape.key_time);

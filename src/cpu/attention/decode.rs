@@ -117,6 +117,12 @@ impl Kernel for Part<'_> {
                             *scores.add(j) += LOG2_E * *bias.add(j);
                         }
                     }
+                    if let Some(relative) = problem.relative.filter(|_| seen > 0) {
+                        let bias = relative.row(shape.mask, &sequence, [head, query, key]);
+                        for (j, bias) in bias[..seen].iter().enumerate() {
+                            *scores.add(j) += LOG2_E * bias;
+                        }
+                    }
                     *rescale.add(number) = softmax::<V>(scores, seen, maxima.add(number), sums.add(number));
                 }
                 for j in (0..count).step_by(ROWS) {

@@ -221,7 +221,7 @@ pub(super) unsafe fn query_product<V: Vector>(tile: &Tile, operands: &Operands) 
     }
 }
 
-/// Brings the bias and the dropout mask of a tile into scratch, in the layout of the scores.
+/// Brings the bias and the dropout mask of a tile into scratch, in the layout of the scores, and finds the relative bias.
 ///
 /// # Safety
 /// `bias` must be a tile and `dropout` two, where the problem has them.
@@ -235,7 +235,10 @@ pub(super) unsafe fn extras<V: Vector>(
     dropout: Scratch,
 ) -> Extras {
     let key_time = problem.shape.key_time;
-    let mut extras = Extras { bias: None, dropout: None };
+    let mut extras = Extras { bias: None, relative: None, dropout: None };
+    if let Some(relative) = problem.relative {
+        extras.relative = Some(relative.tile(problem.shape.mask, sequence, [head, query, key]));
+    }
     // SAFETY: the caller's contract; the bias was checked to have heads x query_time x key_time values.
     unsafe {
         if let Some(values) = problem.bias {

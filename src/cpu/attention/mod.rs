@@ -15,6 +15,7 @@
 mod backward;
 mod decode;
 mod forward;
+mod relative;
 mod scores;
 mod tile;
 
@@ -34,7 +35,7 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
     if is_decoding && problem.dropout.is_none() {
         decode::run(cpu, &problem, output, log_sum_exp);
     } else {
-        forward::run(cpu, &problem, output, log_sum_exp);
+        relative::with_reversed(&problem, |problem| forward::run(cpu, problem, output, log_sum_exp));
     }
 }
 
@@ -46,7 +47,10 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
         log_sum_exp: arguments.log_sum_exp.host(),
         grad_output: arguments.grad_output.host(),
     };
-    backward::run(cpu, &problem, results, arguments.grad_inputs, arguments.grad_bias);
+    let Backward { grad_inputs, grad_bias, grad_relative_bias, .. } = arguments;
+    relative::with_reversed(&problem, |problem| {
+        backward::run(cpu, problem, results, grad_inputs, grad_bias, grad_relative_bias);
+    });
 }
 
 /// Queries and keys that belong together: a sequence of the batch, or a document (or padding) inside one.
@@ -79,6 +83,7 @@ impl Layout {
 }
 
 /// What both directions read.
+#[derive(Clone, Copy)]
 struct Problem<'a> {
     shape: Shape,
     query: &'a [f32],
@@ -90,12 +95,13 @@ struct Problem<'a> {
     key_lengths: Option<&'a [i32]>,
     documents: Option<&'a [i32]>,
     bias: Option<&'a [f32]>,
+    relative: Option<relative::Relative<'a>>,
     dropout: Option<scores::Mask>,
 }
 
 impl<'a> Problem<'a> {
     fn new(shape: &Shape, common: Common<'a>) -> Self {
-        let Common { inputs, key_lengths, documents, bias, dropout } = common;
+        let Common { inputs, key_lengths, documents, bias, relative_bias, dropout } = common;
         let (head, key_columns) = (shape.head_size, shape.key_columns());
         let layout = |offset, rows, row| Layout { offset, sequence: rows * row, row, head };
         let (query, query_layout, key_value, key_layout) = match inputs {
@@ -118,6 +124,7 @@ impl<'a> Problem<'a> {
             key_lengths: key_lengths.map(|view| view.host()),
             documents: documents.map(|view| view.host()),
             bias: bias.map(|view| view.host()),
+            relative: relative_bias.map(relative::Relative::new),
             dropout: dropout.and_then(scores::Mask::new),
         }
     }

@@ -24,6 +24,8 @@ pub(super) fn log_sum_exp<V: Vector>(maximum: V, sum: V) -> V {
 pub(super) struct Extras {
     /// Added to the scores, in units of log e.
     pub bias: Option<*const f32>,
+    /// Added to the scores, in units of log 2: no tile, element `i - j` is that of query `i` and key `j`.
+    pub relative: Option<*const f32>,
     /// Factors of the probabilities: 0 or `1 / (1 - p)`.
     pub dropout: Option<*const f32>,
 }
@@ -83,15 +85,22 @@ pub(super) unsafe fn softmax<V: Vector>(tile: &Tile, scores: *mut f32, extras: E
     }
 }
 
-/// The score of key `j` for the queries from `start`, with the bias; stored back where there is one.
+/// The score of key `j` for the queries from `start`, with the biases; stored back where there is one.
 #[inline(always)]
 unsafe fn biased_score<V: Vector>(scores: *mut f32, extras: Extras, j: usize, start: usize) -> V {
     let at = j * QUERY_BLOCK + start;
     // SAFETY: the caller's contract.
     unsafe {
-        let score = V::load(scores.add(at));
-        let Some(bias) = extras.bias else { return score };
-        let score = V::load(bias.add(at)).mul_add(V::splat(LOG2_E), score);
+        let mut score = V::load(scores.add(at));
+        if extras.bias.is_none() && extras.relative.is_none() {
+            return score;
+        }
+        if let Some(relative) = extras.relative {
+            score = score.add(V::load(relative.offset(start as isize - j as isize)));
+        }
+        if let Some(bias) = extras.bias {
+            score = V::load(bias.add(at)).mul_add(V::splat(LOG2_E), score);
+        }
         score.store(scores.add(at));
         score
     }

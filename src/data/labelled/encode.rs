@@ -57,6 +57,15 @@ pub(super) struct EncodedRow {
     pub items: Vec<(Item, RowLabel)>,
     /// Its text as JSON, where the kind keeps it.
     pub text: String,
+    /// A part of it was cut off.
+    pub is_truncated: bool,
+}
+
+impl EncodedRow {
+    /// A row that is left out.
+    pub(super) fn skipped() -> Self {
+        Self { items: Vec::new(), text: String::new(), is_truncated: false }
+    }
 }
 
 /// Turns rows into examples; used from many threads.
@@ -90,13 +99,16 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// The row is not what the task needs; each error names file and row.
     pub(super) fn encode(&self, row: &Row, columns: &Columns) -> Result<EncodedRow> {
-        let skipped = || EncodedRow { items: Vec::new(), text: String::new() };
         let first_text = self.text(row, columns.first, self.options.task.first())?;
-        let Some(first) = self.tokens(&first_text, row, self.options.task.first())? else { return Ok(skipped()) };
+        let Some(first) = self.tokens(&first_text, row, self.options.task.first())? else {
+            return Ok(EncodedRow::skipped());
+        };
         let Some(second_column) = columns.second else {
             let label = self.label(row, columns)?;
-            let items = self.single(first).into_iter().map(|item| (item, label.clone())).collect();
-            return Ok(EncodedRow { items, text: String::new() });
+            let is_cut = matches!(self.options.task, Task::Text { long: Long::Cut, .. });
+            let is_truncated = !is_cut && first.len() > self.room(1);
+            let items = self.single(&first, is_cut).into_iter().map(|item| (item, label.clone())).collect();
+            return Ok(EncodedRow { items, text: String::new(), is_truncated });
         };
         let second_name = self.options.task.second().unwrap_or_default();
         let second_text = self.text(row, second_column, second_name)?;
@@ -104,7 +116,7 @@ impl<'a> Encoder<'a> {
             let question = span::Question::read(row, columns, first_text, second_text)?;
             return span::encode(self, row, first, question, second_name, *stride);
         }
-        let Some(second) = self.tokens(&second_text, row, second_name)? else { return Ok(skipped()) };
+        let Some(second) = self.tokens(&second_text, row, second_name)? else { return Ok(EncodedRow::skipped()) };
         if self.options.task.kind() == Kind::Pair {
             let sides = Sides { source: first_text, target: second_text };
             let text = serde_json::to_string(&sides).map_err(|error| row.error(error.to_string(), "report this"))?;
@@ -113,12 +125,14 @@ impl<'a> Encoder<'a> {
             let split = tokens.len() as u32;
             tokens.extend(self.framed(&[&second[..second.len().min(room)]]));
             let item = Item { tokens, second: split, offsets: Vec::new() };
-            return Ok(EncodedRow { items: vec![(item, RowLabel::Raw(RawLabel::None))], text });
+            let is_truncated = first.len().max(second.len()) > room;
+            return Ok(EncodedRow { items: vec![(item, RowLabel::Raw(RawLabel::None))], text, is_truncated });
         }
         let (a, b) = longest_first(first.len(), second.len(), self.room(2));
         let tokens = self.framed(&[&first[..a], &second[..b]]);
         let item = Item { tokens, second: self.second_start(a), offsets: Vec::new() };
-        Ok(EncodedRow { items: vec![(item, self.label(row, columns)?)], text: String::new() })
+        let is_truncated = a + b < first.len() + second.len();
+        Ok(EncodedRow { items: vec![(item, self.label(row, columns)?)], text: String::new(), is_truncated })
     }
 
     /// Tokens that fit beside the special ones around `texts` texts.
@@ -143,9 +157,9 @@ impl<'a> Encoder<'a> {
         (usize::from(self.frame.start.is_some()) + first + usize::from(self.frame.end.is_some())) as u32
     }
 
-    fn single(&self, tokens: Vec<u32>) -> Vec<Item> {
+    /// A text by itself, in as many examples as it takes or in one.
+    fn single(&self, tokens: &[u32], is_cut: bool) -> Vec<Item> {
         let room = self.room(1);
-        let is_cut = matches!(self.options.task, Task::Text { long: Long::Cut, .. });
         let count = if is_cut { usize::MAX } else { 1 };
         let pieces = tokens.chunks(room).take(count);
         pieces

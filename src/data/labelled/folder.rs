@@ -47,6 +47,8 @@ pub struct Description {
     pub tokens: usize,
     /// Rows left out because a text had no tokens.
     pub skipped: usize,
+    /// Rows of which a part was cut off to keep to `max_tokens`.
+    pub truncated: usize,
     /// As [`LabelledSet::fingerprint`].
     pub fingerprint: String,
     /// The files of rows, in order.

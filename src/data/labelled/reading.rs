@@ -100,7 +100,7 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
     let token_type = TokenType::for_vocabulary(tokenizer.vocabulary());
     let mut builder = Builder::new(out, task.kind(), token_type).map_err(fail)?;
     let mut classes = Classes::new(options.classes.as_deref());
-    let (mut before, mut skipped, mut tokens) = (0, 0, 0);
+    let (mut before, mut skipped, mut truncated, mut tokens) = (0, 0, 0, 0);
     for path in &paths {
         let mut table = Table::open(path, options.quotes)?;
         let columns = Columns::find(&table, task)?;
@@ -111,11 +111,12 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
             }
             let encoded: Vec<Result<EncodedRow>> = rows.par_iter().map(|row| encoder.encode(row, &columns)).collect();
             for (row, encoded) in rows.iter().zip(encoded) {
-                let EncodedRow { items, text } = encoded?;
+                let EncodedRow { items, text, is_truncated } = encoded?;
                 if items.is_empty() {
                     skipped += 1;
                     continue;
                 }
+                truncated += usize::from(is_truncated);
                 builder.push_row(&text);
                 for (item, label) in &items {
                     tokens += item.tokens.len();
@@ -148,6 +149,7 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
         examples,
         tokens,
         skipped,
+        truncated,
         fingerprint: fingerprint(examples, tokens, hash),
         sources,
     };

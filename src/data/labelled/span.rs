@@ -85,7 +85,7 @@ pub(super) fn encode(
     let (ids, characters) = (&encoded.ids, &encoded.characters);
     if ids.is_empty() {
         encoder.refuse_empty(row, context_column)?;
-        return Ok(EncodedRow { items: Vec::new(), text: String::new() });
+        return Ok(EncodedRow::skipped());
     }
     let room = encoder.room(2).saturating_sub(question_tokens.len());
     if room <= stride {
@@ -130,5 +130,5 @@ pub(super) fn encode(
         start = end - stride;
     }
     let text = serde_json::to_string(&question).map_err(|error| row.error(error.to_string(), "report this"))?;
-    Ok(EncodedRow { items, text })
+    Ok(EncodedRow { items, text, is_truncated: false })
 }

@@ -7,7 +7,7 @@ use crate::gpu::Gpu;
 use crate::gpu::checks::Check;
 use crate::gpu::testing::Buffer;
 use crate::ops::attention::cases::{Case, Data, Doubles, full, plain, shape};
-use crate::ops::attention::{Backward, Forward, GradInputs, Inputs, Shape, backward, forward, reference};
+use crate::ops::attention::{Backward, Forward, GradInputs, Inputs, RelativeBias, Shape, backward, forward, reference};
 use crate::ops::testing::{Random, assert_close, double};
 use crate::ops::{Device, Write};
 
@@ -21,6 +21,7 @@ struct Uploaded<'d> {
     key_lengths: Option<Buffer<'d, i32>>,
     documents: Option<Buffer<'d, i32>>,
     bias: Option<Buffer<'d, f32>>,
+    relative_bias: Buffer<'d, f32>,
 }
 
 impl<'d> Uploaded<'d> {
@@ -35,7 +36,13 @@ impl<'d> Uploaded<'d> {
             key_lengths: case.key_lengths.map(|lengths| Buffer::upload(device, lengths)),
             documents: data.documents().map(|documents| Buffer::upload(device, &documents)),
             bias: case.has_bias.then(|| Buffer::upload(device, &data.bias)),
+            relative_bias: Buffer::upload(device, &data.relative_bias),
         }
+    }
+
+    fn relative_bias(&self) -> Option<RelativeBias<'_>> {
+        let Case { queries_are_last, .. } = self.case;
+        self.case.radius().map(|radius| RelativeBias { table: self.relative_bias.view(), radius, queries_are_last })
     }
 
     fn inputs(&self) -> Inputs<'_> {
@@ -61,6 +68,7 @@ impl<'d> Uploaded<'d> {
             key_lengths: self.key_lengths.as_ref().map(Buffer::view),
             documents: self.documents.as_ref().map(Buffer::view),
             bias: self.bias.as_ref().map(Buffer::view),
+            relative_bias: self.relative_bias(),
             dropout: data.dropout(),
             output: output.view_mut(),
             log_sum_exp: Some(log_sum_exp.view_mut()),
@@ -69,14 +77,15 @@ impl<'d> Uploaded<'d> {
         (output.download(), log_sum_exp.download())
     }
 
-    /// Gradients of queries, keys, values and bias.
-    fn backward(&self, data: &Data, (output, log_sum_exp): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 4] {
+    /// Gradients of queries, keys, values, bias and relative bias.
+    fn backward(&self, data: &Data, (output, log_sum_exp): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 5] {
         let write = self.case.write;
-        let [query, key, value, bias] = &data.previous;
+        let [query, key, value, bias, relative_bias] = &data.previous;
         let (queries, keys) = data.layout([query, key, value]);
         let mut grad_queries = Buffer::upload(self.device, &queries);
         let mut grad_keys = Buffer::upload(self.device, &keys);
         let mut grad_bias = Buffer::upload(self.device, bias);
+        let mut grad_relative_bias = Buffer::upload(self.device, relative_bias);
         let output = Buffer::upload(self.device, output);
         let log_sum_exp = Buffer::upload(self.device, log_sum_exp);
         let grad_output = Buffer::upload(self.device, &data.grad_output);
@@ -93,16 +102,18 @@ impl<'d> Uploaded<'d> {
             key_lengths: self.key_lengths.as_ref().map(Buffer::view),
             documents: self.documents.as_ref().map(Buffer::view),
             bias: self.bias.as_ref().map(Buffer::view),
+            relative_bias: self.relative_bias(),
             dropout: data.dropout(),
             output: output.view(),
             log_sum_exp: log_sum_exp.view(),
             grad_output: grad_output.view(),
             grad_inputs,
             grad_bias: self.case.has_grad_bias().then(|| (grad_bias.view_mut(), write)),
+            grad_relative_bias: self.case.radius().map(|_| (grad_relative_bias.view_mut(), write)),
         };
         backward(self.device, &self.case.shape, arguments).unwrap();
         let [query, key, value] = data.split(&(grad_queries.download(), grad_keys.download()));
-        [query, key, value, grad_bias.download()]
+        [query, key, value, grad_bias.download(), grad_relative_bias.download()]
     }
 }
 
@@ -126,13 +137,18 @@ fn check_data(device: &Device, data: &Data) -> (Vec<f32>, Vec<f32>) {
     // See the tests of `ops::attention`: the rounding of `dP - delta` where the true gradient is 0.
     let floor = 2.0 * f64::from(f32::EPSILON) * (case.shape.head_size * case.shape.batch) as f64;
     let grads = uploaded.backward(data, &found);
-    let expected = [gradients.query, gradients.key, gradients.value, gradients.bias];
-    let whats = ["grad query", "grad key", "grad value", "grad bias"];
+    let expected = [gradients.query, gradients.key, gradients.value, gradients.bias, gradients.relative_bias];
+    let whats = ["grad query", "grad key", "grad value", "grad bias", "grad relative bias"];
     for (index, (what, mut expected)) in whats.into_iter().zip(expected).enumerate() {
+        if what == "grad bias" && !case.has_grad_bias() {
+            continue;
+        }
         if case.write == Write::Add {
             expected.iter_mut().zip(&data.previous[index]).for_each(|(sum, &value)| *sum += f64::from(value));
         }
-        assert_close(&name(what), &grads[index], &expected, 1e-5, floor);
+        // A distance is that of up to `query_time` pairs.
+        let terms = if what == "grad relative bias" { case.shape.query_time } else { 1 };
+        assert_close(&name(what), &grads[index], &expected, 1e-5, floor * terms as f64);
     }
     found
 }
@@ -170,6 +186,10 @@ fn matches_reference_for_larger_problems() {
         let causal = shape(2, [time, time], [2, 1], head_size);
         check(&device, plain(causal), &mut random);
         check(&device, Case { has_bias: true, dropout: Some(0.3), ..plain(full(causal)) }, &mut random);
+        let documents: &'static [&'static [i32]] =
+            if time == 203 { &[&[30, -3, 17, 153], &[90]] } else { &[&[112], &[5, 70]] };
+        check(&device, Case { documents: Some(documents), relative_bias: Some(0), ..plain(full(causal)) }, &mut random);
+        check(&device, Case { relative_bias: Some(7), ..plain(causal) }, &mut random);
     }
 }
 
@@ -214,6 +234,7 @@ fn the_output_is_the_same_without_a_log_sum_exp(device: &Device) {
             key_lengths: None,
             documents: None,
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: output.view_mut(),
             log_sum_exp: None,
@@ -257,6 +278,101 @@ fn matches_reference_with_large_heads_bias_and_decoding(device: &Device) {
         let with_bias = plain(shape(2, [5, 9], [2, 1], head_size));
         check(device, Case { has_bias: true, ..with_bias }, &mut random);
         check(device, plain(shape(1, [1, 70], [2, 1], head_size)), &mut random);
+    }
+}
+
+/// Documents of length 1, longer than a tile, and padding at the end, in the middle and in front; rows without any.
+fn matches_reference_over_documents(device: &Device) {
+    let mut random = Random::fresh();
+    let tries: [(usize, &'static [&'static [i32]]); 5] = [
+        (1, &[&[1], &[]]),
+        (3, &[&[3], &[1, 2], &[1, -1, 1]]),
+        (17, &[&[17], &[5, 1, 1, 6], &[-3, 4, -5, 5]]),
+        (113, &[&[70, 1, 42], &[], &[-1, 40, -2, 66]]),
+        (203, &[&[17, 113, 1, 3]]),
+    ];
+    for (index, (time, rows)) in tries.into_iter().enumerate() {
+        let (heads, head_size) = [([2, 2], 8), ([4, 2], 16), ([3, 1], 40), ([4, 2], 8), ([2, 1], 8)][index];
+        let causal = shape(rows.len(), [time, time], heads, head_size);
+        let case = Case { documents: Some(rows), ..plain(causal) };
+        check(device, case, &mut random);
+        let case = Case { is_packed: false, has_bias: true, dropout: Some(0.2), write: Write::Add, ..case };
+        check(device, Case { shape: full(causal), relative_bias: Some(1), ..case }, &mut random);
+    }
+    // The other sizes of tiles; few blocks, so that the keys are cut into ranges.
+    let rows: &'static [&'static [i32]] = &[&[-1, 30, 9]];
+    for head_size in [72, 130] {
+        check(
+            device,
+            Case { documents: Some(rows), ..plain(full(shape(1, [40, 40], [2, 1], head_size))) },
+            &mut random,
+        );
+    }
+    let rows: &'static [&'static [i32]] = &[&[130, -20, 131]];
+    check(device, Case { documents: Some(rows), ..plain(full(shape(1, [300, 300], [1, 1], 8))) }, &mut random);
+}
+
+fn padding_of_documents_is_zero(device: &Device) {
+    let mut random = Random::fresh();
+    let rows: &'static [&'static [i32]] = &[&[-2, 60, -9, 40], &[]];
+    let case = Case { documents: Some(rows), relative_bias: Some(0), ..plain(full(shape(2, [113, 113], [1, 1], 8))) };
+    let data = Data::new(case, &mut random);
+    let documents = data.documents().unwrap();
+    let uploaded = Uploaded::new(device, &data);
+    let found = uploaded.forward(&data);
+    let gradients = uploaded.backward(&data, &found);
+    for values in [&found.0, &gradients[0], &gradients[1], &gradients[2]] {
+        for (position, row) in values.chunks(8).enumerate() {
+            let is_padding = documents[2 * position..][..2] == [0, 0];
+            assert!(row.iter().all(|&value| (value == 0.0) == is_padding), "position {position}: {row:?}");
+        }
+    }
+    for (position, &value) in found.1.iter().enumerate() {
+        assert_eq!(value == f32::NEG_INFINITY, documents[2 * position..][..2] == [0, 0], "position {position}");
+    }
+}
+
+/// What nobody has checked must not make a kernel leave its memory.
+fn documents_that_make_no_sense_stay_in_bounds(device: &Device) {
+    let mut random = Random::fresh();
+    let data = Data::new(Case { relative_bias: Some(0), ..plain(shape(2, [70, 70], [4, 2], 8)) }, &mut random);
+    let mut uploaded = Uploaded::new(device, &data);
+    let nonsense: Vec<i32> = (0..280).map(|_| random.word() as i32 >> random.below(32)).collect();
+    uploaded.documents = Some(Buffer::upload(device, &nonsense));
+    let found = uploaded.forward(&data);
+    uploaded.backward(&data, &found);
+}
+
+fn matches_reference_with_a_relative_bias(device: &Device) {
+    let mut random = Random::fresh();
+    let tries = [
+        ([1, 1], [1, 1], 8),
+        ([3, 3], [4, 2], 33),
+        ([17, 17], [2, 2], 72),
+        ([17, 17], [3, 1], 130),
+        ([33, 33], [4, 1], 16),
+        ([113, 113], [2, 1], 8),
+        ([1, 70], [4, 2], 8),
+        ([17, 113], [4, 2], 16),
+        ([70, 33], [2, 2], 8),
+    ];
+    for (times, heads, head_size) in tries {
+        let causal = shape(2, times, heads, head_size);
+        let case = Case { relative_bias: Some(0), ..plain(full(causal)) };
+        check(device, case, &mut random);
+        if times[0] <= times[1] {
+            let case = Case { shape: causal, relative_bias: Some(5), write: Write::Add, dropout: Some(0.1), ..case };
+            check(device, case, &mut random);
+        }
+    }
+    let case = Case { key_lengths: Some(&[0, 70, 41]), relative_bias: Some(0), ..plain(shape(3, [70, 70], [2, 1], 8)) };
+    check(device, case, &mut random);
+    check(device, Case { shape: full(case.shape), has_bias: true, ..case }, &mut random);
+    let lengths: [([usize; 2], &'static [i32]); 2] = [([1, 300], &[1, 64, 300, 41]), ([3, 70], &[3, 64, 70, 2])];
+    for (times, lengths) in lengths {
+        let case =
+            Case { key_lengths: Some(lengths), relative_bias: Some(3), ..plain(full(shape(4, times, [4, 2], 8))) };
+        check(device, Case { queries_are_last: true, ..case }, &mut random);
     }
 }
 
@@ -311,7 +427,7 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits(device: &Device) {
     let uploaded = Uploaded::new(device, &data);
     let found = uploaded.forward(&data);
     let both = uploaded.backward(&data, &found);
-    let [query, key, value, _] = &data.previous;
+    let [query, key, value, ..] = &data.previous;
     let (queries, keys) = data.layout([query, key, value]);
     let (mut grad_queries, mut grad_keys) = (Buffer::upload(device, &queries), Buffer::upload(device, &keys));
     let [output, log_sum_exp, grad_output] =
@@ -325,12 +441,14 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits(device: &Device) {
             key_lengths: None,
             documents: None,
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: output.view(),
             log_sum_exp: log_sum_exp.view(),
             grad_output: grad_output.view(),
             grad_inputs,
             grad_bias: None,
+            grad_relative_bias: None,
         };
         backward(device, &data.case.shape, arguments).unwrap();
     }
@@ -345,6 +463,7 @@ fn a_head_larger_than_the_kernels_take_is_refused(device: &Device) {
         key_lengths: None,
         documents: None,
         bias: None,
+        relative_bias: None,
         dropout: None,
         output: output.view_mut(),
         log_sum_exp: None,
@@ -380,6 +499,13 @@ pub(crate) const ALL: &[Check] = &[
         name: "attention: matches reference with large heads bias and decoding",
         claim: matches_reference_with_large_heads_bias_and_decoding,
     },
+    Check { name: "attention: matches reference over documents", claim: matches_reference_over_documents },
+    Check { name: "attention: padding of documents is zero", claim: padding_of_documents_is_zero },
+    Check {
+        name: "attention: documents that make no sense stay in bounds",
+        claim: documents_that_make_no_sense_stay_in_bounds,
+    },
+    Check { name: "attention: matches reference with a relative bias", claim: matches_reference_with_a_relative_bias },
     Check { name: "attention: large scores do not overflow", claim: large_scores_do_not_overflow },
     Check {
         name: "attention: minus infinity as bias masks and a row of it gives zero",

@@ -46,7 +46,8 @@ impl Memory {
         // SAFETY: the emulator checks every access.
         let qkv = unsafe { View::on_device(self.qkv, self.sizes[0]) };
         let inputs = Inputs::Packed(qkv);
-        let common = Common { inputs, key_lengths: None, documents: None, bias: None, dropout: None };
+        let common =
+            Common { inputs, key_lengths: None, documents: None, bias: None, relative_bias: None, dropout: None };
         let problem = Problem { shape: self.shape, common };
         let config = LaunchConfig::new([blocks as u32, y as u32, 1], [BLOCK, 1, 1])
             .shared(kernel.tiles.shared_bytes(tiles[0], tiles[1]));
@@ -88,8 +89,8 @@ fn memory_is_read_and_written_once_and_shared_memory_without_conflicts() {
         check(kernel.name, &counters, read, 2 * output);
 
         let kernel = &backward::QUERY[index];
-        let counters =
-            memory.count(&backward::SOURCE, kernel, blocks, [2, 2], |list| common(list).address(grad).flag(false));
+        let counters = memory
+            .count(&backward::SOURCE, kernel, blocks, [2, 2], |list| common(list).address(grad).flag(false).address(0));
         check(kernel.name, &counters, read, output);
 
         let kernel = &backward::BIAS[index];
@@ -122,7 +123,7 @@ fn kernels_use_no_local_memory() {
     let gpu = Gpu::new(Box::new(Emulated::new(DeviceFacts::default()))).unwrap();
     let forwards = forward::FORWARD.iter().chain(&forward::DECODE).map(|kernel| (&forward::SOURCE, kernel.name));
     let backwards = backward::KEY_VALUE.iter().chain(&backward::QUERY).chain(&backward::BIAS);
-    let backwards = backwards.map(|kernel| (&backward::SOURCE, kernel.name));
+    let backwards = backwards.chain(&backward::RELATIVE).map(|kernel| (&backward::SOURCE, kernel.name));
     let others = [(&forward::SOURCE, "attention_merge"), (&backward::SOURCE, "attention_delta")];
     for (source, name) in forwards.chain(backwards).chain(others) {
         let facts = gpu.function_facts(source, name).unwrap();

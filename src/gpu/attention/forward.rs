@@ -1,7 +1,7 @@
 //! The forward pass: one launch, or one for ranges of keys and one that merges them.
 
 use super::{Kernel, Problem, grid, kernel, kernel_for};
-use crate::driver::{Error, LaunchConfig, Result};
+use crate::driver::{LaunchConfig, Result};
 use crate::gpu::{Arguments, Gpu, Source, source};
 use crate::ops::attention::{Forward, Shape};
 
@@ -36,9 +36,6 @@ const MOST_RANGES: usize = 64;
 pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     let problem = Problem { shape: *shape, common: arguments.common() };
     let Forward { output, log_sum_exp, .. } = arguments;
-    if problem.common.documents.is_some() {
-        return Err(Error::failed("attention", "documents are not on the GPU yet"));
-    }
     let rows = problem.rows();
     if rows == 0 {
         return Ok(());

@@ -130,7 +130,9 @@ impl Problem<'_> {
             .address(key)
             .address(value)
             .optional(self.common.key_lengths.as_ref())
+            .optional(self.common.documents.as_ref())
             .optional(self.common.bias.as_ref())
+            .optional(self.common.relative_bias.as_ref().map(|bias| &bias.table))
             .count(shape.query_time * layout.query_row)
             .count(layout.capacity * layout.key_row)
             .dropout(self.common.dropout.as_ref())
@@ -144,6 +146,8 @@ impl Problem<'_> {
             .size(shape.head_size)
             .float(shape.scale)
             .flag(shape.mask == Mask::Causal)
+            .size(self.common.relative_bias.map_or(1, |bias| bias.radius))
+            .flag(self.common.relative_bias.is_some_and(|bias| bias.queries_are_last))
     }
 }
 

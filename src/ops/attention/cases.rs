@@ -18,6 +18,9 @@ pub struct Case {
     /// For each row the lengths of its documents, as [`documents::of_lengths`] takes them.
     pub documents: Option<&'static [&'static [i32]]>,
     pub has_bias: bool,
+    /// With a relative bias, whose radius is larger than need be by this.
+    pub relative_bias: Option<usize>,
+    pub queries_are_last: bool,
     pub dropout: Option<f32>,
     pub write: Write,
 }
@@ -26,6 +29,11 @@ impl Case {
     /// Documents and a gradient of the bias do not go together.
     pub fn has_grad_bias(&self) -> bool {
         self.has_bias && self.documents.is_none()
+    }
+
+    /// Radius of the relative bias.
+    pub fn radius(&self) -> Option<usize> {
+        self.relative_bias.map(|spare| self.shape.query_time.max(self.shape.key_time) + spare)
     }
 }
 
@@ -48,6 +56,8 @@ pub fn plain(shape: Shape) -> Case {
         key_lengths: None,
         documents: None,
         has_bias: false,
+        relative_bias: None,
+        queries_are_last: false,
         dropout: None,
         write: Write::Set,
     }
@@ -65,8 +75,11 @@ pub struct Data {
     pub key: Vec<f32>,
     pub value: Vec<f32>,
     pub bias: Vec<f32>,
+    /// The table of the relative bias.
+    pub relative_bias: Vec<f32>,
     pub grad_output: Vec<f32>,
-    pub previous: [Vec<f32>; 4],
+    /// What gradients of queries, keys, values and biases hold before.
+    pub previous: [Vec<f32>; 5],
 }
 
 impl Data {
@@ -75,9 +88,11 @@ impl Data {
         let queries = shape.batch * shape.query_time * shape.query_columns();
         let keys = shape.batch * shape.key_time * shape.key_columns();
         let biases = if case.has_bias { shape.heads * shape.query_time * shape.key_time } else { 0 };
+        let distances = case.radius().map_or(0, |radius| shape.heads * (2 * radius - 1));
+        let sizes = [queries, keys, keys, biases, distances];
         let previous = match case.write {
-            Write::Set => [queries, keys, keys, biases].map(poisoned),
-            Write::Add => [queries, keys, keys, biases].map(|length| random.normal(length)),
+            Write::Set => sizes.map(poisoned),
+            Write::Add => sizes.map(|length| random.normal(length)),
         };
         Self {
             case,
@@ -85,6 +100,7 @@ impl Data {
             key: random.normal(keys),
             value: random.normal(keys),
             bias: random.normal(biases),
+            relative_bias: random.normal(distances),
             grad_output: random.normal(queries),
             previous,
         }
@@ -159,18 +175,20 @@ impl Data {
     pub fn cut(&self, run: &documents::Run) -> Self {
         let Case { shape, .. } = self.case;
         let time = run.positions.len();
-        let case =
-            Case { shape: Shape { batch: 1, query_time: time, key_time: time, ..shape }, documents: None, ..self.case };
+        let alone = Shape { batch: 1, query_time: time, key_time: time, ..shape };
+        let spare = self.case.radius().map(|radius| radius - time);
+        let case = Case { shape: alone, documents: None, relative_bias: spare, ..self.case };
         let rows = |values: &Vec<f32>| self.rows_of(run, values);
-        let [query, key, value, _] = &self.previous;
+        let [query, key, value, _, relative_bias] = &self.previous;
         Self {
             case,
             query: rows(&self.query),
             key: rows(&self.key),
             value: rows(&self.value),
             bias: Vec::new(),
+            relative_bias: self.relative_bias.clone(),
             grad_output: rows(&self.grad_output),
-            previous: [rows(query), rows(key), rows(value), Vec::new()],
+            previous: [rows(query), rows(key), rows(value), Vec::new(), relative_bias.clone()],
         }
     }
 
@@ -209,12 +227,14 @@ pub struct Doubles {
     pub key: Vec<f64>,
     pub value: Vec<f64>,
     pub bias: Vec<f64>,
+    pub relative_bias: Vec<f64>,
 }
 
 impl Doubles {
     pub fn new(data: &Data) -> Self {
-        let [query, key, value, bias] = [&data.query, &data.key, &data.value, &data.bias].map(|values| double(values));
-        Self { documents: data.documents(), query, key, value, bias }
+        let [query, key, value] = [&data.query, &data.key, &data.value].map(|values| double(values));
+        let [bias, relative_bias] = [&data.bias, &data.relative_bias].map(|values| double(values));
+        Self { documents: data.documents(), query, key, value, bias, relative_bias }
     }
 
     pub fn inputs(&self, data: &Data) -> reference::Inputs<'_> {
@@ -226,6 +246,10 @@ impl Doubles {
             key_lengths: data.case.key_lengths,
             documents: self.documents.as_deref(),
             bias: data.case.has_bias.then_some(&self.bias),
+            relative_bias: data.case.radius().map(|radius| {
+                let queries_are_last = data.case.queries_are_last;
+                reference::RelativeBias { table: &self.relative_bias, radius, queries_are_last }
+            }),
             dropout: data.dropout(),
         }
     }

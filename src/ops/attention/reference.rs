@@ -21,8 +21,18 @@ pub struct Inputs<'a> {
     pub documents: Option<&'a [i32]>,
     /// `(H, query_time, key_time)`
     pub bias: Option<&'a [f64]>,
+    pub relative_bias: Option<RelativeBias<'a>>,
     /// Of the probabilities.
     pub dropout: Option<Dropout>,
+}
+
+/// As [`super::RelativeBias`].
+#[derive(Clone, Copy)]
+pub struct RelativeBias<'a> {
+    /// `(H, 2·radius - 1)`
+    pub table: &'a [f64],
+    pub radius: usize,
+    pub queries_are_last: bool,
 }
 
 /// Gradients, in the shapes of the inputs.
@@ -32,6 +42,8 @@ pub struct Gradients {
     pub value: Vec<f64>,
     /// Empty where there is no bias.
     pub bias: Vec<f64>,
+    /// Empty where there is no relative bias.
+    pub relative_bias: Vec<f64>,
 }
 
 /// The probabilities of one row, what they are multiplied by (dropout), and the log-sum-exp.
@@ -66,6 +78,22 @@ impl Inputs<'_> {
         is_before_end && is_same_document && (mask == Mask::Full || j + query_time <= i + key_time)
     }
 
+    /// Where the relative bias of a query and a key that it sees stands in its table, if there is one.
+    fn relative_place(&self, b: usize, h: usize, i: usize, j: usize) -> usize {
+        let Shape { query_time, key_time, mask, .. } = self.shape;
+        let Some(RelativeBias { radius, queries_are_last, .. }) = self.relative_bias else { return 0 };
+        let length = self.key_lengths.map_or(key_time, |lengths| key_time.min(lengths[b].max(0) as usize));
+        // The distance is `j - (i + end - query_time)`.
+        let end = if queries_are_last {
+            length
+        } else if mask == Mask::Causal {
+            key_time
+        } else {
+            query_time
+        };
+        h * (2 * radius - 1) + (j + query_time + radius - 1) - (i + end)
+    }
+
     fn row(&self, b: usize, h: usize, i: usize) -> Row {
         let Shape { heads, query_time, key_time, scale, .. } = self.shape;
         let query = &self.query[self.query_row(b, h, i)];
@@ -75,7 +103,9 @@ impl Inputs<'_> {
                     return f64::NEG_INFINITY;
                 }
                 let product = dot(query, &self.key[self.key_row(b, h, j)]);
-                f64::from(scale) * product + self.bias.map_or(0.0, |bias| bias[(h * query_time + i) * key_time + j])
+                let bias = self.bias.map_or(0.0, |bias| bias[(h * query_time + i) * key_time + j]);
+                let relative = self.relative_bias.map_or(0.0, |bias| bias.table[self.relative_place(b, h, i, j)]);
+                f64::from(scale) * product + bias + relative
             })
             .collect();
         let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -136,6 +166,7 @@ pub fn backward(inputs: &Inputs<'_>, grad_output: &[f64]) -> Gradients {
         key: vec![0.0; inputs.key.len()],
         value: vec![0.0; inputs.value.len()],
         bias: vec![0.0; inputs.bias.map_or(0, <[f64]>::len)],
+        relative_bias: vec![0.0; inputs.relative_bias.map_or(0, |bias| bias.table.len())],
     };
     inputs.for_each_row(|b, h, i| {
         let Row { probabilities, factors, .. } = inputs.row(b, h, i);
@@ -154,6 +185,9 @@ pub fn backward(inputs: &Inputs<'_>, grad_output: &[f64]) -> Gradients {
             if inputs.bias.is_some() {
                 let Shape { query_time, key_time, .. } = inputs.shape;
                 gradients.bias[(h * query_time + i) * key_time + j] += grad_score;
+            }
+            if inputs.relative_bias.is_some() && inputs.sees(b, i, j) {
+                gradients.relative_bias[inputs.relative_place(b, h, i, j)] += grad_score;
             }
         }
     });

@@ -6,6 +6,11 @@ use super::*;
 use crate::ops::testing::{Random, assert_close, assert_gradient, cpu_devices, double, poisoned};
 
 impl Data {
+    fn relative_bias(&self) -> Option<RelativeBias<'_>> {
+        let queries_are_last = self.case.queries_are_last;
+        self.case.radius().map(|radius| RelativeBias { table: (&self.relative_bias).into(), radius, queries_are_last })
+    }
+
     /// Output and log-sum-exp on a device.
     fn forward(&self, device: &Device) -> (Vec<f32>, Vec<f32>) {
         let shape = self.case.shape;
@@ -18,6 +23,7 @@ impl Data {
             key_lengths: self.case.key_lengths.map(View::from),
             documents: documents.as_ref().map(View::from),
             bias: self.case.has_bias.then(|| (&self.bias).into()),
+            relative_bias: self.relative_bias(),
             dropout: self.dropout(),
             output: (&mut output).into(),
             log_sum_exp: Some((&mut log_sum_exp).into()),
@@ -26,11 +32,11 @@ impl Data {
         (output, log_sum_exp)
     }
 
-    /// Gradients of queries, keys, values and bias on a device.
-    fn backward(&self, device: &Device, (output, log_sum_exp): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 4] {
+    /// Gradients of queries, keys, values, bias and relative bias on a device.
+    fn backward(&self, device: &Device, (output, log_sum_exp): &(Vec<f32>, Vec<f32>)) -> [Vec<f32>; 5] {
         let documents = self.documents();
         let data = self.layout([&self.query, &self.key, &self.value]);
-        let [query, key, value, mut grad_bias] = self.previous.clone();
+        let [query, key, value, mut grad_bias, mut grad_relative_bias] = self.previous.clone();
         let mut gradients = self.layout([&query, &key, &value]);
         let write = self.case.write;
         let grad_inputs = if self.case.is_packed {
@@ -46,16 +52,18 @@ impl Data {
             key_lengths: self.case.key_lengths.map(View::from),
             documents: documents.as_ref().map(View::from),
             bias: self.case.has_bias.then(|| (&self.bias).into()),
+            relative_bias: self.relative_bias(),
             dropout: self.dropout(),
             output: output.into(),
             log_sum_exp: log_sum_exp.into(),
             grad_output: (&self.grad_output).into(),
             grad_inputs,
             grad_bias: self.case.has_grad_bias().then(|| ((&mut grad_bias).into(), write)),
+            grad_relative_bias: self.case.radius().map(|_| ((&mut grad_relative_bias).into(), write)),
         };
         backward(device, &self.case.shape, arguments).unwrap();
         let [query, key, value] = self.split(&gradients);
-        [query, key, value, grad_bias]
+        [query, key, value, grad_bias, grad_relative_bias]
     }
 }
 
@@ -66,7 +74,7 @@ fn check(case: Case, random: &mut Random) {
     let inputs = doubles.inputs(&data);
     let (output, log_sum_exp) = reference::forward(&inputs);
     let gradients = reference::backward(&inputs, &double(&data.grad_output));
-    let expected = [gradients.query, gradients.key, gradients.value, gradients.bias];
+    let expected = [gradients.query, gradients.key, gradients.value, gradients.bias, gradients.relative_bias];
     // Where one key has all the weight the true gradient is 0, and `dP - delta` is the rounding of two products of D
     // terms of size 1: partial sums reach 2 √D, so √D roundings of half a unit of that make ε D each, in each sequence.
     let floor = 2.0 * f64::from(f32::EPSILON) * (case.shape.head_size * case.shape.batch) as f64;
@@ -77,7 +85,7 @@ fn check(case: Case, random: &mut Random) {
         assert_close(&name("output"), &found.0, &output, 1e-5, 1e-7);
         assert_close(&name("log-sum-exp"), &found.1, &log_sum_exp, 1e-5, 1e-6);
         let grads = data.backward(&device, &found);
-        let whats = ["grad query", "grad key", "grad value", "grad bias"];
+        let whats = ["grad query", "grad key", "grad value", "grad bias", "grad relative bias"];
         for (index, what) in whats.into_iter().enumerate() {
             if what == "grad bias" && !case.has_grad_bias() {
                 continue;
@@ -86,7 +94,9 @@ fn check(case: Case, random: &mut Random) {
             if case.write == Write::Add {
                 expected.iter_mut().zip(&data.previous[index]).for_each(|(sum, &value)| *sum += f64::from(value));
             }
-            assert_close(&name(what), &grads[index], &expected, 1e-5, floor);
+            // A distance is that of up to `query_time` pairs.
+            let terms = if what == "grad relative bias" { case.shape.query_time } else { 1 };
+            assert_close(&name(what), &grads[index], &expected, 1e-5, floor * terms as f64);
         }
         let bits: Vec<Vec<u32>> = [&found.0, &found.1]
             .into_iter()
@@ -114,6 +124,15 @@ fn reference_gradients_match_finite_differences() {
         Case { dropout: Some(0.3), has_bias: true, key_lengths: Some(&[4, 2]), ..plain(shape(2, [3, 5], [4, 2], 2)) },
         Case { documents: Some(&[&[2, -1, 3], &[1, 4]]), ..plain(shape(2, [6, 6], [2, 1], 3)) },
         Case { documents: Some(&[&[2, -1, 3]]), dropout: Some(0.2), ..plain(full(shape(1, [6, 6], [2, 2], 3))) },
+        Case { relative_bias: Some(0), ..plain(shape(2, [3, 5], [4, 2], 2)) },
+        Case { relative_bias: Some(2), key_lengths: Some(&[4, 2]), ..plain(full(shape(2, [5, 4], [2, 1], 2))) },
+        Case { relative_bias: Some(0), documents: Some(&[&[2, -1, 3]]), ..plain(shape(1, [6, 6], [2, 2], 3)) },
+        Case {
+            relative_bias: Some(1),
+            queries_are_last: true,
+            key_lengths: Some(&[5, 2]),
+            ..plain(full(shape(2, [2, 5], [2, 2], 3)))
+        },
     ];
     for case in features {
         let data = Data::new(case, &mut random);
@@ -144,6 +163,17 @@ fn reference_gradients_match_finite_differences() {
                 |bias| loss(reference::Inputs { bias: Some(bias), ..inputs }),
                 &doubles.bias,
                 &gradients.bias,
+            );
+        }
+        if let Some(bias) = inputs.relative_bias {
+            assert_gradient(
+                &name("relative bias"),
+                |table| {
+                    let relative_bias = Some(reference::RelativeBias { table, ..bias });
+                    loss(reference::Inputs { relative_bias, ..inputs })
+                },
+                &doubles.relative_bias,
+                &gradients.relative_bias,
             );
         }
     }
@@ -238,7 +268,49 @@ fn matches_reference_over_documents() {
             check(case, &mut random);
             check(Case { shape: full(causal), write: Write::Add, ..case }, &mut random);
             check(Case { is_packed: false, has_bias: true, dropout: Some(0.2), ..case }, &mut random);
+            check(Case { shape: full(causal), relative_bias: Some(0), ..case }, &mut random);
         }
+    }
+}
+
+#[test]
+fn matches_reference_with_a_relative_bias() {
+    let mut random = Random::fresh();
+    for times in [[1, 1], [3, 3], [17, 17], [113, 113], [203, 203], [1, 70], [3, 70], [17, 113], [65, 203], [113, 17]] {
+        for (heads, head_size) in [([2, 2], 8), ([4, 2], 33)] {
+            let causal = shape(2, times, heads, head_size);
+            let case = Case { relative_bias: Some(0), ..plain(full(causal)) };
+            check(case, &mut random);
+            check(Case { relative_bias: Some(9), write: Write::Add, has_bias: true, ..case }, &mut random);
+            if times[0] <= times[1] {
+                check(Case { shape: causal, dropout: Some(0.1), ..case }, &mut random);
+                check(Case { shape: causal, relative_bias: Some(40), ..case }, &mut random);
+            }
+        }
+    }
+    check(Case { relative_bias: Some(1), ..plain(shape(1, [600, 600], [2, 1], 16)) }, &mut random);
+    check(Case { relative_bias: Some(0), ..plain(full(shape(1, [70, 2100], [1, 1], 128))) }, &mut random);
+    let lengths = Case {
+        key_lengths: Some(&[0, 1, 64, 70, 41]),
+        relative_bias: Some(0),
+        ..plain(shape(5, [70, 70], [4, 2], 24))
+    };
+    check(lengths, &mut random);
+    check(Case { shape: full(lengths.shape), write: Write::Add, ..lengths }, &mut random);
+}
+
+/// Decoding sequences of different lengths together.
+#[test]
+fn matches_reference_with_a_relative_bias_of_queries_that_are_last() {
+    let mut random = Random::fresh();
+    for (times, lengths) in [([1, 70], &[1, 64, 70, 41]), ([3, 70], &[3, 64, 70, 2]), ([17, 203], &[17, 203, 90, 0])] {
+        let case = Case {
+            key_lengths: Some(lengths),
+            relative_bias: Some(3),
+            queries_are_last: true,
+            ..plain(full(shape(4, times, [4, 2], 24)))
+        };
+        check(case, &mut random);
     }
 }
 
@@ -251,6 +323,7 @@ fn a_document_has_the_same_bits_in_a_row_of_others_and_by_itself() {
             let case = Case {
                 documents: Some(rows),
                 is_packed,
+                relative_bias: is_packed.then_some(2),
                 write: if is_causal { Write::Set } else { Write::Add },
                 ..plain(if is_causal { causal } else { full(causal) })
             };
@@ -318,6 +391,7 @@ fn documents_that_contradict_themselves_are_refused_with_their_place() {
             key_lengths: None,
             documents: Some((&documents[..]).into()),
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: (&mut output).into(),
             log_sum_exp: None,
@@ -402,7 +476,7 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits() {
     for (name, device) in cpu_devices() {
         let found = data.forward(&device);
         let both = data.backward(&device, &found);
-        let [query, key, value, _] = data.previous.clone();
+        let [query, key, value, ..] = data.previous.clone();
         let mut gradients = data.layout([&query, &key, &value]);
         let (grad_query, grad_key_value) = (&mut gradients.0, &mut gradients.1);
         for grad_inputs in [
@@ -414,12 +488,14 @@ fn gradients_of_only_queries_or_only_keys_are_the_same_bits() {
                 key_lengths: None,
                 documents: None,
                 bias: None,
+                relative_bias: None,
                 dropout: None,
                 output: (&found.0).into(),
                 log_sum_exp: (&found.1).into(),
                 grad_output: (&data.grad_output).into(),
                 grad_inputs,
                 grad_bias: None,
+                grad_relative_bias: None,
             };
             backward(&device, &data.case.shape, arguments).unwrap();
         }
@@ -438,6 +514,7 @@ fn arguments_that_do_not_fit_are_refused_by_name() {
             key_lengths: None,
             documents: None,
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: (&mut output).into(),
             log_sum_exp: None,

@@ -58,6 +58,7 @@ fn prepare(device: Arc<Device>, shape: Shape, with_backward: bool) -> Result<Cal
             key_lengths: None,
             documents: None,
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: (&mut output).into(),
             log_sum_exp: Some((&mut log_sum_exp).into()),
@@ -71,12 +72,14 @@ fn prepare(device: Arc<Device>, shape: Shape, with_backward: bool) -> Result<Cal
             key_lengths: None,
             documents: None,
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: (&output).into(),
             log_sum_exp: (&log_sum_exp).into(),
             grad_output: (&grad_output).into(),
             grad_inputs: GradInputs::Packed((&mut grad_qkv).into(), Write::Set),
             grad_bias: None,
+            grad_relative_bias: None,
         };
         Ok(backward(&device, &shape, arguments)?)
     }))

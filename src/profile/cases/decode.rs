@@ -94,6 +94,7 @@ fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
             key_lengths: None,
             documents: None,
             bias: None,
+            relative_bias: None,
             dropout: None,
             output: (&mut output).into(),
             log_sum_exp: None,

@@ -8,9 +8,12 @@ use super::device;
 use crate::ops::attention::Mask;
 use crate::ops::layer_norm::Norm;
 use crate::ops::linear::Activation;
-use crate::ops::softmax_cross_entropy;
+use crate::ops::linear::cases::ACTIVATIONS;
 use crate::ops::testing::{Random, assert_close, double};
-use crate::ops::{Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, mean_rows};
+use crate::ops::{
+    Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, mean_rows, pointwise_loss,
+    softmax_cross_entropy, span_cross_entropy,
+};
 use crate::tape::{
     AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters, Initial,
     Loss, Mode, ParameterId, Parameters, RunOptions, Specification, Tape, Value,
@@ -37,11 +40,16 @@ type Leaf = (&'static str, Vec<usize>);
 /// What a case reads: parameters and inputs, by place in their lists.
 type Leaves = Vec<Vec<f64>>;
 
-/// Ids and lengths that the cases use besides their inputs.
+/// Ids, lengths and float targets that the cases use besides their inputs.
 struct Ids {
     tokens: Vec<i32>,
     key_lengths: Vec<i32>,
     targets: Vec<i32>,
+    /// `(ROWS, VOCABULARY)`, in 0..1; NaN in row 3 and elsewhere.
+    floats: Vec<f32>,
+    /// Two answers and an empty span.
+    spans: Vec<i32>,
+    answers: Vec<i32>,
 }
 
 /// Values of the tape for [`Ids`].
@@ -51,6 +59,9 @@ struct IdValues {
     targets: Value,
     /// [`RANGES`]
     ranges: Value,
+    floats: Value,
+    spans: Value,
+    answers: Value,
 }
 
 /// Records a case: its parameters and inputs come in the order of their leaves.
@@ -72,6 +83,15 @@ impl Case<'_> {
             tokens: (0..ROWS).map(|_| random.below(VOCABULARY) as i32).collect(),
             key_lengths: (0..BATCH).map(|_| 1 + random.below(TIME) as i32).collect(),
             targets: (0..ROWS).map(|row| if row == 3 { IGNORED } else { random.below(VOCABULARY) as i32 }).collect(),
+            floats: (0..ROWS * VOCABULARY)
+                .map(|i| if i / VOCABULARY == 3 || i % 7 == 5 { f32::NAN } else { random.below(5) as f32 / 4.0 })
+                .collect(),
+            spans: vec![0, 2, 5, -1, 6, 9, -1, 9, 9],
+            answers: vec![[0, 0], [2, 4]]
+                .swap_remove(random.below(2))
+                .into_iter()
+                .chain([7, 6, IGNORED, IGNORED])
+                .collect(),
         };
         let length = |leaf: &Leaf| leaf.1.iter().product::<usize>();
         let specifications = self.parameters.iter().map(|(name, shape)| Specification {
@@ -93,6 +113,9 @@ impl Case<'_> {
             key_lengths: tape.input_ids("key_lengths", &[BATCH]),
             targets: tape.input_ids("targets", &[ROWS]),
             ranges: tape.input_ids("ranges", &[ROWS, 2]),
+            floats: tape.input("float targets", &[ROWS, VOCABULARY]),
+            spans: tape.input_ids("spans", &[3, 3]),
+            answers: tape.input_ids("answers", &[3, 2]),
         };
         (self.record)(&mut tape, &list, &values, &id_values).unwrap();
         let mut program = tape.finish().unwrap();
@@ -103,6 +126,9 @@ impl Case<'_> {
         program.write_ids(id_values.key_lengths, &ids.key_lengths).unwrap();
         program.write_ids(id_values.targets, &ids.targets).unwrap();
         program.write_ids(id_values.ranges, &RANGES).unwrap();
+        program.write(id_values.floats, &ids.floats).unwrap();
+        program.write_ids(id_values.spans, &ids.spans).unwrap();
+        program.write_ids(id_values.answers, &ids.answers).unwrap();
         program.run(&mut parameters, &RunOptions { seed: SEED, step: STEP, ..RunOptions::default() }).unwrap();
 
         let parameters64: Leaves = list.iter().map(|&id| double(&parameters.values(id).unwrap())).collect();
@@ -200,6 +226,7 @@ fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: 
         key_lengths,
         documents: None,
         bias: None,
+        relative_bias: None,
         dropout: (probability > 0.0).then_some(Dropout { probability, seed: SEED, step: STEP, site }),
     };
     attention::reference::forward(&inputs).0
@@ -224,9 +251,6 @@ fn ffn_parameters(ids: &[ParameterId]) -> FfnParameters {
 fn leaf(name: &'static str, shape: &[usize]) -> Leaf {
     (name, shape.to_vec())
 }
-
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
 
 #[test]
 fn of_linear_with_every_activation_a_bias_and_a_residual() {
@@ -428,6 +452,7 @@ fn of_cross_attention_with_a_bias_that_is_a_parameter() {
                 key_lengths: None,
                 documents: None,
                 bias: Some(&p[1]),
+                relative_bias: None,
                 dropout: None,
             };
             let mixed = attention::reference::forward(&inputs).0;
@@ -666,6 +691,52 @@ fn of_softmax_cross_entropy_with_weights_of_classes() {
         }
         .check();
     }
+}
+
+#[test]
+fn of_binary_cross_entropy_and_the_squared_error() {
+    use pointwise_loss::Kind;
+    for kind in [Kind::BinaryCrossEntropy, Kind::SquaredError] {
+        Case {
+            name: &format!("{kind:?}"),
+            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                match kind {
+                    Kind::BinaryCrossEntropy => tape.binary_cross_entropy(logits, ids.floats),
+                    Kind::SquaredError => tape.squared_error(logits, ids.floats),
+                }
+            },
+            compute: &|p, v, ids| {
+                let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
+                let shape = pointwise_loss::Shape { rows: ROWS, columns: VOCABULARY, kind };
+                let losses = pointwise_loss::reference::forward(&shape, &logits, &double(&ids.floats));
+                losses.iter().sum::<f64>() / (ROWS - 1) as f64
+            },
+        }
+        .check();
+    }
+}
+
+#[test]
+fn of_span_cross_entropy() {
+    Case {
+        name: "span cross-entropy",
+        parameters: vec![leaf("weight", &[2, CHANNELS])],
+        inputs: vec![leaf("input", &[BATCH, TIME, CHANNELS])],
+        record: &|tape, p, v, ids| {
+            let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+            tape.span_cross_entropy(logits, ids.spans, ids.answers)
+        },
+        compute: &|p, v, ids| {
+            let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
+            let shape = span_cross_entropy::Shape { positions: ROWS, spans: 3, ignored: IGNORED };
+            let all = span_cross_entropy::reference::forward_backward(&shape, &logits, &ids.spans, &ids.answers, 1.0);
+            all.0.iter().sum::<f64>() / 2.0
+        },
+    }
+    .check();
 }
 
 const BLOCK_LEAVES: usize = 12;

@@ -1,6 +1,7 @@
 //! Values of the right type that make no sense, each refused in one line: what, where it was given, what to do.
 
 use super::choices::bundled_name;
+use super::choices::{Architecture, PositionKind, Task};
 use super::{Config, ConfigError, Paths};
 use crate::train::presets;
 
@@ -54,7 +55,34 @@ impl Config {
         if let Some(vocabulary) = model.vocabulary {
             check.size("model.vocabulary", vocabulary, 1, MAX_VOCABULARY)?;
         }
+        check.number("model.norm_epsilon", model.norm_epsilon, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
+        check.number("model.rotary_theta", model.rotary_theta, "a finite number, 1 or more", |x| x >= 1.0)?;
+        check.size("model.position_buckets", model.position_buckets, 4, MAX_WIDTH)?;
+        check.size("model.position_max_distance", model.position_max_distance, 4, MAX_WIDTH)?;
+        check.size("model.token_types", model.token_types, 0, MAX_WIDTH)?;
+        self.validate_task(check)?;
         check.number("model.dropout", model.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
+    }
+
+    /// Whether the network can do what is asked of it.
+    fn validate_task(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let (task, model) = (self.train.task, &self.model);
+        let wanted = if task == Task::CausalLm { Architecture::Decoder } else { Architecture::Encoder };
+        if model.architecture != wanted {
+            return check.refuse(
+                "model.architecture",
+                format!("model.architecture is {}, which cannot learn {}", shown(&model.architecture), shown(&task)),
+                &format!("set model.architecture = {}, or another train.task", shown(&wanted)),
+            );
+        }
+        if model.positions == PositionKind::Rotary && !(model.channels / model.heads).is_multiple_of(2) {
+            return check.refuse(
+                "model.positions",
+                format!("rotary positions rotate pairs, and heads of {} have an odd one", model.channels / model.heads),
+                "choose channels and heads so that a head's size is even",
+            );
+        }
+        Ok(())
     }
 
     fn validate_data(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
@@ -69,6 +97,10 @@ impl Config {
         if let Some(path) = &self.data.val_path {
             validate_paths(check, "data.val_path", path)?;
         }
+        if let Some(max_tokens) = self.data.max_tokens {
+            check.size("data.max_tokens", max_tokens, 3, self.model.block)?;
+        }
+        check.size("data.buckets", self.data.buckets, 1, 64)?;
         check.number("data.val_fraction", self.data.val_fraction, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
     }
 
@@ -80,6 +112,10 @@ impl Config {
         check.size("train.eval_batches", train.eval_batches, 1, 1 << 32)?;
         check.size("train.keep_last", train.keep_last, 1, 1 << 32)?;
         check.size("train.log_every", train.log_every, 1, 1 << 48)?;
+        check.number("train.epochs", train.epochs, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        let is_share = |x: f64| (0.0..1.0).contains(&x);
+        check.number("train.label_smoothing", train.label_smoothing, "from 0 to below 1", is_share)?;
+        check.number("train.mask_share", train.mask_share, "above 0 and below 1", |x| x > 0.0 && x < 1.0)?;
         check.size("train.chunk_rows", train.chunk_rows, 1, MAX_VOCABULARY)?;
         check.size("train.sample_tokens", train.sample_tokens, 0, MAX_VOCABULARY)?;
         if i64::try_from(train.seed).is_err() {
@@ -141,6 +177,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// A choice as TOML writes it.
+fn shown(choice: &impl serde::Serialize) -> String {
+    toml::Value::try_from(choice).map_or_else(|_| String::new(), |value| value.to_string())
 }
 
 struct Check<P> {
