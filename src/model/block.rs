@@ -39,7 +39,7 @@ pub struct Surroundings<'a> {
     pub documents: Option<Value>,
     /// `(B, T)` ids: where each token stands in its document.
     pub position_ids: Option<Value>,
-    /// `(H, 2·radius - 1)`: what is added to the scores by distance.
+    /// `(H, 2·radius - 1)`: what is added to the scores of self-attention by distance.
     pub relative_bias: Option<Value>,
     /// What the cross-attention looks at: an encoder's result `(B, S, C)`.
     pub memory: Option<Memory>,
@@ -167,9 +167,10 @@ impl Block {
         let qkv = record_linear(tape, input, &self.qkv, None)?;
         let attention = attention_options(config, options.mask);
         match around.cache {
-            Some(cache) => tape.attention_cached(qkv, &attention, cache, None),
+            Some(cache) => tape.attention_cached(qkv, &attention, cache, around.relative_bias),
             None => {
-                let inputs = AttentionInputs { documents: around.documents, ..AttentionInputs::default() };
+                let Surroundings { documents, relative_bias, .. } = *around;
+                let inputs = AttentionInputs { documents, relative_bias, ..AttentionInputs::default() };
                 tape.attention(qkv, &attention, inputs)
             }
         }

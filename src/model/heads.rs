@@ -85,7 +85,7 @@ impl Transformer {
     pub fn record_pooled(&self, tape: &mut Tape<'_>, trunk: Value, ranges: Value) -> Result<Value, Error> {
         let pooled = tape.mean_rows(trunk, ranges)?;
         match &self.heads.pooler {
-            Some(layer) => tape.linear(pooled, layer.weight, layer.bias, Activation::Identity, None), // TANH
+            Some(layer) => tape.linear(pooled, layer.weight, layer.bias, Activation::Tanh, None),
             None => Ok(pooled),
         }
     }

@@ -7,6 +7,7 @@ use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
+use crate::ops::relative_bias::Kind;
 use crate::tape::{
     Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
     Parameters, Tape, Value,
@@ -207,11 +208,22 @@ impl Transformer {
             stream = record_norm(tape, config, stream, norm)?;
         }
         stream = tape.dropout(stream, config.embedding_dropout, None)?;
+        // A step of decoding may look back over all of a cache.
+        let time = tape.shape(inputs.ids).last().copied().unwrap_or(0);
+        let radius = if caches.is_some() { config.block } else { time };
+        let relative_bias = match config.positions {
+            Positions::Relative { buckets, max_distance } => {
+                let kind = Kind::Buckets { buckets, max_distance, bidirectional: stack.mask == Mask::Full };
+                Some(tape.relative_bias(kind, config.heads, radius, stack.position_bias)?)
+            }
+            Positions::Alibi => Some(tape.relative_bias(Kind::Alibi, config.heads, radius, None)?),
+            _ => None,
+        };
         let options = BlockOptions { mask: stack.mask, recomputes_hidden: recompute };
         let around = Surroundings {
             documents: inputs.documents,
             position_ids: inputs.position_ids,
-            relative_bias: None,
+            relative_bias,
             memory,
             cache: None,
         };
