@@ -274,3 +274,6 @@ fn too_small(letters: usize) -> Error {
     let what = format!("the text has {letters} different letters, so the vocabulary needs at least {least} ids");
     Error::Argument(format!("{what}; ask for more, or train a byte-level BPE"))
 }
+
+#[cfg(test)]
+mod tests;
