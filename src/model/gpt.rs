@@ -235,5 +235,5 @@ fn specification(spec: &ParameterSpec, deviation: f32, branch_deviation: f32) ->
         (false, true) => Initial::Constant(1.0),
         (false, false) => Initial::Constant(0.0),
     };
-    Specification { name: spec.name.clone(), shape: spec.shape.clone(), initial, decays: is_matrix, trainable: true }
+    Specification::new(spec.name.clone(), &spec.shape, initial)
 }

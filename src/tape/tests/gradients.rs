@@ -89,13 +89,8 @@ impl Case<'_> {
                 .collect(),
         };
         let length = |leaf: &Leaf| leaf.1.iter().product::<usize>();
-        let specifications = self.parameters.iter().map(|(name, shape)| Specification {
-            name: (*name).into(),
-            shape: shape.clone(),
-            initial: Initial::Normal(0.5),
-            decays: true,
-            trainable: true,
-        });
+        let specifications =
+            self.parameters.iter().map(|(name, shape)| Specification::new(*name, shape, Initial::Normal(0.5)));
         let mut parameters = Parameters::new(&device(), specifications.collect(), u64::from(random.word())).unwrap();
         let inputs: Vec<Vec<f32>> = self.inputs.iter().map(|leaf| random.normal(length(leaf))).collect();
         let list: Vec<ParameterId> = parameters.ids().collect();
