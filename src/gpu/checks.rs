@@ -1,8 +1,8 @@
 //! Checks of every kernel against the f64 references of `ops`, on any GPU: the emulated one under the sanitizer in
 //! `cargo test` and `engine-bench sanitize`, a real one in `engine-bench verify`.
 
-use super::{adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
-use super::{linear, linear_cross_entropy, pointwise_loss, sgd, softmax_cross_entropy, span_cross_entropy};
+use super::{activation, adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
+use super::{linear, linear_cross_entropy, pointwise_loss, scale, sgd, softmax_cross_entropy, span_cross_entropy};
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -32,10 +32,12 @@ impl Check {
 pub fn all() -> impl Iterator<Item = &'static Check> {
     [
         add::checks::ALL,
+        scale::checks::ALL,
         dropout::checks::ALL,
         embedding::checks::ALL,
         layer_norm::checks::ALL,
         linear::checks::ALL,
+        activation::checks::ALL,
         ffn::checks::ALL,
         attention::checks::ALL,
         key_value_cache::checks::ALL,

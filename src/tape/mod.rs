@@ -53,6 +53,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod activation;
 mod add;
 mod attention;
 mod dropout;
@@ -71,6 +72,7 @@ mod pointwise_loss;
 mod program;
 mod rows;
 mod run;
+mod scale;
 mod softmax_cross_entropy;
 mod span_cross_entropy;
 #[cfg(test)]

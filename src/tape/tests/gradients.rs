@@ -621,6 +621,38 @@ fn of_span_cross_entropy() {
     .check();
 }
 
+/// The sum is an input of the activation and of the residual, so its gradient comes from two places.
+#[test]
+fn of_activations_by_themselves_and_of_a_scale() {
+    for activation in ACTIVATIONS {
+        Case {
+            name: &format!("scale and {activation:?}"),
+            parameters: vec![leaf("weight", &[VOCABULARY * activation.width(), CHANNELS])],
+            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let z = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                let scaled = tape.scale(z, 0.3)?;
+                let activated = tape.activation(scaled, activation)?;
+                let logits = match activation {
+                    Activation::SwiGlu => activated,
+                    _ => tape.add(activated, scaled)?,
+                };
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let z = linear64(Activation::Identity, &v[0], &p[0], None, None);
+                let scaled: Vec<f64> = z.iter().map(|z| z * f64::from(0.3f32)).collect();
+                let mut logits = linear::reference::activate(activation, VOCABULARY, &scaled);
+                if activation != Activation::SwiGlu {
+                    logits.iter_mut().zip(&scaled).for_each(|(logit, scaled)| *logit += scaled);
+                }
+                mean_loss(&logits, ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
 const BLOCK_LEAVES: usize = 12;
 
 fn block_leaves() -> Vec<Leaf> {
