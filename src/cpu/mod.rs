@@ -4,6 +4,7 @@
 //! result depend on the SIMD level but not on the number of threads. Arguments were checked by `ops`; functions here
 //! assert only what a bug of ours could break. No state outlives a call except the thread pool and scratch memory.
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -22,6 +23,7 @@ pub mod pointwise_loss;
 pub mod pool;
 pub mod relative_bias;
 mod rows;
+pub mod scale;
 pub mod scratch;
 pub mod sgd;
 pub mod simd;

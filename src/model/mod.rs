@@ -1,6 +1,7 @@
 //! Transformer blocks and whole models out of tape operations; import and export.
 
 pub mod huggingface;
+pub mod lora;
 pub mod weights;
 
 pub mod block;

@@ -8,6 +8,7 @@
 //! heads, `D` head size, `F` FFN width, `V` vocabulary. Gradients written into an argument called `grad_*` overwrite
 //! it, or add to it where the call says [`Write::Add`].
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -23,6 +24,7 @@ pub mod mean_rows;
 pub mod philox;
 pub mod pointwise_loss;
 pub mod relative_bias;
+pub mod scale;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod span_cross_entropy;

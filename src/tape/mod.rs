@@ -18,13 +18,7 @@
 //! use engine::tape::{Initial, Mode, Parameters, RunOptions, Specification, Tape};
 //!
 //! let device = std::sync::Arc::new(Device::Cpu(engine::cpu::Cpu::new()?));
-//! let weight = |name: &str, shape: [usize; 2]| Specification {
-//!     name: name.into(),
-//!     shape: shape.to_vec(),
-//!     initial: Initial::Normal(0.5),
-//!     decays: true,
-//!     trainable: true,
-//! };
+//! let weight = |name: &str, shape: [usize; 2]| Specification::new(name, &shape, Initial::Normal(0.5));
 //! let mut parameters = Parameters::new(&device, vec![weight("first", [8, 4]), weight("second", [3, 8])], 42)?;
 //! let (first, second) = (parameters.find("first").unwrap(), parameters.find("second").unwrap());
 //!
@@ -59,6 +53,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod activation;
 mod add;
 mod attention;
 mod dropout;
@@ -80,6 +75,7 @@ mod programs;
 mod relative_bias;
 mod rows;
 mod run;
+mod scale;
 mod softmax_cross_entropy;
 mod span_cross_entropy;
 #[cfg(test)]

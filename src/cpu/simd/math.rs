@@ -187,8 +187,8 @@ pub fn sigmoid<V: Vector>(x: V) -> V {
 #[inline(always)]
 pub fn sigmoid_gradient<V: Vector>(x: V) -> V {
     let (s, e) = sigmoid_parts(V::splat(-87.0).max(x));
-    // 1 - s = e s, without the cancellation.
-    s.mul(s).mul(e)
+    // 1 - s = e s, without the cancellation, and s² would be a denormal far out.
+    s.mul(e.mul(s))
 }
 
 /// x sigmoid(x) (Elfwing et al. 2017), the gate of SwiGLU.
@@ -511,8 +511,7 @@ mod tests {
         let x = sweep(40.0);
         assert_error(Function::Sigmoid, reference_sigmoid, &x, 1e-6, 0.0);
         assert_error(Function::SigmoidGradient, |x| reference_sigmoid(x) * reference_sigmoid(-x), &x, 1e-6, 1e-37);
-        // The exponential of twice the argument has twice its error.
-        assert_error(Function::TanhGradient, |x| 1.0 / x.cosh().powi(2), &x, 2e-6, 1e-37);
+        assert_error(Function::TanhGradient, |x| 1.0 / x.cosh().powi(2), &x, 1e-6, 1e-37);
         assert_error(Function::Silu, |x| x * reference_sigmoid(x), &x, 1e-6, 1e-37);
         let silu_gradient = |x: f64| reference_sigmoid(x) * (1.0 + x * reference_sigmoid(-x));
         assert_error(Function::SiluGradient, silu_gradient, &x, 1e-6, 2e-7);

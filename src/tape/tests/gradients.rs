@@ -94,13 +94,8 @@ impl Case<'_> {
                 .collect(),
         };
         let length = |leaf: &Leaf| leaf.1.iter().product::<usize>();
-        let specifications = self.parameters.iter().map(|(name, shape)| Specification {
-            name: (*name).into(),
-            shape: shape.clone(),
-            initial: Initial::Normal(0.5),
-            decays: true,
-            trainable: true,
-        });
+        let specifications =
+            self.parameters.iter().map(|(name, shape)| Specification::new(*name, shape, Initial::Normal(0.5)));
         let mut parameters = Parameters::new(&device(), specifications.collect(), u64::from(random.word())).unwrap();
         let inputs: Vec<Vec<f32>> = self.inputs.iter().map(|leaf| random.normal(length(leaf))).collect();
         let list: Vec<ParameterId> = parameters.ids().collect();
@@ -737,6 +732,38 @@ fn of_span_cross_entropy() {
         },
     }
     .check();
+}
+
+/// The sum is an input of the activation and of the residual, so its gradient comes from two places.
+#[test]
+fn of_activations_by_themselves_and_of_a_scale() {
+    for activation in ACTIVATIONS {
+        Case {
+            name: &format!("scale and {activation:?}"),
+            parameters: vec![leaf("weight", &[VOCABULARY * activation.width(), CHANNELS])],
+            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let z = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                let scaled = tape.scale(z, 0.3)?;
+                let activated = tape.activation(scaled, activation)?;
+                let logits = match activation {
+                    Activation::SwiGlu => activated,
+                    _ => tape.add(activated, scaled)?,
+                };
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let z = linear64(Activation::Identity, &v[0], &p[0], None, None);
+                let scaled: Vec<f64> = z.iter().map(|z| z * f64::from(0.3f32)).collect();
+                let mut logits = linear::reference::activate(activation, VOCABULARY, &scaled);
+                if activation != Activation::SwiGlu {
+                    logits.iter_mut().zip(&scaled).for_each(|(logit, scaled)| *logit += scaled);
+                }
+                mean_loss(&logits, ids, 0.0)
+            },
+        }
+        .check();
+    }
 }
 
 const BLOCK_LEAVES: usize = 12;
