@@ -1,11 +1,13 @@
-// Embedding: y[b, t] = tokens[id[b, t]] + positions[first_position + t], and the gradients of both tables.
+// Embedding: y[b, t] = tokens[id[b, t]] + positions[p] + types[type[b, t]] with p = position id[b, t] or first_position
+// + t, and the gradients of the tables. In place of a table, positions may be sinusoidal (Vaswani et al. 2017).
 //
-// A row of the token table's gradient is the sum over the places where its token occurs. No float atomics: the places
+// A row of a table's gradient is the sum over the places where its id occurs. No float atomics: the places
 // are sorted by id with a stable radix sort (8 bits a pass, so two passes for 50,257 tokens), and every run of equal ids
 // is summed in the order that its length alone decides. That takes time linear in the places, whatever the vocabulary.
 // The sort follows Satish, Harris, Garland 2009: count the digits of each block, sum the counts over digits and blocks,
 // then every block moves its own keys, ranking equal digits of a warp by a vote.
 #include "pack.cuh"
+#include "turn.cuh"
 
 using namespace engine;
 
@@ -27,30 +29,64 @@ __device__ __forceinline__ unsigned key_of(unsigned id, unsigned vocabulary) { r
 
 __device__ __forceinline__ unsigned digit_of(unsigned key, unsigned shift) { return key >> shift & (DIGITS - 1); }
 
+struct ForwardArguments {
+    const int *ids, *position_ids, *type_ids;
+    const float *tokens, *positions, *types;
+    float* output;
+    unsigned places, time, channels, vocabulary, position_count, type_count, first_position;
+};
+
+// Columns c .. c + N of a position's vector: the sine of a pair's angle, then the cosine.
 template <unsigned N>
-__device__ __forceinline__ void forward(const int* ids, const float* tokens, const float* positions, float* output,
-                                        unsigned places, unsigned time, unsigned channels, unsigned vocabulary,
-                                        unsigned first_position) {
+__device__ __forceinline__ Pack<N> sinusoid(const Frequencies& frequencies, unsigned position, unsigned c) {
+    Pack<N> result;
+    unsigned long long frequency = frequency_of(frequencies, c / 2);
+    if constexpr (N == 1) {
+        const float angle = half_turns(position, frequency);
+        result.at[0] = c % 2 == 0 ? sinpif(angle) : cospif(angle);
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < N; j += 2) {
+            sincospif(half_turns(position, frequency), &result.at[j], &result.at[j + 1]);
+            frequency = next_frequency(frequencies, frequency);
+        }
+    }
+    return result;
+}
+
+template <unsigned N, bool SINUSOIDAL>
+__device__ __forceinline__ void forward(const ForwardArguments& a, const Frequencies& frequencies) {
     const unsigned place = blockIdx.x * blockDim.y + threadIdx.y;
-    if (place >= places) {
+    if (place >= a.places) {
         return;
     }
-    const unsigned id = (unsigned)ids[place];
-    const float* token = tokens + (unsigned long long)id * channels;
-    const float* position = positions + (unsigned long long)(first_position + place % time) * channels;
-    float* target = output + (unsigned long long)place * channels;
+    const unsigned channels = a.channels, id = (unsigned)a.ids[place];
+    const unsigned position = a.position_ids ? (unsigned)a.position_ids[place] : a.first_position + place % a.time;
+    const unsigned type = a.types ? (unsigned)a.type_ids[place] : 0;
+    const bool has_position = SINUSOIDAL || a.positions;
+    const bool is_valid = id < a.vocabulary && (!has_position || position < a.position_count) &&
+                          (!a.types || type < a.type_count);
+    const float* token_row = a.tokens + (unsigned long long)id * channels;
+    const float* position_row = a.positions + (unsigned long long)position * channels;
+    const float* type_row = a.types + (unsigned long long)type * channels;
+    float* target = a.output + (unsigned long long)place * channels;
     for (unsigned c = N * threadIdx.x; c < channels; c += N * WARP) {
         Pack<N> value;
-        if (id < vocabulary) {
-            value = load<N>(token + c);
+        if (is_valid) {
+            value = load<N>(token_row + c);
+            if constexpr (SINUSOIDAL) {
+                value = value + sinusoid<N>(frequencies, position, c);
+            } else if (a.positions) {
+                value = value + load<N>(position_row + c);
+            }
+            if (a.types) {
+                value = value + load<N>(type_row + c);
+            }
         } else {
 #pragma unroll
             for (unsigned j = 0; j < N; ++j) {
                 value.at[j] = __int_as_float(0x7fffffff);
             }
-        }
-        if (positions) {
-            value = value + load<N>(position + c);
         }
         store(target + c, value);
     }
@@ -82,8 +118,8 @@ __device__ __forceinline__ unsigned run_length(const unsigned* keys, unsigned st
 }
 
 template <unsigned N>
-__device__ __forceinline__ void tokens_backward(const unsigned* keys, const unsigned* places, const float* grad_output,
-                                                float* grad_table, unsigned accumulate, unsigned is_by_id,
+__device__ __forceinline__ void table_backward(const unsigned* keys, const unsigned* places, const float* grad_output,
+                                               float* grad_table, unsigned accumulate, unsigned is_by_id,
                                                 unsigned count, unsigned channels, unsigned vocabulary) {
     __shared__ float4 sums_of_warps[RUN_WARPS][WARP];
     unsigned start = blockIdx.x, key = blockIdx.x;
@@ -147,18 +183,31 @@ __device__ __forceinline__ void positions_backward(const float* grad_output, flo
 
 using namespace engine::embedding;
 
-// output = tokens[ids] + positions; a row whose id is outside the vocabulary becomes NaN.
+// output = tokens[ids] + positions + types[type_ids]; a row with an id outside its table becomes NaN.
 //
-// ids: (B * T) i32. tokens: (V, C) f32. positions: (at least first_position + T, C) f32, or null. output: (B * T, C) f32.
+// ids: (B * T) i32. position_ids: (B * T) i32, or null: first_position + t. type_ids: (B * T) i32, read with types.
+// tokens: (V, C) f32. positions: (position_count, C) f32, or null. types: (type_count, C) f32, or null.
+// output: (B * T, C) f32. The sinusoidal kernels compute the vectors of positions below position_count.
 // Launch: grid (places / blockDim.y), block (32, 1 to 4): a warp to a place. _4 needs channels and addresses that are
 // multiples of 16 bytes. No shared memory.
-// Traffic: least: 4 bytes per place, 8 per value of the output, the used positions once; moved: that where the caches
-// hold tokens and positions that occur again.
+// Traffic: least: 4 bytes per place and kind of id, 8 per value of the output, the used positions and types once; moved:
+// that where the caches hold rows that occur again.
 #define FORWARD(N)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(WARP* ROWS) embedding_forward_##N(                                  \
-        const int* ids, const float* tokens, const float* positions, float* output, unsigned places, unsigned time,  \
-        unsigned channels, unsigned vocabulary, unsigned first_position) {                                           \
-        forward<N>(ids, tokens, positions, output, places, time, channels, vocabulary, first_position);              \
+        const int* ids, const int* position_ids, const int* type_ids, const float* tokens, const float* positions,   \
+        const float* types, float* output, unsigned places, unsigned time, unsigned channels, unsigned vocabulary,   \
+        unsigned position_count, unsigned type_count, unsigned first_position) {                                     \
+        forward<N, false>({ids, position_ids, type_ids, tokens, positions, types, output, places, time, channels,    \
+                           vocabulary, position_count, type_count, first_position},                                  \
+                          Frequencies{});                                                                            \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(WARP* ROWS) embedding_forward_sinusoidal_##N(                       \
+        const int* ids, const int* position_ids, const int* type_ids, const float* tokens, const float* types,       \
+        float* output, unsigned places, unsigned time, unsigned channels, unsigned vocabulary,                       \
+        unsigned position_count, unsigned type_count, unsigned first_position, Frequencies frequencies) {            \
+        forward<N, true>({ids, position_ids, type_ids, tokens, nullptr, types, output, places, time, channels,       \
+                          vocabulary, position_count, type_count, first_position},                                   \
+                         frequencies);                                                                               \
     }
 
 FORWARD(1)
@@ -271,15 +320,15 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS)
 // first of a run does anything, and those rows are left alone.
 // Warps take every blockDim.y-th place of a run in order, and their sums are added in order. Shared: 8 KiB.
 // Traffic: least and moved: 4 bytes per value of the gradient, 8 per place, rows that occur once (twice to accumulate).
-#define TOKENS_BACKWARD(N)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(WARP* RUN_WARPS) embedding_tokens_backward_##N(                     \
+#define TABLE_BACKWARD(N)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(WARP* RUN_WARPS) embedding_table_backward_##N(                     \
         const unsigned* keys, const unsigned* places, const float* grad_output, float* grad_table,                   \
         unsigned accumulate, unsigned is_by_id, unsigned count, unsigned channels, unsigned vocabulary) {            \
-        tokens_backward<N>(keys, places, grad_output, grad_table, accumulate, is_by_id, count, channels, vocabulary); \
+        table_backward<N>(keys, places, grad_output, grad_table, accumulate, is_by_id, count, channels, vocabulary); \
     }
 
-TOKENS_BACKWARD(1)
-TOKENS_BACKWARD(4)
+TABLE_BACKWARD(1)
+TABLE_BACKWARD(4)
 
 // grad_table[first_position + t] = sum over the batch, in order; other rows are zero, or untouched where accumulated.
 //

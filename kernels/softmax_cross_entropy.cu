@@ -2,6 +2,9 @@
 //
 //     loss = log sum(e^x) - (1 - s) x[target] - s mean(x)        grad = (softmax(x) - (1 - s) [v = target] - s / V) * grad_loss
 //
+// Where classes have weights w, the terms of each class v are scaled by w[v], and softmax by the sum of all that is
+// wanted: (1 - s) w[target] + s mean(w).
+//
 // One read of a row finds its largest logit and the sum of exponentials together (online softmax, Milakov and
 // Gimelshein 2018): every thread corrects its sum when its maximum rises, and the team combines the pairs at the end.
 // The gradient's pass takes the row from shared memory where it fits. Where it does not (a vocabulary of 50,257 is
@@ -51,6 +54,7 @@ struct Arguments {
     const float* logits;
     float* gradient;  // where the logits are, or unused
     const int* targets;
+    const float* class_weights;  // or null
     float* losses;
     float grad_loss, smoothing;
     int ignored;
@@ -84,6 +88,29 @@ __device__ __forceinline__ void loss_of_row(const Arguments& a) {
             });
         }
         return;
+    }
+    // What the loss wants of the target, of each class before its weight, and of all together.
+    float of_target = 1.0f - a.smoothing, weight = 1.0f, weighted_total = 0.0f;
+    const float of_class = a.smoothing / (float)vocabulary;
+    const bool weighs_each_class = a.class_weights && a.smoothing != 0.0f;
+    if (a.class_weights) {
+        of_target *= a.class_weights[target];
+        weight = of_target;
+    }
+    if (weighs_each_class) {
+        // A pass of its own, so that the others, which are used a lot more, have nothing to do with it.
+        float2 sums = make_float2(0.0f, 0.0f);
+        cut.for_each<false>([&](unsigned index, auto pack) {
+#pragma unroll
+            for (unsigned j = 0; j < pack.SIZE; ++j) {
+                const float class_weight = a.class_weights[index + j];
+                sums.x += class_weight;
+                sums.y = fmaf(class_weight, logits[index + j], sums.y);
+            }
+        });
+        sums = team_sum<TEAM>(sums);
+        weight = fmaf(of_class, sums.x, of_target);
+        weighted_total = sums.y;
     }
     // Read before any gradient is written over it; one thread computes the loss.
     const float target_logit = threadIdx.x == 0 ? logits[target] : 0.0f;
@@ -121,25 +148,38 @@ __device__ __forceinline__ void loss_of_row(const Arguments& a) {
     if (threadIdx.x == 0) {
         // Without smoothing the mean is not used: it may be infinite where classes are masked.
         float expected = target_logit;
-        if (a.smoothing != 0.0f) {
+        if (weighs_each_class) {
+            expected = weight > 0.0f ? (of_target * target_logit + of_class * weighted_total) / weight : 0.0f;
+        } else if (a.smoothing != 0.0f && !a.class_weights) {
             expected = (1.0f - a.smoothing) * target_logit + a.smoothing * (sums.y / (float)vocabulary);
         }
-        a.losses[row] = logf(sums.x) + (row_maximum - expected);
+        a.losses[row] = weight * (logf(sums.x) + (row_maximum - expected));
     }
     if constexpr (GRADIENT) {
-        const float scale = a.grad_loss / sums.x;
-        const float of_all = a.smoothing / (float)vocabulary * a.grad_loss;
-        const float of_target = (1.0f - a.smoothing) * a.grad_loss;
+        const float scale = weight * a.grad_loss / sums.x;
+        const float from_class = of_class * a.grad_loss;
+        // Classes of different weights get their own in a pass of its own.
+        const float from_all = weighs_each_class ? 0.0f : from_class;
+        const float from_target = of_target * a.grad_loss;
         cut.for_each<!CACHED>([&](unsigned index, auto pack) {
             constexpr unsigned N = decltype(pack)::SIZE;
             pack = load<N>(CACHED ? cache + index : logits + index);
 #pragma unroll
             for (unsigned j = 0; j < N; ++j) {
-                const float wanted = index + j == (unsigned)target ? of_all + of_target : of_all;
+                const float wanted = index + j == (unsigned)target ? from_all + from_target : from_all;
                 pack.at[j] = expf(pack.at[j] - row_maximum) * scale - wanted;
             }
             store(gradient + index, pack);
         });
+        if (weighs_each_class) {
+            // In the same order as above, so that each thread meets what it wrote itself.
+            cut.for_each<!CACHED>([&](unsigned index, auto pack) {
+#pragma unroll
+                for (unsigned j = 0; j < pack.SIZE; ++j) {
+                    gradient[index + j] -= from_class * a.class_weights[index + j];
+                }
+            });
+        }
     }
 }
 
@@ -150,15 +190,16 @@ using namespace engine::softmax_cross_entropy;
 // Losses of all rows.
 //
 // logits: (rows, V) f32. targets: (rows) i32; a row whose target is `ignored` has loss 0, one whose target is no class
-// NaN. losses: (rows) f32.
+// NaN. class_weights: (V) f32, or null where all are 1. losses: (rows) f32.
 // Launch: warp: grid (rows / blockDim.y), block (32, 1 to 4); block: grid (rows), block (32 to 1024).
-// Shared: block: 256 bytes. Traffic: least and moved: 4 bytes per logit (none for rows that are not counted), 8 per row.
+// Shared: block: 256 bytes. Traffic: least and moved: 4 bytes per logit (none for rows that are not counted), 8 per
+// row; with smoothing and weights each logit twice.
 #define FORWARD(NAME, TEAM, THREADS)                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS) softmax_cross_entropy_forward_##NAME(                   \
-        const float* logits, const int* targets, float* losses, float smoothing, int ignored, unsigned rows,      \
-        unsigned vocabulary) {                                                                                    \
+        const float* logits, const int* targets, const float* class_weights, float* losses, float smoothing,      \
+        int ignored, unsigned rows, unsigned vocabulary) {                                                        \
         loss_of_row<TEAM, false, false>(                                                                          \
-            {logits, nullptr, targets, losses, 0.0f, smoothing, ignored, rows, vocabulary});                      \
+            {logits, nullptr, targets, class_weights, losses, 0.0f, smoothing, ignored, rows, vocabulary});       \
     }
 
 FORWARD(warp, Team::WARP, WARP* WARP_ROWS)
@@ -173,10 +214,10 @@ FORWARD(block, Team::BLOCK, BLOCK_THREADS)
 // to 12 per logit, by as much of the row as the caches have lost.
 #define FORWARD_BACKWARD(NAME, TEAM, CACHED, THREADS)                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS) softmax_cross_entropy_forward_backward_##NAME(          \
-        float* logits, const int* targets, float* losses, float grad_loss, float smoothing, int ignored,          \
-        unsigned rows, unsigned vocabulary) {                                                                     \
+        float* logits, const int* targets, const float* class_weights, float* losses, float grad_loss,            \
+        float smoothing, int ignored, unsigned rows, unsigned vocabulary) {                                       \
         loss_of_row<TEAM, true, CACHED>(                                                                          \
-            {logits, logits, targets, losses, grad_loss, smoothing, ignored, rows, vocabulary});                  \
+            {logits, logits, targets, class_weights, losses, grad_loss, smoothing, ignored, rows, vocabulary});   \
     }
 
 FORWARD_BACKWARD(warp, Team::WARP, true, WARP* WARP_ROWS)

@@ -6,7 +6,7 @@ mod common;
 use common::libcuda::Library;
 use common::{Outcome, Scratch, checkpoint, copy, metrics, names, resume, run, snapshot, state, succeed, tiny};
 use engine::data::shard::{HEADER_BYTES, MAGIC, TokenType, write_shard};
-use engine::model::Gpt;
+use engine::model::Transformer;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -463,7 +463,7 @@ fn assert_failed_while_running(outcome: &Outcome, parts: &[&str]) {
 
 /// Weights of the checkpoint of a step, read back.
 fn assert_loads(run: &Path, step: usize) {
-    Gpt::load(&common::cpu(), &checkpoint(run, step)).unwrap_or_else(|error| panic!("{error}"));
+    Transformer::load(&common::cpu(), &checkpoint(run, step)).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! of a batch as if it were alone.
 
 use engine::cpu::{Cpu, Level};
-use engine::model::Gpt;
+use engine::model::Transformer;
 use engine::model::generate::{Generator, Sampling, first_token_read};
 use engine::ops::Device;
 use engine::tape::{Mode, Parameters, RunOptions, Tape};
@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The golden model: odd sizes, and a block of a few tokens, so that sliding past it is cheap to test.
-fn load() -> (Gpt, Parameters) {
-    Gpt::load(&best_device(), &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gpt2_odd")).unwrap()
+fn load() -> (Transformer, Parameters) {
+    Transformer::load(&best_device(), &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gpt2_odd")).unwrap()
 }
 
 fn device(threads: usize, level: Level) -> Arc<Device> {
@@ -28,12 +28,12 @@ fn best_device() -> Arc<Device> {
 }
 
 /// Tokens that look random but are the same every time.
-fn tokens(model: &Gpt, length: usize, seed: usize) -> Vec<u32> {
+fn tokens(model: &Transformer, length: usize, seed: usize) -> Vec<u32> {
     (0..length).map(|i| ((i * i * 7 + i * 13 + seed * 31 + 5) % model.config().vocabulary) as u32).collect()
 }
 
 /// The logits after the last of `tokens`, by a pass over all of them.
-fn full_pass(device: &Arc<Device>, model: &Gpt, parameters: &mut Parameters, tokens: &[u32]) -> Vec<f32> {
+fn full_pass(device: &Arc<Device>, model: &Transformer, parameters: &mut Parameters, tokens: &[u32]) -> Vec<f32> {
     let mut tape = Tape::new(Arc::clone(device), parameters, Mode::Inference);
     let ids = tape.input_ids("ids", &[1, tokens.len()]);
     let logits = model.record_logits(&mut tape, ids).unwrap();
@@ -118,7 +118,7 @@ fn a_prompt_longer_than_the_block_is_read_from_its_last_half_block_on() {
 /// The logits of one sequence after each of `steps` tokens, alone.
 fn alone(
     device: &Arc<Device>,
-    model: &Gpt,
+    model: &Transformer,
     parameters: &mut Parameters,
     all: &[u32],
     prompt_length: usize,

@@ -12,7 +12,7 @@ use engine::cpu::{Cpu, Level};
 use engine::driver::{Cuda, DeviceFacts, Driver, Emulated};
 use engine::gpu::Gpu;
 use engine::model::weights::WeightFile;
-use engine::model::{Gpt, LossOptions};
+use engine::model::{LossOptions, Transformer};
 use engine::ops::Device;
 use engine::tape::{Mode, ParameterId, Parameters, RunOptions, Tape};
 use engine::train::config;
@@ -97,11 +97,11 @@ fn double(values: &[f32]) -> Vec<f64> {
 }
 
 /// Our gradient of a parameter in the layout of the golden, which is that of the Hugging Face folder.
-fn golden_layout(model: &Gpt, parameters: &Parameters, index: usize) -> Vec<f64> {
+fn golden_layout(model: &Transformer, parameters: &Parameters, index: usize) -> Vec<f64> {
     let spec = &model.specs()[index];
     let id = parameters.ids().nth(index).unwrap();
     let gradient = double(&parameters.gradient(id).unwrap().unwrap());
-    if !spec.transposed {
+    if !spec.stored[0].transposed {
         return gradient;
     }
     let (rows, columns) = (spec.shape[0], spec.shape[1]);
@@ -117,7 +117,7 @@ fn check_logits(devices: Devices) {
     for name in GOLDENS {
         let golden = Golden::open(name);
         for (level, device) in &devices {
-            let (model, mut parameters) = Gpt::load(device, &folder(name)).unwrap();
+            let (model, mut parameters) = Transformer::load(device, &folder(name)).unwrap();
             let mut tape = Tape::new(Arc::clone(device), &parameters, Mode::Inference);
             let ids = tape.input_ids("ids", &[3, 17]);
             let logits = model.record_logits(&mut tape, ids).unwrap();
@@ -134,7 +134,7 @@ fn check_logits(devices: Devices) {
 
 fn check_gradients(name: &str, level: &str, device: &Arc<Device>, targets: &str, prefix: &str, options: LossOptions) {
     let golden = Golden::open(name);
-    let (model, mut parameters) = Gpt::load(device, &folder(name)).unwrap();
+    let (model, mut parameters) = Transformer::load(device, &folder(name)).unwrap();
     let mut tape = Tape::new(Arc::clone(device), &parameters, Mode::Training);
     let (ids, targets_value) = (tape.input_ids("ids", &[3, 17]), tape.input_ids("targets", &[3, 17]));
     let loss = model.record_loss(&mut tape, ids, targets_value, options).unwrap();
@@ -149,7 +149,7 @@ fn check_gradients(name: &str, level: &str, device: &Arc<Device>, targets: &str,
     assert_as_good_as_pytorch(&what("loss"), &ours, &read(&f32s, "loss"), &read(&f64s, "loss"));
     for (index, spec) in model.specs().iter().enumerate() {
         let ours = golden_layout(&model, &parameters, index);
-        let part = format!("grad.{}", spec.huggingface_name);
+        let part = format!("grad.{}", spec.stored[0].name);
         assert_as_good_as_pytorch(&what(&part), &ours, &read(&f32s, &part), &read(&f64s, &part));
     }
 }
@@ -195,7 +195,7 @@ fn check_training(devices: Devices) {
     for name in GOLDENS {
         let golden = Golden::open(name);
         for (level, device) in &devices {
-            let (model, mut parameters) = Gpt::load(device, &folder(name)).unwrap();
+            let (model, mut parameters) = Transformer::load(device, &folder(name)).unwrap();
             let mut optimizer = Optimizer::new(device, &settings, &parameters).unwrap();
             let mut tape = Tape::new(Arc::clone(device), &parameters, Mode::Training);
             let (ids, targets) = (tape.input_ids("ids", &[3, 17]), tape.input_ids("targets", &[3, 17]));

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Scratch, lines, names, resume, run, state, succeed, tiny};
 use engine::data::Tokenizer;
-use engine::model::Gpt;
+use engine::model::Transformer;
 use engine::model::weights::WeightFile;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -67,7 +67,7 @@ fn check_whole(folder: &Path) -> Option<usize> {
     let mut newest = None;
     for name in if checkpoints.is_dir() { names(&checkpoints) } else { Vec::new() } {
         if name == "best" {
-            let _ = Gpt::load(&common::cpu(), &checkpoints.join(name)).expect("best is a whole checkpoint");
+            let _ = Transformer::load(&common::cpu(), &checkpoints.join(name)).expect("best is a whole checkpoint");
             continue;
         }
         if name.ends_with(".partial") {
@@ -77,7 +77,7 @@ fn check_whole(folder: &Path) -> Option<usize> {
         let path = checkpoints.join(&name);
         let files = ["config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json", "trainer.json"];
         assert_eq!(names(&path), files, "{name}");
-        Gpt::load(&common::cpu(), &path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        Transformer::load(&common::cpu(), &path).unwrap_or_else(|error| panic!("{name}: {error}"));
         WeightFile::open(&path.join("optimizer.safetensors")).unwrap_or_else(|error| panic!("{name}: {error}"));
         Tokenizer::load(path.join("tokenizer.json")).unwrap_or_else(|error| panic!("{name}: {error}"));
         let trainer: serde_json::Value =

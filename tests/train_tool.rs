@@ -4,7 +4,7 @@ mod common;
 
 use common::{Outcome, Scratch, TRAIN, checkpoint, lines, metrics, names, resume, run, snapshot, succeed};
 use engine::data::Tokenizer;
-use engine::model::Gpt;
+use engine::model::Transformer;
 use engine::train::config::{Config, Source};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -73,7 +73,7 @@ fn checkpoints_are_whole_model_folders_and_old_ones_go() {
         let folder = checkpoint(&scratch.path("run"), step);
         let files = ["config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json", "trainer.json"];
         assert_eq!(names(&folder), files);
-        let (model, _) = Gpt::load(&common::cpu(), &folder).unwrap();
+        let (model, _) = Transformer::load(&common::cpu(), &folder).unwrap();
         let tokenizer = Tokenizer::load(folder.join("tokenizer.json")).unwrap();
         assert_eq!(model.config().vocabulary, tokenizer.vocabulary());
     }
@@ -92,7 +92,7 @@ fn the_link_best_points_to_the_lowest_evaluation_or_is_not_there() {
     let best = evaluations.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
     let link = fs::read_link(scratch.path("run/checkpoints/best")).unwrap();
     assert_eq!(link, Path::new(&format!("step-{best:08}")));
-    assert!(Gpt::load(&common::cpu(), &scratch.path("run/checkpoints/best")).is_ok());
+    assert!(Transformer::load(&common::cpu(), &scratch.path("run/checkpoints/best")).is_ok());
 
     succeed(scratch.tiny("none", &[&sets[..], &["train.keep_best=false"]].concat(), &[]));
     assert_eq!(names(&scratch.path("none/checkpoints")), ["step-00000012"]);

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use engine::cpu::peak::read_bytes_per_second;
 use engine::data::Tokenizer;
-use engine::model::Gpt;
+use engine::model::Transformer;
 use engine::model::completion::{Completion, Event, Settings, Totals, complete, encode_prompt};
 use engine::model::generate::{Generator, Sampling, first_token_read};
 use engine::ops::Device;
@@ -151,7 +151,7 @@ fn main() -> ExitCode {
 /// A model that is ready to use.
 struct Loaded {
     folder: PathBuf,
-    model: Gpt,
+    model: Transformer,
     parameters: Parameters,
     device: Arc<Device>,
     /// Which device, and why.
@@ -161,7 +161,7 @@ struct Loaded {
 fn load(arguments: &GenerateArguments) -> anyhow::Result<Loaded> {
     let folder = model_folder(&arguments.model)?;
     let chosen = device::open(&config::Device { kind: arguments.device, ..config::Device::default() })?;
-    let (model, parameters) = Gpt::load(&chosen.device, &folder)?;
+    let (model, parameters) = Transformer::load(&chosen.device, &folder)?;
     Ok(Loaded { folder, model, parameters, device: chosen.device, description: chosen.description })
 }
 
@@ -295,7 +295,7 @@ fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn note_long_prompt(number: usize, tokens: &[u32], model: &Gpt) {
+fn note_long_prompt(number: usize, tokens: &[u32], model: &Transformer) {
     let block = model.config().block;
     let start = first_token_read(tokens.len(), block);
     if start > 0 {
@@ -556,7 +556,7 @@ fn benchmark(arguments: &GenerateArguments) -> anyhow::Result<()> {
 }
 
 /// Bytes of parameters that a step reads: all but the tables of which it takes a row.
-fn weight_bytes_per_step(model: &Gpt) -> f64 {
+fn weight_bytes_per_step(model: &Transformer) -> f64 {
     let is_table = |name: &str| match name {
         "position_embedding.weight" => true,
         "token_embedding.weight" => !model.config().tied,

@@ -1,12 +1,13 @@
-//! Embedding on the CPU. Forward: rows are copied and added. Backward: the places are sorted by token (stable radix
-//! sort of the ids, linear time, no memory the size of the vocabulary); then each row of the table belongs to one
-//! task, which adds the gradients of its places in order. So no two threads write to a row, and the bits do not
-//! depend on how rows are dealt out.
+//! Embedding on the CPU. Forward: rows are copied and added, sines computed in place. Backward: the places are sorted by
+//! id (stable radix sort of the ids, linear time, no memory the size of the vocabulary); then each row of the table
+//! belongs to one task, which adds the gradients of its places in order. So no two threads write to a row, and the bits
+//! do not depend on how rows are dealt out.
 
-use super::simd::{Kernel, Vector};
+use super::rows::RowSum;
+use super::simd::{Kernel, Vector, turn as sines};
 use super::{Cpu, Disjoint, scratch};
-use crate::ops::Write;
 use crate::ops::embedding::*;
+use crate::ops::{View, Write, turn};
 use std::ops::Range;
 
 /// Values in one task of the forward pass.
@@ -20,42 +21,84 @@ const SMALL_VOCABULARY: usize = 1024;
 const STREAMING_VALUES: usize = 16 * 1024;
 /// Channels in a task where channels are cut.
 const CHANNEL_BLOCK: usize = 128;
+/// Lanes of the widest vector.
+const LANES_MAX: usize = 16;
 
 /// Looks up and adds.
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
     let Shape { time, channels, first_position, .. } = *shape;
-    let (ids, tokens) = (arguments.ids.host(), arguments.token_table.host());
-    let positions = arguments.position_table.map(|table| table.host());
+    let Ids { tokens: ids, positions: position_ids, types: type_ids } = arguments.ids;
+    let (ids, position_ids) = (ids.host(), position_ids.map(|ids| ids.host()));
+    let tokens = arguments.token_table.host();
+    let types = arguments.type_table.map(|table| table.host()).zip(type_ids.map(|ids| ids.host()));
     let output = Disjoint::new(arguments.output.host());
-    cpu.pool().run_pieces(ids.len(), TASK_VALUES / channels.max(1), |_, places| {
-        // SAFETY: the places of different tasks do not overlap.
-        let output = unsafe { output.get(places.start * channels..places.end * channels) };
-        for (place, target) in places.zip(output.chunks_exact_mut(channels.max(1))) {
-            let token = &tokens[ids[place] as usize * channels..][..channels];
-            match positions {
-                None => target.copy_from_slice(token),
-                Some(table) => {
-                    let position = &table[(first_position + place % time) * channels..][..channels];
-                    cpu.level().run(SetSum { a: token, b: position, target });
+    let position_of = |place: usize| position_ids.map_or(first_position + place % time, |ids| ids[place] as usize);
+    let (position_table, is_sinusoidal) = match arguments.positions {
+        Some(Positions::Learned(table)) => (Some(table.host()), false),
+        Some(Positions::Sinusoidal) => (None, true),
+        None => (None, false),
+    };
+    let run = |sinusoids: Option<Sinusoids<'_>>| {
+        cpu.pool().run_pieces(ids.len(), TASK_VALUES / channels.max(1), |_, places| {
+            // SAFETY: the places of different tasks do not overlap.
+            let output = unsafe { output.get(places.start * channels..places.end * channels) };
+            for (place, target) in places.zip(output.chunks_exact_mut(channels.max(1))) {
+                let token = row(tokens, ids[place] as usize, channels);
+                let position = position_table.map(|table| row(table, position_of(place), channels));
+                let kind = types.map(|(table, ids)| row(table, ids[place] as usize, channels));
+                if position.is_none() && kind.is_none() && sinusoids.is_none() {
+                    target.copy_from_slice(token);
+                    continue;
                 }
+                let sinusoids = sinusoids.map(|sinusoids| (sinusoids, position_of(place) as i32));
+                cpu.level().run(SetSum { token, addends: [position, kind], sinusoids, target });
             }
-        }
-    });
+        });
+    };
+    if !is_sinusoidal {
+        return run(None);
+    }
+    let stride = channels.next_multiple_of(LANES_MAX);
+    scratch::with(3 * stride, |memory| run(Some(Sinusoids::new(channels, bytemuck::cast_slice_mut(memory)))));
+}
+
+fn row(table: &[f32], index: usize, channels: usize) -> &[f32] {
+    &table[index * channels..][..channels]
 }
 
 /// Sums the gradient of each table's rows.
 pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
-    let (ids, grad_output) = (arguments.ids.host(), arguments.grad_output.host());
+    let Ids { tokens, positions, types } = arguments.ids;
+    let grad_output = arguments.grad_output.host();
     if let Some((grad, write)) = arguments.grad_position_table {
-        positions_backward(cpu, shape, grad_output, grad.host(), write);
+        match positions {
+            Some(ids) => table_backward(cpu, shape.channels, shape.positions, &ids, grad_output, grad.host(), write),
+            None => positions_backward(cpu, shape, grad_output, grad.host(), write),
+        }
+    }
+    if let (Some((grad, write)), Some(ids)) = (arguments.grad_type_table, types) {
+        table_backward(cpu, shape.channels, shape.types, &ids, grad_output, grad.host(), write);
     }
     if let Some((grad, write)) = arguments.grad_token_table {
-        // Keys and places of the sort, each twice because it goes back and forth.
-        scratch::with(4 * ids.len(), |memory| {
-            let (keys, places) = sort_places(ids, shape.vocabulary, bytemuck::cast_slice_mut(memory));
-            tokens_backward(cpu, shape, keys, places, grad_output, grad.host(), write);
-        });
+        table_backward(cpu, shape.channels, shape.vocabulary, &tokens, grad_output, grad.host(), write);
     }
+}
+
+/// Sums the gradient of each of a table's `rows`, of which each place's id names one.
+fn table_backward(
+    cpu: &Cpu,
+    channels: usize,
+    rows: usize,
+    ids: &View<'_, i32>,
+    grad_output: &[f32],
+    grad: &mut [f32],
+    write: Write,
+) {
+    // Keys and places of the sort, each twice because it goes back and forth.
+    scratch::with(4 * ids.len(), |memory| {
+        let (keys, places) = sort_places(ids.host(), rows, bytemuck::cast_slice_mut(memory));
+        sum_places(cpu, channels, rows, (keys, places), grad_output, grad, write);
+    });
 }
 
 /// Sorts the places by id, keeping the order of equal ids: one counting pass for each byte of the largest id.
@@ -90,16 +133,16 @@ fn sort_places<'a>(ids: &[i32], vocabulary: usize, memory: &'a mut [u32]) -> (&'
     from.split_at(ids.len())
 }
 
-fn tokens_backward(
+/// Adds up the gradients of each row's places; the places come sorted by their keys, the rows.
+fn sum_places(
     cpu: &Cpu,
-    shape: &Shape,
-    keys: &[u32],
-    places: &[u32],
+    channels: usize,
+    vocabulary: usize,
+    (keys, places): (&[u32], &[u32]),
     grad_output: &[f32],
     grad: &mut [f32],
     write: Write,
 ) {
-    let Shape { channels, vocabulary, .. } = *shape;
     let grad = Disjoint::new(grad);
     let piece = vocabulary.div_ceil(PIECES_MAX).max(1);
     let channel_block = if vocabulary < SMALL_VOCABULARY { CHANNEL_BLOCK } else { channels.max(1) };
@@ -196,10 +239,50 @@ impl Kernel for Zero<'_> {
     }
 }
 
-/// `target = a + b`.
+/// What the sinusoidal vectors of all positions are made of, column by column: the two halves of the frequency, and the
+/// angle at position 0, which makes a cosine of every other sine.
+#[derive(Clone, Copy)]
+struct Sinusoids<'a> {
+    high: &'a [i32],
+    low: &'a [i32],
+    start: &'a [i32],
+}
+
+impl<'a> Sinusoids<'a> {
+    /// In `memory` of three times as many columns, padded to whole vectors.
+    fn new(channels: usize, memory: &'a mut [i32]) -> Self {
+        let stride = memory.len() / 3;
+        let (high, rest) = memory.split_at_mut(stride);
+        let (low, start) = rest.split_at_mut(stride);
+        for c in 0..stride {
+            let frequency = turn::frequency(SINUSOIDAL_BASE, channels, c / 2);
+            high[c] = (frequency >> 32) as u32 as i32;
+            low[c] = frequency as u32 as i32;
+            start[c] = if c.is_multiple_of(2) { 0 } else { turn::QUARTER as i32 };
+        }
+        Self { high, low, start }
+    }
+
+    /// Columns from `column` on of a position's vector.
+    #[inline(always)]
+    fn at<V: Vector>(&self, position: V::Int, column: usize) -> V {
+        let load = |values: &[i32]| {
+            let values = &values[column..column + V::LANES];
+            // SAFETY: a whole vector is there.
+            unsafe { V::int_load(values.as_ptr()) }
+        };
+        let angle = sines::angle::<V>(position, load(self.high), load(self.low));
+        sines::sine(V::int_add(angle, load(self.start)))
+    }
+}
+
+/// `target = token + addends`, of which some may be absent.
 struct SetSum<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
+    token: &'a [f32],
+    /// Each as long as the token's row.
+    addends: [Option<&'a [f32]>; 2],
+    /// And the position whose vector is added.
+    sinusoids: Option<(Sinusoids<'a>, i32)>,
     target: &'a mut [f32],
 }
 
@@ -210,10 +293,15 @@ impl Kernel for SetSum<'_> {
     fn run<V: Vector>(self) {
         let length = self.target.len();
         for i in (0..length).step_by(V::LANES) {
-            // SAFETY: all three have `length` elements.
+            // SAFETY: all have `length` elements.
             unsafe {
-                let sum = V::load_up_to(self.a.as_ptr().add(i), length - i)
-                    .add(V::load_up_to(self.b.as_ptr().add(i), length - i));
+                let mut sum = V::load_up_to(self.token.as_ptr().add(i), length - i);
+                for addend in self.addends.into_iter().flatten() {
+                    sum = sum.add(V::load_up_to(addend.as_ptr().add(i), length - i));
+                }
+                if let Some((sinusoids, position)) = &self.sinusoids {
+                    sum = sum.add(sinusoids.at::<V>(V::int_splat(*position), i));
+                }
                 sum.store_up_to(self.target.as_mut_ptr().add(i), length - i);
             }
         }
@@ -235,8 +323,10 @@ impl Kernel for SumRows<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let row = |i: usize| self.places[i] as usize;
-        sum_rows::<V>(self.grad_output, self.channels, self.start, self.places.len(), row, self.target, self.write);
+        let Self { grad_output: matrix, places, channels, start, target, write } = self;
+        let row = |i: usize| places[i] as usize;
+        let sum = RowSum { matrix, channels, start, columns: target.len(), count: places.len(), row };
+        write_sum::<V>(&sum, target, write);
     }
 }
 
@@ -255,52 +345,22 @@ impl Kernel for SumStrided<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let row = |i: usize| self.first + i * self.stride;
-        sum_rows::<V>(self.grad_output, self.target.len(), 0, self.count, row, self.target, self.write);
+        let Self { grad_output: matrix, first, stride, count, target, write } = self;
+        let (channels, row) = (target.len(), |i: usize| first + i * stride);
+        write_sum::<V>(&RowSum { matrix, channels, start: 0, columns: channels, count, row }, target, write);
     }
 }
 
-/// Sums columns `start .. start + target.len()` of `count` rows. Four vectors of columns at a time stay in registers
-/// while the rows go by.
+/// Sets `target`, as long as the sum has columns, or adds to it.
 #[inline(always)]
-fn sum_rows<V: Vector>(
-    grad_output: &[f32],
-    channels: usize,
-    start: usize,
-    count: usize,
-    row: impl Fn(usize) -> usize,
-    target: &mut [f32],
-    write: Write,
-) {
-    let length = target.len();
-    let mut column = 0;
-    while column < length {
-        let wide = column + 4 * V::LANES <= length;
-        let width = if wide { 4 } else { 1 };
-        let left = length - column;
-        let mut sums = [V::zero(); 4];
-        for i in 0..count {
-            let source = &grad_output[row(i) * channels + start + column..][..left.min(width * V::LANES)];
-            // SAFETY: the slice just taken covers what is read.
-            unsafe {
-                if wide {
-                    for (j, sum) in sums.iter_mut().enumerate() {
-                        *sum = sum.add(V::load(source.as_ptr().add(j * V::LANES)));
-                    }
-                } else {
-                    sums[0] = sums[0].add(V::load_up_to(source.as_ptr(), left));
-                }
-            }
+fn write_sum<V: Vector>(sum: &RowSum<'_, impl Fn(usize) -> usize>, target: &mut [f32], write: Write) {
+    debug_assert_eq!(sum.columns, target.len());
+    sum.run::<V>(|column, sum, left| {
+        // SAFETY: `left` values of the target, at most, are left from `column` on.
+        unsafe {
+            let place = target.as_mut_ptr().add(column);
+            let sum = if write == Write::Add { sum.add(V::load_up_to(place, left)) } else { sum };
+            sum.store_up_to(place, left);
         }
-        for (j, sum) in sums.iter().enumerate().take(width) {
-            // SAFETY: `left` values of the target are left from `column` on, and four vectors where `wide`.
-            unsafe {
-                let place = target.as_mut_ptr().add(column + j * V::LANES);
-                let left = left - j * V::LANES;
-                let sum = if write == Write::Add { sum.add(V::load_up_to(place, left)) } else { *sum };
-                sum.store_up_to(place, left);
-            }
-        }
-        column += width * V::LANES;
-    }
+    });
 }

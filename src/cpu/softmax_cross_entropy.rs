@@ -11,6 +11,7 @@
 
 use super::simd::{Kernel, Vector, math};
 use super::{Cpu, Disjoint, scratch};
+use crate::ops::View;
 use crate::ops::softmax_cross_entropy::*;
 
 /// Logits in a block.
@@ -28,13 +29,14 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
     let logits = arguments.logits.host();
     let losses = Disjoint::new(arguments.losses.host());
     let targets = arguments.targets.host();
+    let class_weights = ClassWeights::new(arguments.class_weights);
     let vocabulary = shape.vocabulary;
     cpu.pool().run_pieces(shape.rows, rows_of_task(shape), |_, range| {
         // SAFETY: the ranges of different tasks do not overlap.
         let losses = unsafe { losses.get(range.clone()) };
         // Only read: `Rows` writes to the logits where there is a gradient to put there.
         let logits = logits[range.start * vocabulary..range.end * vocabulary].as_ptr().cast_mut();
-        cpu.level().run(Rows { shape, logits, targets: &targets[range], losses, gradient: None });
+        cpu.level().run(Rows { shape, logits, targets: &targets[range], class_weights, losses, gradient: None });
     });
 }
 
@@ -43,6 +45,7 @@ pub fn forward_backward(cpu: &Cpu, shape: &Shape, arguments: ForwardBackward<'_>
     let logits = Disjoint::new(arguments.logits.host());
     let losses = Disjoint::new(arguments.losses.host());
     let targets = arguments.targets.host();
+    let class_weights = ClassWeights::new(arguments.class_weights);
     let vocabulary = shape.vocabulary;
     cpu.pool().run_pieces(shape.rows, rows_of_task(shape), |_, range| {
         // SAFETY: the ranges of different tasks do not overlap.
@@ -51,9 +54,35 @@ pub fn forward_backward(cpu: &Cpu, shape: &Shape, arguments: ForwardBackward<'_>
         scratch::with(vocabulary.div_ceil(BLOCK), |block_maxima| {
             let gradient = Some(Gradient { grad_loss: arguments.grad_loss, block_maxima });
             let logits = logits.as_mut_ptr();
-            cpu.level().run(Rows { shape, logits, targets: &targets[range], losses, gradient });
+            cpu.level().run(Rows { shape, logits, targets: &targets[range], class_weights, losses, gradient });
         });
     });
+}
+
+/// Weights of classes, and their sum.
+#[derive(Clone, Copy)]
+struct ClassWeights<'a> {
+    weights: &'a [f32],
+    sum: f32,
+}
+
+impl<'a> ClassWeights<'a> {
+    fn new(weights: Option<View<'a, f32>>) -> Option<Self> {
+        let weights = weights?.host();
+        Some(Self { weights, sum: weights.iter().map(|&weight| f64::from(weight)).sum::<f64>() as f32 })
+    }
+}
+
+/// What the loss wants of a row.
+struct Wanted {
+    /// Of the target, times its weight.
+    of_target: f32,
+    /// Of every class before its weight.
+    of_class: f32,
+    /// Sum over all classes, weights included: what the row's loss is scaled by.
+    weight: f32,
+    /// Mean of the logits, each as much as it is wanted.
+    expected_logit: f32,
 }
 
 /// What the gradient needs besides the logits.
@@ -68,6 +97,7 @@ struct Rows<'a> {
     shape: &'a Shape,
     logits: *mut f32,
     targets: &'a [i32],
+    class_weights: Option<ClassWeights<'a>>,
     losses: &'a mut [f32],
     gradient: Option<Gradient<'a>>,
 }
@@ -78,7 +108,6 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Shape { vocabulary, label_smoothing, ignored, .. } = *self.shape;
-        let smoothed = label_smoothing / vocabulary as f32;
         let mut gradient = self.gradient;
         for (row, (&target, loss)) in self.targets.iter().zip(self.losses).enumerate() {
             // SAFETY: `logits` has a row of `vocabulary` values for each target, writable where there is a gradient,
@@ -92,30 +121,69 @@ impl Kernel for Rows<'_> {
                     }
                     continue;
                 }
-                let target_logit = *logits.add(target as usize);
-                let logit_mean = if label_smoothing == 0.0 {
-                    target_logit
-                } else {
-                    row_sum::<V>(logits, vocabulary) / vocabulary as f32
-                };
+                let wanted = wanted::<V>(self.shape, logits, target as usize, self.class_weights);
                 let (maximum, sum) = match &mut gradient {
                     Some(gradient) => exponentials::<V, true>(logits, vocabulary, gradient.block_maxima),
                     None => exponentials::<V, false>(logits, vocabulary, &mut []),
                 };
-                // -Σ target(v) ln p(v), with ln p(v) = x(v) - maximum - ln sum.
-                let expected_logit = (1.0 - label_smoothing) * target_logit + label_smoothing * logit_mean;
-                *loss = sum.ln() + (maximum - expected_logit);
+                // -Σ wanted(v) ln p(v), with ln p(v) = x(v) - maximum - ln sum.
+                *loss = wanted.weight * (sum.ln() + (maximum - wanted.expected_logit));
                 if let Some(gradient) = &gradient {
+                    // What classes of different weights get is subtracted in a pass of its own.
+                    let alike = if self.class_weights.is_some() { 0.0 } else { wanted.of_class };
+                    let grad_row = wanted.weight * gradient.grad_loss;
                     for (block, &block_maximum) in gradient.block_maxima.iter().enumerate() {
                         let start = block * BLOCK;
-                        let scale = (block_maximum - maximum).exp() / sum * gradient.grad_loss;
-                        let offset = -smoothed * gradient.grad_loss;
+                        let scale = (block_maximum - maximum).exp() / sum * grad_row;
+                        let offset = -alike * gradient.grad_loss;
                         scale_block::<V>(logits.add(start), BLOCK.min(vocabulary - start), scale, offset);
                     }
-                    *logits.add(target as usize) -= (1.0 - label_smoothing) * gradient.grad_loss;
+                    if let Some(class_weights) = self.class_weights
+                        && label_smoothing != 0.0
+                    {
+                        let factor = -wanted.of_class * gradient.grad_loss;
+                        add_scaled::<V>(logits, class_weights.weights, factor);
+                    }
+                    *logits.add(target as usize) -= wanted.of_target * gradient.grad_loss;
                 }
             }
         }
+    }
+}
+
+/// What a row's loss wants of its classes.
+///
+/// # Safety
+/// `logits` is valid for reads of a row, and `target` is a class.
+#[inline(always)]
+unsafe fn wanted<V: Vector>(
+    shape: &Shape,
+    logits: *const f32,
+    target: usize,
+    class_weights: Option<ClassWeights<'_>>,
+) -> Wanted {
+    let Shape { vocabulary, label_smoothing, .. } = *shape;
+    let of_class = label_smoothing / vocabulary as f32;
+    // SAFETY: the caller's contract; there is a weight for each class.
+    unsafe {
+        let target_logit = *logits.add(target);
+        let Some(ClassWeights { weights, sum }) = class_weights else {
+            // Not computed where it is not used: it may be infinite where classes are masked.
+            let logit_mean = if label_smoothing == 0.0 {
+                target_logit
+            } else {
+                row_sum::<V>(logits, vocabulary) / vocabulary as f32
+            };
+            let expected_logit = (1.0 - label_smoothing) * target_logit + label_smoothing * logit_mean;
+            return Wanted { of_target: 1.0 - label_smoothing, of_class, weight: 1.0, expected_logit };
+        };
+        let of_target = (1.0 - label_smoothing) * weights[target];
+        if label_smoothing == 0.0 {
+            return Wanted { of_target, of_class, weight: of_target, expected_logit: target_logit };
+        }
+        let weight = of_target + of_class * sum;
+        let expected = of_target * target_logit + of_class * weighted_sum::<V>(logits, weights);
+        Wanted { of_target, of_class, weight, expected_logit: if weight > 0.0 { expected / weight } else { 0.0 } }
     }
 }
 
@@ -240,4 +308,37 @@ unsafe fn row_sum<V: Vector>(x: *const f32, length: usize) -> f32 {
         sums[j % 4] = sums[j % 4].add(unsafe { V::load_up_to(x.add(i), length - i) });
     }
     sums[0].add(sums[1]).add(sums[2].add(sums[3])).reduce_add()
+}
+
+/// `Σ x(v) w(v)`
+///
+/// # Safety
+/// `x` is valid for reads of as many values as there are weights.
+#[inline(always)]
+unsafe fn weighted_sum<V: Vector>(x: *const f32, weights: &[f32]) -> f32 {
+    let mut sums = [V::zero(); 4];
+    for (j, i) in (0..weights.len()).step_by(V::LANES).enumerate() {
+        let left = weights.len() - i;
+        // SAFETY: the caller's contract.
+        let (x, weight) = unsafe { (V::load_up_to(x.add(i), left), V::load_up_to(weights.as_ptr().add(i), left)) };
+        sums[j % 4] = x.mul_add(weight, sums[j % 4]);
+    }
+    sums[0].add(sums[1]).add(sums[2].add(sums[3])).reduce_add()
+}
+
+/// `x ← x + factor · weights`
+///
+/// # Safety
+/// `x` is valid for as many values as there are weights.
+#[inline(always)]
+unsafe fn add_scaled<V: Vector>(x: *mut f32, weights: &[f32], factor: f32) {
+    let factor = V::splat(factor);
+    for i in (0..weights.len()).step_by(V::LANES) {
+        let left = weights.len() - i;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let weight = V::load_up_to(weights.as_ptr().add(i), left);
+            weight.mul_add(factor, V::load_up_to(x.add(i), left)).store_up_to(x.add(i), left);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! `cargo test` and `engine-bench sanitize`, a real one in `engine-bench verify`.
 
 use super::{adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
-use super::{linear, linear_cross_entropy, relative_bias, sgd, softmax_cross_entropy};
+use super::{linear, linear_cross_entropy, mean_rows, relative_bias, sgd, softmax_cross_entropy};
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -42,6 +42,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         relative_bias::checks::ALL,
         softmax_cross_entropy::checks::ALL,
         linear_cross_entropy::checks::ALL,
+        mean_rows::checks::ALL,
         grad_norm::checks::ALL,
         adamw::checks::ALL,
         sgd::checks::ALL,

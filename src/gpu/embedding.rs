@@ -3,8 +3,8 @@
 use super::rows::{WARP, access_width};
 use super::{Arguments, Gpu, Source, source};
 use crate::driver::{LaunchConfig, Result};
-use crate::ops::embedding::{Backward, Forward, Shape};
-use crate::ops::{View, ViewMut, Write};
+use crate::ops::embedding::{Backward, Forward, Ids, Positions, SINUSOIDAL_BASE, Shape};
+use crate::ops::{View, ViewMut, Write, turn};
 
 static SOURCE: Source = source!("embedding");
 
@@ -25,34 +25,62 @@ fn warp_rows(count: usize) -> LaunchConfig {
 
 /// See [`crate::ops::embedding::forward`].
 pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
-    let Forward { ids, token_table, position_table, output } = arguments;
-    let positions = position_table.as_ref();
-    let addresses = [token_table.address(), positions.map_or(0, View::address), output.address()];
-    let kernel = match access_width(shape.channels, &addresses) {
-        4 => "embedding_forward_4",
-        _ => "embedding_forward_1",
+    let Forward { ids, token_table, positions, type_table, output } = arguments;
+    let (position_table, is_sinusoidal) = match positions {
+        Some(Positions::Learned(table)) => (Some(table), false),
+        Some(Positions::Sinusoidal) => (None, true),
+        None => (None, false),
     };
-    let list = Arguments::new()
-        .view(&ids)
-        .view(&token_table)
-        .optional(positions)
+    let optional = |view: &Option<View<'_, f32>>| view.as_ref().map_or(0, View::address);
+    let addresses = [token_table.address(), optional(&position_table), optional(&type_table), output.address()];
+    let kernel = match (access_width(shape.channels, &addresses), is_sinusoidal) {
+        (4, false) => "embedding_forward_4",
+        (4, true) => "embedding_forward_sinusoidal_4",
+        (_, false) => "embedding_forward_1",
+        (_, true) => "embedding_forward_sinusoidal_1",
+    };
+    let places = ids.tokens.len();
+    let mut list = Arguments::new()
+        .view(&ids.tokens)
+        .optional(ids.positions.as_ref())
+        .optional(ids.types.as_ref())
+        .view(&token_table);
+    if !is_sinusoidal {
+        list = list.optional(position_table.as_ref());
+    }
+    list = list
+        .optional(type_table.as_ref())
         .view_mut(&output)
-        .size(ids.len())
+        .size(places)
         .size(shape.time)
         .size(shape.channels)
         .size(shape.vocabulary)
+        .size(if is_sinusoidal { 1 << 31 } else { shape.positions })
+        .size(shape.types)
         .size(shape.first_position);
-    gpu.launch(&SOURCE, kernel, warp_rows(ids.len()), list)
+    if is_sinusoidal {
+        list = list.counts(&turn::powers(SINUSOIDAL_BASE, shape.channels));
+    }
+    gpu.launch(&SOURCE, kernel, warp_rows(places), list)
 }
 
 /// See [`crate::ops::embedding::backward`].
 pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()> {
-    let Backward { ids, grad_output, grad_token_table, grad_position_table } = arguments;
-    if let Some((grad, write)) = grad_position_table {
-        positions_backward(gpu, shape, &grad_output, &grad, write)?;
+    let Backward { ids, grad_output, grad_token_table, grad_position_table, grad_type_table } = arguments;
+    let Ids { tokens, positions, types } = ids;
+    let table = |rows: usize, ids: &View<'_, i32>, (grad, write): (ViewMut<'_, f32>, Write)| {
+        table_backward(gpu, shape.channels, rows, ids, &grad_output, &grad, write)
+    };
+    match (grad_position_table, positions) {
+        (Some(grad), Some(ids)) => table(shape.positions, &ids, grad)?,
+        (Some((grad, write)), None) => positions_backward(gpu, shape, &grad_output, &grad, write)?,
+        (None, _) => {}
     }
-    if let Some((grad, write)) = grad_token_table {
-        tokens_backward(gpu, shape, &ids, &grad_output, &grad, write)?;
+    if let (Some(grad), Some(ids)) = (grad_type_table, types) {
+        table(shape.types, &ids, grad)?;
+    }
+    if let Some(grad) = grad_token_table {
+        table(shape.vocabulary, &tokens, grad)?;
     }
     Ok(())
 }
@@ -80,32 +108,33 @@ fn positions_backward(
     gpu.launch(&SOURCE, kernel, warp_rows(shape.positions), list)
 }
 
-fn tokens_backward(
+/// Sums the gradient of each row of a table of `rows`, of which each place's id names one.
+fn table_backward(
     gpu: &Gpu,
-    shape: &Shape,
+    channels: usize,
+    rows: usize,
     ids: &View<'_, i32>,
     grad_output: &View<'_, f32>,
     grad: &ViewMut<'_, f32>,
     write: Write,
 ) -> Result<()> {
-    let Shape { channels, vocabulary, .. } = *shape;
     // With more places than ids, each id looks for its places; else each place that is its id's first sums the others.
-    let is_by_id = vocabulary <= ids.len();
+    let is_by_id = rows <= ids.len();
     if write == Write::Set && !is_by_id && !grad.is_empty() {
         gpu.driver().fill(gpu.stream(), grad.address(), 0, grad.len() as u64)?;
     }
     if ids.is_empty() || grad.is_empty() {
         return Ok(());
     }
-    let (keys, places) = sort_places(gpu, ids, vocabulary)?;
+    let (keys, places) = sort_places(gpu, ids, rows)?;
     let width = access_width(channels, &[grad_output.address(), grad.address()]);
     let kernel = match width {
-        4 => "embedding_tokens_backward_4",
-        _ => "embedding_tokens_backward_1",
+        4 => "embedding_table_backward_4",
+        _ => "embedding_table_backward_1",
     };
-    let blocks = if is_by_id { vocabulary } else { ids.len() };
+    let blocks = if is_by_id { rows } else { ids.len() };
     // Where ids occur many times over, one warp would walk too long.
-    let warps = (ids.len() / vocabulary).next_power_of_two().clamp(*RUN_WARPS.start(), *RUN_WARPS.end());
+    let warps = (ids.len() / rows).next_power_of_two().clamp(*RUN_WARPS.start(), *RUN_WARPS.end());
     let grid = [blocks as u32, channels.div_ceil(width * WARP) as u32, 1];
     let list = Arguments::new()
         .address(keys)
@@ -116,7 +145,7 @@ fn tokens_backward(
         .flag(is_by_id)
         .size(ids.len())
         .size(channels)
-        .size(vocabulary);
+        .size(rows);
     gpu.launch(&SOURCE, kernel, LaunchConfig::new(grid, [WARP as u32, warps as u32, 1]), list)
 }
 
@@ -154,84 +183,101 @@ pub(crate) mod checks {
     use super::*;
     use crate::gpu::checks::Check;
     use crate::gpu::testing::Buffer;
-    use crate::ops::embedding::cases::{self, ids, shape};
-    use crate::ops::testing::{Random, assert_close, double};
+    use crate::ops::embedding::cases::{self, Case, Sources, shape};
+    use crate::ops::testing::{Random, assert_close};
     use crate::ops::{Device, embedding};
 
-    fn shapes() -> impl Iterator<Item = Shape> {
+    fn cases(random: &mut Random) -> Vec<Case> {
         // More than one block of keys; few ids, so that runs are long and many warps share them.
-        let long = [(5, 1023, 12, 5, 1023, 0), (3, 1024, 132, 300, 1024, 0)].map(shape);
-        cases::shapes().into_iter().chain(long)
+        let mut cases = cases::cases(random);
+        for sizes in [(5, 1023, 12, 5, 1023, 2, 0), (3, 1024, 132, 300, 1024, 0, 0)] {
+            cases.push(Case::new(random, shape(sizes), false, Sources::Learned));
+        }
+        cases
     }
 
-    fn forward_matches_reference(device: &Device) {
-        let mut random = Random::fresh();
-        for shape in shapes() {
-            let ids = ids(&mut random, &shape);
-            let tokens = random.normal(shape.vocabulary * shape.channels);
-            let positions = random.normal(shape.positions * shape.channels);
-            let on_ids = Buffer::upload(device, &ids);
-            let [on_tokens, on_positions] = [&tokens, &positions].map(|table| Buffer::upload(device, table));
-            for has_positions in [false, shape.positions > 0] {
-                let positions = double(&positions);
-                let positions = has_positions.then_some(positions.as_slice());
-                let expected = embedding::reference::forward(&shape, &ids, &double(&tokens), positions);
-                let mut output = Buffer::poisoned(device, expected.len());
-                let arguments = Forward {
-                    ids: on_ids.view(),
-                    token_table: on_tokens.view(),
-                    position_table: has_positions.then(|| on_positions.view()),
-                    output: output.view_mut(),
-                };
-                embedding::forward(device, &shape, arguments).unwrap();
-                assert_close(&format!("{shape:?}"), &output.download(), &expected, 1e-6, 0.0);
+    /// A case's ids on a device.
+    struct OnDevice<'d>([Buffer<'d, i32>; 3], [bool; 2]);
+
+    impl<'d> OnDevice<'d> {
+        fn new(device: &'d Device, case: &Case) -> Self {
+            let [positions, types] = [&case.position_ids, &case.type_ids].map(|ids| ids.as_deref().unwrap_or_default());
+            let has = [case.position_ids.is_some(), case.type_ids.is_some()];
+            Self([&case.token_ids, positions, types].map(|ids| Buffer::upload(device, ids)), has)
+        }
+
+        fn ids(&self) -> Ids<'_> {
+            let Self([tokens, positions, types], [has_positions, has_types]) = self;
+            Ids {
+                tokens: tokens.view(),
+                positions: has_positions.then(|| positions.view()),
+                types: has_types.then(|| types.view()),
             }
         }
     }
 
-    /// Gradients of both tables; `before` is what they hold first.
-    fn run(
-        device: &Device,
-        shape: &Shape,
-        ids: &[i32],
-        grad_output: &[f32],
-        write: Write,
-        before: &[Vec<f32>; 2],
-    ) -> [Vec<f32>; 2] {
-        let (ids, grad_output) = (Buffer::upload(device, ids), Buffer::upload(device, grad_output));
+    fn output(device: &Device, case: &Case) -> Vec<f32> {
+        let ids = OnDevice::new(device, case);
+        let [tokens, positions, types] =
+            [&case.tokens, &case.positions, &case.types].map(|table| Buffer::upload(device, table));
+        let mut output = Buffer::poisoned(device, case.token_ids.len() * case.shape.channels);
+        let arguments = Forward {
+            ids: ids.ids(),
+            token_table: tokens.view(),
+            positions: match case.sources {
+                Sources::None => None,
+                Sources::Learned => Some(Positions::Learned(positions.view())),
+                Sources::Sinusoidal => Some(Positions::Sinusoidal),
+            },
+            type_table: case.type_ids.as_ref().map(|_| types.view()),
+            output: output.view_mut(),
+        };
+        embedding::forward(device, &case.shape, arguments).unwrap();
+        output.download()
+    }
+
+    fn forward_matches_reference(device: &Device) {
+        for case in cases(&mut Random::fresh()) {
+            assert_close(&case.to_string(), &output(device, &case), &case.expected_output(), 1e-6, 0.0);
+        }
+    }
+
+    /// Gradients of the three tables; `before` is what they hold first.
+    fn run(device: &Device, case: &Case, grad_output: &[f32], write: Write, before: &[Vec<f32>; 3]) -> [Vec<f32>; 3] {
+        let (ids, grad_output) = (OnDevice::new(device, case), Buffer::upload(device, grad_output));
         let mut gradients = before.each_ref().map(|before| match write {
             Write::Set => Buffer::poisoned(device, before.len()),
             Write::Add => Buffer::upload(device, before),
         });
-        let [tokens, positions] = gradients.each_mut().map(|gradient| (gradient.view_mut(), write));
+        let [tokens, positions, types] = gradients.each_mut().map(|gradient| (gradient.view_mut(), write));
         let arguments = Backward {
-            ids: ids.view(),
+            ids: ids.ids(),
             grad_output: grad_output.view(),
             grad_token_table: Some(tokens),
-            grad_position_table: (shape.positions > 0).then_some(positions),
+            grad_position_table: (case.sources == Sources::Learned).then_some(positions),
+            grad_type_table: case.type_ids.as_ref().map(|_| types),
         };
-        embedding::backward(device, shape, arguments).unwrap();
+        embedding::backward(device, &case.shape, arguments).unwrap();
         gradients.map(|gradient| gradient.download())
     }
 
     fn backward_matches_reference_and_two_runs_have_the_same_bits(device: &Device) {
         let mut random = Random::fresh();
-        for shape in shapes() {
-            let ids = ids(&mut random, &shape);
-            let grad_output = random.normal(ids.len() * shape.channels);
-            let before = [shape.vocabulary, shape.positions].map(|rows| random.normal(rows * shape.channels));
-            let (tokens, positions) = embedding::reference::backward(&shape, &ids, &double(&grad_output));
+        for case in cases(&mut random) {
+            // There is nothing to differentiate in sines.
+            if case.sources == Sources::Sinusoidal {
+                continue;
+            }
+            let grad_output = random.normal(case.token_ids.len() * case.shape.channels);
+            let before = case.row_counts().map(|rows| random.normal(rows * case.shape.channels));
             for write in [Write::Set, Write::Add] {
-                let found = run(device, &shape, &ids, &grad_output, write, &before);
-                for (i, (name, gradient)) in [("tokens", &tokens), ("positions", &positions)].into_iter().enumerate() {
-                    let expected: Vec<f64> = match write {
-                        Write::Set => gradient.clone(),
-                        Write::Add => gradient.iter().zip(&before[i]).map(|(g, &b)| g + f64::from(b)).collect(),
-                    };
-                    assert_close(&format!("{name}, {shape:?}, {write:?}"), &found[i], &expected, 1e-5, 0.0);
+                let expected = case.expected_gradients(&grad_output, write, &before);
+                let found = run(device, &case, &grad_output, write, &before);
+                for (i, name) in ["tokens", "positions", "types"].into_iter().enumerate() {
+                    assert_close(&format!("{name}, {case}, {write:?}"), &found[i], &expected[i], 1e-5, 0.0);
                 }
-                let again = run(device, &shape, &ids, &grad_output, write, &before);
-                assert!(found == again, "two runs differ, {shape:?}, {write:?}");
+                let again = run(device, &case, &grad_output, write, &before);
+                assert!(found == again, "two runs differ, {case}, {write:?}");
             }
         }
     }
@@ -263,38 +309,50 @@ pub(crate) mod checks {
         }
     }
 
-    fn an_id_outside_the_vocabulary_gives_a_row_of_nan_and_no_gradient(device: &Device) {
+    fn an_id_outside_its_table_gives_a_row_of_nan_and_no_gradient(device: &Device) {
         for vocabulary in [3, 300] {
-            let shape = Shape { batch: 1, time: 4, channels: 5, vocabulary, positions: 4, first_position: 0 };
-            let ids = [2, vocabulary as i32, -7, 2];
-            let table = vec![1.0; vocabulary * 5];
-            let (on_ids, on_table) = (Buffer::upload(device, &ids), Buffer::upload(device, &table));
-            let positions = Buffer::upload(device, &[1.0f32; 20]);
-            let mut output = Buffer::poisoned(device, 20);
-            let arguments = Forward {
-                ids: on_ids.view(),
-                token_table: on_table.view(),
-                position_table: Some(positions.view()),
-                output: output.view_mut(),
+            let shape = Shape { batch: 1, time: 4, channels: 5, vocabulary, positions: 4, types: 2, first_position: 0 };
+            let case = Case {
+                shape,
+                sources: Sources::Learned,
+                token_ids: vec![2, vocabulary as i32, 2, -7],
+                position_ids: Some(vec![0, 1, 4, 3]),
+                type_ids: Some(vec![1, 0, 0, 0]),
+                tokens: vec![1.0; vocabulary * 5],
+                positions: vec![1.0; 20],
+                types: vec![1.0; 10],
             };
-            embedding::forward(device, &shape, arguments).unwrap();
-            let output = output.download();
-            assert!(output[..5].iter().chain(&output[15..]).all(|&y| y == 2.0), "{output:?}");
-            assert!(output[5..15].iter().all(|y| y.is_nan()), "{output:?}");
+            let output = output(device, &case);
+            assert!(output[..5].iter().all(|&y| y == 3.0), "{output:?}");
+            assert!(output[5..].iter().all(|y| y.is_nan()), "{output:?}");
 
-            let [tokens, _] = run(device, &shape, &ids, &[1.0; 20], Write::Set, &[table, vec![0.0; 20]]);
+            let before = case.row_counts().map(|rows| vec![0.0; rows * 5]);
+            let [tokens, positions, types] = run(device, &case, &[1.0; 20], Write::Set, &before);
             for (id, row) in tokens.chunks(5).enumerate() {
                 assert_eq!(row, [if id == 2 { 2.0 } else { 0.0 }; 5], "row {id} of {vocabulary}");
             }
+            assert!(positions == [[1.0; 5], [1.0; 5], [0.0; 5], [1.0; 5]].concat(), "{positions:?}");
+            assert!(types == [[3.0; 5], [1.0; 5]].concat(), "{types:?}");
+        }
+    }
+
+    fn sinusoidal_positions_are_accurate_a_hundred_thousand_tokens_in(device: &Device) {
+        for channels in [384, 7] {
+            let shape = Shape { batch: 1, time: 40, channels, vocabulary: 1, ..Shape::default() };
+            let mut case = Case::new(&mut Random::fresh(), shape, true, Sources::Sinusoidal);
+            case.tokens.fill(0.0);
+            case.position_ids.as_mut().expect("it has position ids")[..3].copy_from_slice(&[0, 99_999, 1_000_000]);
+            assert_close(&case.to_string(), &output(device, &case), &case.expected_output(), 2e-7, 0.0);
         }
     }
 
     fn no_places_have_gradients_of_zero(device: &Device) {
         for vocabulary in [0, 9] {
-            let shape = Shape { batch: 0, time: 4, channels: 3, vocabulary, positions: 4, first_position: 0 };
-            let before = [vec![1.0; 3 * vocabulary], vec![1.0; 12]];
-            let [tokens, positions] = run(device, &shape, &[], &[], Write::Set, &before);
-            assert!(tokens.iter().chain(&positions).all(|&g| g == 0.0));
+            let shape = Shape { batch: 0, time: 4, channels: 3, vocabulary, positions: 4, types: 1, first_position: 0 };
+            let case = Case::new(&mut Random::fresh(), shape, false, Sources::Learned);
+            let before = case.row_counts().map(|rows| vec![1.0; rows * 3]);
+            let gradients = run(device, &case, &[], Write::Set, &before);
+            assert!(gradients.iter().flatten().all(|&g| g == 0.0));
         }
     }
 
@@ -306,8 +364,12 @@ pub(crate) mod checks {
             claim: backward_matches_reference_and_two_runs_have_the_same_bits,
         },
         Check {
-            name: "embedding: an id outside the vocabulary gives a row of nan and no gradient",
-            claim: an_id_outside_the_vocabulary_gives_a_row_of_nan_and_no_gradient,
+            name: "embedding: an id outside its table gives a row of nan and no gradient",
+            claim: an_id_outside_its_table_gives_a_row_of_nan_and_no_gradient,
+        },
+        Check {
+            name: "embedding: sinusoidal positions are accurate a hundred thousand tokens in",
+            claim: sinusoidal_positions_are_accurate_a_hundred_thousand_tokens_in,
         },
         Check { name: "embedding: no places have gradients of zero", claim: no_places_have_gradients_of_zero },
     ];

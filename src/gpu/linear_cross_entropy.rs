@@ -1,7 +1,7 @@
 //! Output projection and cross-entropy on a GPU: each chunk of rows goes through all of its products while its logits
 //! are there.
 //!
-//! A chunk: `logits = x · Wᵀ`; the loss turns them into their gradient in place; `dx = dlogits · W` and
+//! A chunk: `logits = x · Wᵀ + b`; the loss turns them into their gradient in place; `dx = dlogits · W` and
 //! `dW += dlogitsᵀ · x`. The kernels are those of `linear` and `softmax_cross_entropy`.
 
 use super::linear::{self, Grads};
@@ -15,12 +15,15 @@ use crate::ops::{self, Write};
 /// Computes losses and gradients; see [`crate::ops::linear_cross_entropy::forward`].
 pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     let (rows, vocabulary, channels) = (shape.loss.rows, shape.loss.vocabulary, shape.channels);
-    let Forward { input, weight, targets, mut logits, mut losses, mut gradients } = arguments;
+    let Forward { input, weight, bias, targets, mut logits, mut losses, mut gradients } = arguments;
     if rows == 0
-        && let Some(Gradients { grad_weight: Some((grad, Write::Set)), .. }) = &gradients
-        && !grad.is_empty()
+        && let Some(Gradients { grad_weight, grad_bias, .. }) = &gradients
     {
-        gpu.driver().fill(gpu.stream(), grad.address(), 0, grad.len() as u64)?;
+        for (grad, write) in [grad_weight, grad_bias].into_iter().flatten() {
+            if *write == Write::Set && !grad.is_empty() {
+                gpu.driver().fill(gpu.stream(), grad.address(), 0, grad.len() as u64)?;
+            }
+        }
     }
     for start in (0..rows).step_by(shape.chunk_rows) {
         let chunk = start..rows.min(start + shape.chunk_rows);
@@ -31,7 +34,7 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
         let product = ops::linear::Forward {
             input,
             weight,
-            bias: None,
+            bias,
             residual: None,
             activation: Activation::Identity,
             pre_activation: None,
@@ -43,19 +46,20 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
         let losses = losses.reborrow().slice(chunk);
         let Some(gradients) = &mut gradients else {
             let logits = logits.reborrow().slice(0..elements);
-            let arguments = loss::Forward { logits: logits.as_view(), targets, losses };
+            let arguments = loss::Forward { logits: logits.as_view(), targets, class_weights: None, losses };
             softmax_cross_entropy::forward(gpu, &loss_shape, arguments)?;
             continue;
         };
         let arguments = loss::ForwardBackward {
             logits: logits.reborrow().slice(0..elements),
             targets,
+            class_weights: None,
             losses,
             grad_loss: gradients.grad_loss,
         };
         softmax_cross_entropy::forward_backward(gpu, &loss_shape, arguments)?;
-        // The first chunk does with the weight's gradient what the caller asks for, the others add to it.
-        let weight_write = |write| if start == 0 { write } else { Write::Add };
+        // The first chunk does with these gradients what the caller asks for, the others add to them.
+        let of_all = |write| if start == 0 { write } else { Write::Add };
         let grads = Grads {
             rows: layer.rows,
             columns: vocabulary,
@@ -66,8 +70,11 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
             grad_weight: gradients
                 .grad_weight
                 .as_mut()
-                .map(|(grad, write)| (grad.reborrow().slice(0..vocabulary * channels), weight_write(*write))),
-            grad_bias: None,
+                .map(|(grad, write)| (grad.reborrow().slice(0..vocabulary * channels), of_all(*write))),
+            grad_bias: gradients
+                .grad_bias
+                .as_mut()
+                .map(|(grad, write)| (grad.reborrow().slice(0..vocabulary), of_all(*write))),
         };
         let workspace = gpu.workspace(grads.workspace_bytes())?;
         grads.compute(gpu, logits.reborrow().slice(0..elements).as_view(), workspace)?;
@@ -89,12 +96,17 @@ pub(crate) mod checks {
             let input = random.normal(rows * channels);
             let scale = 1.0 / (channels as f32).sqrt();
             let weight: Vec<f32> = random.normal(vocabulary * channels).iter().map(|w| w * scale).collect();
+            let bias = random.normal(vocabulary);
             let targets: Vec<i32> =
                 (0..rows).map(|row| if row % 5 == 3 { -100 } else { random.below(vocabulary) as i32 }).collect();
             let loss = loss::Shape { rows, vocabulary, label_smoothing: 0.1, ignored: -100 };
-            for (chunk_rows, before) in [(7, None), (7, Some(0.5)), (64, None), (1000, Some(0.5)), (1000, None)] {
+            let cases = [(7, None, true), (7, Some(0.5), true), (64, None, false), (1000, Some(0.5), true)];
+            for (chunk_rows, before, has_bias) in cases.into_iter().chain([(1000, None, false)]) {
                 let shape = Shape { loss, channels, chunk_rows };
-                let expected = reference::forward(&shape, &double(&input), &double(&weight), &targets, 0.25);
+                let expected = {
+                    let bias = has_bias.then(|| double(&bias));
+                    reference::forward(&shape, &double(&input), &double(&weight), bias.as_deref(), &targets, 0.25)
+                };
                 let grad_of = |length| match before {
                     None => Buffer::poisoned(device, length),
                     Some(value) => Buffer::upload(device, &vec![value; length]),
@@ -102,7 +114,8 @@ pub(crate) mod checks {
                 let (mut grad_input, mut grad_weight) = (grad_of(input.len()), grad_of(weight.len()));
                 let write = if before.is_some() { Write::Add } else { Write::Set };
                 let (x, w) = (Buffer::upload(device, &input), Buffer::upload(device, &weight));
-                let t = Buffer::upload(device, &targets);
+                let (t, b) = (Buffer::upload(device, &targets), Buffer::upload(device, &bias));
+                let mut grad_bias = grad_of(vocabulary);
                 let mut evaluated = Buffer::poisoned(device, rows);
                 let mut losses = Buffer::poisoned(device, rows);
                 let mut logits = Buffer::poisoned(device, chunk_rows.min(rows) * vocabulary);
@@ -110,14 +123,16 @@ pub(crate) mod checks {
                     grad_loss: 0.25,
                     grad_input: Some((grad_input.view_mut(), write)),
                     grad_weight: Some((grad_weight.view_mut(), write)),
+                    grad_bias: has_bias.then(|| (grad_bias.view_mut(), write)),
                 };
                 for (losses, gradients) in [(losses.view_mut(), Some(gradients)), (evaluated.view_mut(), None)] {
                     let (input, weight, targets) = (x.view(), w.view(), t.view());
-                    let logits = logits.view_mut();
-                    let arguments = Forward { input, weight, targets, logits, losses, gradients };
+                    let (bias, logits) = (has_bias.then(|| b.view()), logits.view_mut());
+                    let arguments = Forward { input, weight, bias, targets, logits, losses, gradients };
                     forward(device, &shape, arguments).unwrap();
                 }
-                let name = format!("{rows} {vocabulary} {channels} by {chunk_rows}, added to {before:?}");
+                let name =
+                    format!("{rows} {vocabulary} {channels} by {chunk_rows}, bias {has_bias}, added to {before:?}");
                 let added =
                     |grad: &[f64]| -> Vec<f64> { grad.iter().map(|g| g + f64::from(before.unwrap_or(0.0))).collect() };
                 assert_close(&format!("{name}: losses"), &losses.download(), &expected.losses, 1e-5, 1e-7);
@@ -125,6 +140,10 @@ pub(crate) mod checks {
                 let (dx, dw) = (added(&expected.grad_input), added(&expected.grad_weight));
                 assert_close(&format!("{name}: grad_input"), &grad_input.download(), &dx, 1e-5, 1e-7);
                 assert_close(&format!("{name}: grad_weight"), &grad_weight.download(), &dw, 1e-5, 1e-7);
+                if has_bias {
+                    let db = added(&expected.grad_bias);
+                    assert_close(&format!("{name}: grad_bias"), &grad_bias.download(), &db, 1e-5, 1e-7);
+                }
             }
         }
     }

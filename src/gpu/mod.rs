@@ -17,6 +17,7 @@ pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod mean_rows;
 pub mod peak;
 pub mod relative_bias;
 mod rows;
@@ -216,6 +217,11 @@ impl Arguments {
     /// `unsigned long long`: a number of elements.
     pub(crate) fn count(self, count: usize) -> Self {
         Self { params: self.params.u64(count as u64) }
+    }
+
+    /// A struct of `unsigned long long`.
+    pub(crate) fn counts(self, counts: &[u64]) -> Self {
+        Self { params: counts.iter().fold(self.params, |params, &count| params.u64(count)) }
     }
 
     /// `unsigned`: 1 to add to what is there, 0 to overwrite.

@@ -21,7 +21,7 @@ fn rows(shape: &Shape, shared_bytes: usize) -> Rows {
 
 /// See [`crate::ops::softmax_cross_entropy::forward`].
 pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
-    let Forward { logits, targets, losses } = arguments;
+    let Forward { logits, targets, class_weights, losses } = arguments;
     let row = rows(shape, 0);
     let (kernel, threads) = match Team::of(gpu, &row) {
         Team::Warp => ("softmax_cross_entropy_forward_warp", BLOCK_THREADS),
@@ -30,6 +30,7 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     let list = Arguments::new()
         .view(&logits)
         .view(&targets)
+        .optional(class_weights.as_ref())
         .view_mut(&losses)
         .float(shape.label_smoothing)
         .int(shape.ignored)
@@ -45,7 +46,7 @@ pub fn forward_backward(gpu: &Gpu, shape: &Shape, arguments: ForwardBackward<'_>
 }
 
 fn forward_backward_launch(gpu: &Gpu, shape: &Shape, arguments: &ForwardBackward<'_>) -> Launch {
-    let ForwardBackward { logits, targets, losses, grad_loss } = arguments;
+    let ForwardBackward { logits, targets, class_weights, losses, grad_loss } = arguments;
     // The row, shifted by up to three values for alignment.
     let row = rows(shape, size_of::<f32>() * ((shape.vocabulary + 6) / PACK * PACK));
     let team = Team::of(gpu, &row);
@@ -57,6 +58,7 @@ fn forward_backward_launch(gpu: &Gpu, shape: &Shape, arguments: &ForwardBackward
     let list = Arguments::new()
         .view_mut(logits)
         .view(targets)
+        .optional(class_weights.as_ref())
         .view_mut(losses)
         .float(*grad_loss)
         .float(shape.label_smoothing)
@@ -72,6 +74,7 @@ pub(crate) mod checks {
     use super::*;
     use crate::gpu::checks::Check;
     use crate::gpu::testing::Buffer;
+    use crate::ops::softmax_cross_entropy::reference;
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, softmax_cross_entropy};
 
@@ -90,15 +93,24 @@ pub(crate) mod checks {
         shape: &Shape,
         logits: &[f32],
         targets: &[i32],
+        class_weights: Option<&[f32]>,
         grad_loss: f32,
     ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (mut on_logits, on_targets) = (Buffer::upload(device, logits), Buffer::upload(device, targets));
+        let weights = class_weights.map(|weights| Buffer::upload(device, weights));
+        let weights = weights.as_ref().map(Buffer::view);
         let [mut losses, mut both] = [0; 2].map(|_| Buffer::poisoned(device, shape.rows));
-        let arguments = Forward { logits: on_logits.view(), targets: on_targets.view(), losses: losses.view_mut() };
+        let arguments = Forward {
+            logits: on_logits.view(),
+            targets: on_targets.view(),
+            class_weights: weights,
+            losses: losses.view_mut(),
+        };
         softmax_cross_entropy::forward(device, shape, arguments).unwrap();
         let arguments = ForwardBackward {
             logits: on_logits.view_mut(),
             targets: on_targets.view(),
+            class_weights: weights,
             losses: both.view_mut(),
             grad_loss,
         };
@@ -111,15 +123,20 @@ pub(crate) mod checks {
         // Rows of a warp, of a block, and of a block that does not hold them.
         let sizes = [(1, 1), (3, 3), (17, 17), (113, 65), (9, 203), (5, 1023), (4, 1025), (4, 2048), (3, 12_291)];
         for (rows, vocabulary) in sizes.into_iter().chain([(2, 50_257)]) {
-            for (smoothing, spread) in [(0.0, 1.0), (0.1, 1.0), (0.0, 30.0)] {
+            for (smoothing, spread, weighs) in
+                [(0.0, 1.0, false), (0.1, 1.0, false), (0.0, 30.0, false), (0.0, 1.0, true), (0.1, 1.0, true)]
+            {
                 let shape = shape(rows, vocabulary, smoothing);
                 let targets = targets(&mut random, &shape);
                 let logits: Vec<f32> = random.normal(rows * vocabulary).iter().map(|x| x * spread - 3.0).collect();
-                let doubles = double(&logits);
-                let expected = softmax_cross_entropy::reference::forward(&shape, &doubles, &targets);
-                let expected_gradient = softmax_cross_entropy::reference::backward(&shape, &doubles, &targets, 0.125);
-                let (losses, both, gradient) = run(device, &shape, &logits, &targets, 0.125);
-                let name = format!("{rows}x{vocabulary}, smoothing {smoothing}, spread {spread}");
+                // One class weighs nothing.
+                let weight = |class| if class == 1 { 0.0 } else { random.below(64) as f32 / 16.0 };
+                let weights: Option<Vec<f32>> = weighs.then(|| (0..vocabulary).map(weight).collect());
+                let (doubles, weights64) = (double(&logits), weights.as_ref().map(|weights| double(weights)));
+                let expected = reference::forward(&shape, &doubles, &targets, weights64.as_deref());
+                let expected_gradient = reference::backward(&shape, &doubles, &targets, weights64.as_deref(), 0.125);
+                let (losses, both, gradient) = run(device, &shape, &logits, &targets, weights.as_deref(), 0.125);
+                let name = format!("{rows}x{vocabulary}, smoothing {smoothing}, spread {spread}, weights {weighs}");
                 assert_close(&format!("losses, {name}"), &losses, &expected, 1e-5, 1e-6);
                 assert_close(&format!("losses with gradient, {name}"), &both, &expected, 1e-5, 1e-6);
                 // Where every target is certain, the gradients are what rounding leaves of 1/8 - 1/8.
@@ -138,10 +155,13 @@ pub(crate) mod checks {
             let normal = random.normal(3 * vocabulary);
             let logits: Vec<f32> = normal.iter().map(|x| (x * 64.0).round() / 64.0).collect();
             let shifted: Vec<f32> = logits.iter().map(|x| x + 1024.0).collect();
-            let (_, losses, gradient) = run(device, &shape, &logits, &[1, 0, 2], 1.0);
-            let (_, again, gradient_again) = run(device, &shape, &logits, &[1, 0, 2], 1.0);
+            let (_, losses, gradient) = run(device, &shape, &logits, &[1, 0, 2], None, 1.0);
+            let (_, again, gradient_again) = run(device, &shape, &logits, &[1, 0, 2], None, 1.0);
             assert!(losses == again && gradient == gradient_again, "two runs differ, {vocabulary} classes");
-            assert!(gradient == run(device, &shape, &shifted, &[1, 0, 2], 1.0).2, "shifted, {vocabulary} classes");
+            assert!(
+                gradient == run(device, &shape, &shifted, &[1, 0, 2], None, 1.0).2,
+                "shifted, {vocabulary} classes"
+            );
             for row in gradient.chunks(vocabulary) {
                 let sum: f64 = row.iter().map(|&g| f64::from(g)).sum();
                 assert!(sum.abs() < 1e-5, "a row's gradients sum to {sum}, {vocabulary} classes");
@@ -159,7 +179,7 @@ pub(crate) mod checks {
             logits[classes] = 1e30;
             logits[2 * classes + 100] = f32::NAN;
             logits[3 * classes + 100] = f32::INFINITY;
-            let (_, losses, gradient) = run(device, &shape, &logits, &[classes as i32 - 1, 0, 5, 5], 1.0);
+            let (_, losses, gradient) = run(device, &shape, &logits, &[classes as i32 - 1, 0, 5, 5], None, 1.0);
             assert!((losses[0] - 500f32.ln()).abs() < 1e-5, "{classes}: {}", losses[0]);
             assert!(gradient[..masked].iter().all(|&g| g == 0.0), "{classes}");
             assert!((gradient[masked] - 0.002).abs() < 1e-8, "{classes}: {}", gradient[masked]);
@@ -173,7 +193,7 @@ pub(crate) mod checks {
         for classes in [7, 1500, 13_001] {
             let logits = Random::fresh().normal(4 * classes);
             let targets = [classes as i32, 2, -1, -100];
-            let (losses, both, gradient) = run(device, &shape(4, classes, 0.0), &logits, &targets, 1.0);
+            let (losses, both, gradient) = run(device, &shape(4, classes, 0.0), &logits, &targets, None, 1.0);
             for losses in [losses, both] {
                 assert!(losses[0].is_nan() && losses[1].is_finite() && losses[2].is_nan() && losses[3] == 0.0);
             }
@@ -193,6 +213,7 @@ pub(crate) mod checks {
             let arguments = ForwardBackward {
                 logits: counting.upload_mut(&vec![1.0f32; rows * vocabulary]),
                 targets: counting.upload(&targets),
+                class_weights: None,
                 losses: counting.upload_mut(&vec![0.0f32; rows]),
                 grad_loss: 1.0,
             };

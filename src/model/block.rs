@@ -1,5 +1,6 @@
 //! Transformer blocks out of tape operations, shared by every architecture.
 
+use super::config::{ModelConfig, NormPlace};
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
 use crate::tape::{
@@ -28,46 +29,93 @@ impl Affine {
     }
 }
 
-/// What a block is made of.
+/// What a block sees besides its input.
+#[derive(Clone, Copy, Default)]
+pub struct Surroundings<'a> {
+    /// A step of decoding: keys and values of earlier tokens.
+    pub cache: Option<&'a Arc<Cache>>,
+    /// `(B, T, 2)` ids: the document of each position; see [`AttentionInputs`].
+    pub documents: Option<Value>,
+    /// `(B, T)` ids: where each token stands in its document.
+    pub position_ids: Option<Value>,
+    /// `(H, 2·radius - 1)`: what is added to the scores by distance.
+    pub relative_bias: Option<Value>,
+    /// What the cross-attention looks at: an encoder's result `(B, S, C)`.
+    pub memory: Option<Memory>,
+}
+
+/// An encoder's result.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// `(B, S, C)`
+    pub stream: Value,
+    /// `(B)` ids: how many tokens of each are real.
+    pub lengths: Value,
+}
+
+/// How a block is recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockOptions {
-    pub heads: usize,
-    pub key_value_heads: usize,
     pub mask: Mask,
-    pub activation: Activation,
-    pub norm_epsilon: f32,
-    pub attention_dropout: f32,
-    pub residual_dropout: f32,
     /// Computes the hidden layer's activation again in the backward pass instead of keeping it.
     pub recomputes_hidden: bool,
 }
 
-/// A pre-norm block: `x ← x + attention(norm(x))`, `x ← x + ffn(norm(x))`.
+/// Cross-attention of a decoder's block.
+#[derive(Clone, Copy, Debug)]
+struct Cross {
+    norm: Affine,
+    query: Affine,
+    key_value: Affine,
+    projection: Affine,
+}
+
+/// A block: `x ← x + attention(norm(x))`, `x ← x + ffn(norm(x))` where the norm comes first, and
+/// `x ← norm(x + attention(x))`, `x ← norm(x + ffn(x))` where it comes last; with cross-attention between the two in the
+/// decoder of an encoder-decoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
     attention_norm: Affine,
     qkv: Affine,
     projection: Affine,
+    cross: Option<Cross>,
     ffn_norm: Affine,
     up: Affine,
     down: Affine,
+}
+
+/// Records the norm of `value` that `config` asks for.
+pub(super) fn record_norm(
+    tape: &mut Tape<'_>,
+    config: &ModelConfig,
+    value: Value,
+    norm: &Affine,
+) -> Result<Value, Error> {
+    tape.layer_norm(value, norm.weight, norm.bias, config.norm_epsilon)
 }
 
 impl Block {
     /// The block whose parameters' names start with `prefix`.
     pub fn find(parameters: &Parameters, prefix: &str) -> Self {
         let part = |name: &str| Affine::find(parameters, &format!("{prefix}.{name}"));
+        let cross = parameters.find(&format!("{prefix}.cross.query.weight")).map(|_| Cross {
+            norm: part("cross_norm"),
+            query: part("cross.query"),
+            key_value: part("cross.key_value"),
+            projection: part("cross.projection"),
+        });
         Self {
             attention_norm: part("attention_norm"),
             qkv: part("attention.qkv"),
             projection: part("attention.projection"),
+            cross,
             ffn_norm: part("ffn_norm"),
             up: part("ffn.up"),
             down: part("ffn.down"),
         }
     }
 
-    /// Records the block on `stream`, `(B, T, C)`; with a cache, as a step of decoding.
+    /// Records the block on `stream`, `(B, T, C)`.
     ///
     /// # Errors
     /// Parameters or options that do not fit together.
@@ -75,43 +123,103 @@ impl Block {
         &self,
         tape: &mut Tape<'_>,
         stream: Value,
+        config: &ModelConfig,
         options: &BlockOptions,
-        cache: Option<&Arc<Cache>>,
+        around: &Surroundings<'_>,
     ) -> Result<Value, Error> {
-        let norm = |tape: &mut Tape<'_>, value: Value, norm: &Affine| {
-            tape.layer_norm(value, norm.weight, norm.bias, options.norm_epsilon)
-        };
-        let attention = AttentionOptions {
-            heads: options.heads,
-            key_value_heads: options.key_value_heads,
-            mask: options.mask,
-            dropout: options.attention_dropout,
-        };
-        let stream = tape.scoped("attention", |tape| {
-            let normed = norm(tape, stream, &self.attention_norm)?;
-            let qkv = tape.linear(normed, self.qkv.weight, self.qkv.bias, Activation::Identity, None)?;
-            let mixed = match cache {
-                Some(cache) => tape.attention_cached(qkv, &attention, cache, None)?,
-                None => tape.attention(qkv, &attention, AttentionInputs::default())?,
-            };
-            let Affine { weight, bias } = self.projection;
-            add_branch(tape, stream, options.residual_dropout, |tape, residual| {
-                tape.linear(mixed, weight, bias, Activation::Identity, residual)
-            })
+        let stream = branch(tape, config, "attention", stream, &self.attention_norm, |tape, input, residual| {
+            let mixed = self.record_attention(tape, input, config, options, around)?;
+            record_linear(tape, mixed, &self.projection, residual)
         })?;
-        tape.scoped("ffn", |tape| {
-            let normed = norm(tape, stream, &self.ffn_norm)?;
+        let stream = match (&self.cross, around.memory) {
+            (Some(cross), Some(memory)) => {
+                branch(tape, config, "cross", stream, &cross.norm, |tape, input, residual| {
+                    let mixed = cross.record_attention(tape, input, config, memory)?;
+                    record_linear(tape, mixed, &cross.projection, residual)
+                })?
+            }
+            _ => stream,
+        };
+        branch(tape, config, "ffn", stream, &self.ffn_norm, |tape, input, residual| {
             let parameters = FfnParameters {
                 weight_in: self.up.weight,
                 bias_in: self.up.bias,
                 weight_out: self.down.weight,
                 bias_out: self.down.bias,
             };
-            add_branch(tape, stream, options.residual_dropout, |tape, residual| {
-                tape.ffn(normed, parameters, options.activation, residual, options.recomputes_hidden)
-            })
+            tape.ffn(input, parameters, config.activation, residual, options.recomputes_hidden)
         })
     }
+
+    fn record_attention(
+        &self,
+        tape: &mut Tape<'_>,
+        input: Value,
+        config: &ModelConfig,
+        options: &BlockOptions,
+        around: &Surroundings<'_>,
+    ) -> Result<Value, Error> {
+        let qkv = record_linear(tape, input, &self.qkv, None)?;
+        let attention = attention_options(config, options.mask);
+        match around.cache {
+            Some(cache) => tape.attention_cached(qkv, &attention, cache, None),
+            None => {
+                let inputs = AttentionInputs { documents: around.documents, ..AttentionInputs::default() };
+                tape.attention(qkv, &attention, inputs)
+            }
+        }
+    }
+}
+
+impl Cross {
+    fn record_attention(
+        &self,
+        tape: &mut Tape<'_>,
+        input: Value,
+        config: &ModelConfig,
+        memory: Memory,
+    ) -> Result<Value, Error> {
+        let query = record_linear(tape, input, &self.query, None)?;
+        let key_value = record_linear(tape, memory.stream, &self.key_value, None)?;
+        let inputs = AttentionInputs { key_lengths: Some(memory.lengths), ..AttentionInputs::default() };
+        tape.cross_attention(query, key_value, &attention_options(config, Mask::Full), inputs)
+    }
+}
+
+fn attention_options(config: &ModelConfig, mask: Mask) -> AttentionOptions {
+    AttentionOptions { heads: config.heads, key_value_heads: config.kv_heads, mask, dropout: config.attention_dropout }
+}
+
+/// Records a linear layer.
+pub(super) fn record_linear(
+    tape: &mut Tape<'_>,
+    input: Value,
+    layer: &Affine,
+    residual: Option<Value>,
+) -> Result<Value, Error> {
+    tape.linear(input, layer.weight, layer.bias, Activation::Identity, residual)
+}
+
+/// Records a branch from the stream and back into it, and the norm before or after.
+fn branch(
+    tape: &mut Tape<'_>,
+    config: &ModelConfig,
+    name: &str,
+    stream: Value,
+    norm: &Affine,
+    record: impl FnOnce(&mut Tape<'_>, Value, Option<Value>) -> Result<Value, Error>,
+) -> Result<Value, Error> {
+    tape.scoped(name, |tape| match config.norm_place {
+        NormPlace::Pre => {
+            let input = record_norm(tape, config, stream, norm)?;
+            add_branch(tape, stream, config.residual_dropout, |tape, residual| record(tape, input, residual))
+        }
+        NormPlace::Post => {
+            let sum =
+                add_branch(tape, stream, config.residual_dropout, |tape, residual| record(tape, stream, residual))?;
+            record_norm(tape, config, sum, norm)
+        }
+    })
 }
 
 /// Adds a branch to the residual stream: inside the branch's last operation, or, where dropout comes between, inside

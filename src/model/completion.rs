@@ -5,9 +5,9 @@
 //! batches of up to eight, see [`generate`](super::generate)) its logits on its own tokens alone, so its text is the
 //! same whatever is decoded beside it.
 
-use super::Gpt;
+use super::ModelConfig;
+use super::Transformer;
 use super::generate::{Generator, Sampling};
-use super::huggingface::Gpt2Config;
 use crate::data::{self, DecodeStream, Tokenizer};
 use crate::ops::Device;
 use crate::tape::{self, OutOfMemory, Parameters};
@@ -115,7 +115,7 @@ pub enum Error {
 ///
 /// # Errors
 /// The tokenizer does not know a character, or the model does not know a token.
-pub fn encode_prompt(tokenizer: &Tokenizer, config: &Gpt2Config, text: &str) -> Result<Vec<u32>, Error> {
+pub fn encode_prompt(tokenizer: &Tokenizer, config: &ModelConfig, text: &str) -> Result<Vec<u32>, Error> {
     let mut tokens = tokenizer.encode(text).map_err(|error| match error {
         data::Error::UnknownCharacter { line, column, character, .. } => {
             Error::UnknownCharacter { line, column, character }
@@ -131,7 +131,7 @@ pub fn encode_prompt(tokenizer: &Tokenizer, config: &Gpt2Config, text: &str) -> 
     }
 }
 
-fn start_token(tokenizer: &Tokenizer, config: &Gpt2Config) -> u32 {
+fn start_token(tokenizer: &Tokenizer, config: &ModelConfig) -> u32 {
     let newline = || tokenizer.encode("\n").ok().and_then(|tokens| tokens.first().copied());
     let known = |token: &u32| (*token as usize) < config.vocabulary;
     let special = tokenizer.end_of_text().filter(known).or(config.bos.filter(known)).or(config.eos.filter(known));
@@ -145,7 +145,7 @@ fn start_token(tokenizer: &Tokenizer, config: &Gpt2Config) -> u32 {
 /// A token outside the vocabulary; not enough memory; logits that are not finite.
 pub fn complete(
     device: Arc<Device>,
-    model: &Gpt,
+    model: &Transformer,
     parameters: &mut Parameters,
     tokenizer: &Tokenizer,
     prompts: &[Vec<u32>],
@@ -348,11 +348,11 @@ mod tests {
 
     #[test]
     fn an_empty_prompt_starts_from_what_begins_a_text() {
-        let config = Gpt2Config { vocabulary: 256, bos: None, eos: None, ..Gpt2Config::gpt2() };
+        let config = ModelConfig { vocabulary: 256, bos: None, eos: None, ..ModelConfig::gpt2() };
         assert_eq!(encode_prompt(&Tokenizer::byte(), &config, "").unwrap(), [u32::from(b'\n')]);
-        let with_end = Gpt2Config { eos: Some(7), ..config.clone() };
+        let with_end = ModelConfig { eos: Some(7), ..config.clone() };
         assert_eq!(encode_prompt(&Tokenizer::byte(), &with_end, "").unwrap(), [7]);
-        let outside = Gpt2Config { bos: Some(256), ..config.clone() };
+        let outside = ModelConfig { bos: Some(256), ..config.clone() };
         assert_eq!(encode_prompt(&Tokenizer::byte(), &outside, "").unwrap(), [u32::from(b'\n')]);
         let no_newline = Tokenizer::char_from("abc").unwrap();
         assert_eq!(encode_prompt(&no_newline, &config, "").unwrap(), [0]);
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn prompts_that_the_model_cannot_read_are_refused_with_the_reason() {
-        let config = Gpt2Config { vocabulary: 100, ..Gpt2Config::gpt2() };
+        let config = ModelConfig { vocabulary: 100, ..ModelConfig::gpt2() };
         let message = encode_prompt(&Tokenizer::byte(), &config, "abz").unwrap_err().to_string();
         assert!(message.contains("token 122 is beyond the model's vocabulary of 100"), "{message}");
         let letters = Tokenizer::char_from("abc\n").unwrap();

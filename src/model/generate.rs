@@ -8,7 +8,7 @@
 
 pub use super::sampling::Sampling;
 
-use super::Gpt;
+use super::Transformer;
 use crate::ops::Device;
 use crate::tape::{Cache, Error, Mode, OutOfMemory, Parameters, Program, RunOptions, Tape, Value};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 ///
 /// After an error the generator is of no further use.
 pub struct Generator<'m> {
-    model: &'m Gpt,
+    model: &'m Transformer,
     device: Arc<Device>,
     /// One for each layer.
     caches: Vec<Arc<Cache>>,
@@ -55,7 +55,7 @@ impl<'m> Generator<'m> {
     /// As [`add`](Self::add).
     pub fn new(
         device: Arc<Device>,
-        model: &'m Gpt,
+        model: &'m Transformer,
         parameters: &mut Parameters,
         prompts: &[Vec<u32>],
     ) -> Result<Self, Error> {
@@ -70,7 +70,7 @@ impl<'m> Generator<'m> {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn with_capacity(device: Arc<Device>, model: &'m Gpt, capacity: usize) -> Result<Self, OutOfMemory> {
+    pub fn with_capacity(device: Arc<Device>, model: &'m Transformer, capacity: usize) -> Result<Self, OutOfMemory> {
         Ok(Self {
             model,
             caches: model.caches(&device, capacity, model.config().block)?,
@@ -244,7 +244,7 @@ fn as_id(token: u32) -> i32 {
 /// A program for `time` new tokens of each of `batch` sequences.
 fn record(
     device: &Arc<Device>,
-    model: &Gpt,
+    model: &Transformer,
     parameters: &Parameters,
     caches: &[Arc<Cache>],
     batch: usize,

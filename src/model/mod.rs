@@ -5,7 +5,11 @@ pub mod weights;
 
 pub mod block;
 pub mod completion;
+pub mod config;
 pub mod generate;
-pub mod gpt;
+mod heads;
+mod layout;
 pub mod sampling;
-pub use gpt::{Gpt, LossOptions};
+pub mod transformer;
+pub use config::ModelConfig;
+pub use transformer::{LossOptions, Transformer};

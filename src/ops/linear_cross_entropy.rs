@@ -1,4 +1,4 @@
-//! Output projection and cross-entropy as one operation, in chunks of rows: the logits of all positions never exist
+//! Output projection, with a bias where there is one, and cross-entropy as one operation, in chunks of rows: the logits of all positions never exist
 //! at once. With gradients, each chunk goes through projection, loss, and both products of the backward pass while
 //! its logits are there, so nothing is computed twice.
 //!
@@ -29,6 +29,8 @@ pub struct Gradients<'a> {
     pub grad_input: Option<(ViewMut<'a, f32>, Write)>,
     /// `(V, C)`
     pub grad_weight: Option<(ViewMut<'a, f32>, Write)>,
+    /// `(V)`; `None` where there is no bias.
+    pub grad_bias: Option<(ViewMut<'a, f32>, Write)>,
 }
 
 /// Arguments of [`forward`].
@@ -37,6 +39,8 @@ pub struct Forward<'a> {
     pub input: View<'a, f32>,
     /// `(V, C)`
     pub weight: View<'a, f32>,
+    /// `(V)`
+    pub bias: Option<View<'a, f32>>,
     /// `(rows)`
     pub targets: View<'a, i32>,
     /// `(min(chunk_rows, rows), V)`: memory for a chunk's logits.
@@ -58,6 +62,9 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
     }
     check_len(NAME, "input", arguments.input.len(), rows * channels)?;
     check_len(NAME, "weight", arguments.weight.len(), vocabulary * channels)?;
+    if let Some(bias) = &arguments.bias {
+        check_len(NAME, "bias", bias.len(), vocabulary)?;
+    }
     check_len(NAME, "targets", arguments.targets.len(), rows)?;
     check_len(NAME, "logits", arguments.logits.len(), shape.chunk_rows.min(rows) * vocabulary)?;
     check_len(NAME, "losses", arguments.losses.len(), rows)?;
@@ -67,6 +74,9 @@ pub fn forward(device: &Device, shape: &Shape, arguments: Forward<'_>) -> Result
         }
         if let Some((grad, _)) = &gradients.grad_weight {
             check_len(NAME, "grad_weight", grad.len(), vocabulary * channels)?;
+        }
+        if let Some((grad, _)) = &gradients.grad_bias {
+            check_len(NAME, "grad_bias", grad.len(), vocabulary)?;
         }
     }
     check_targets(NAME, device, &shape.loss, &arguments.targets)?;
@@ -88,24 +98,35 @@ pub mod reference {
         pub losses: Vec<f64>,
         pub grad_input: Vec<f64>,
         pub grad_weight: Vec<f64>,
+        pub grad_bias: Vec<f64>,
     }
 
-    /// Computes losses and both gradients.
-    pub fn forward(shape: &Shape, input: &[f64], weight: &[f64], targets: &[i32], grad_loss: f64) -> Result {
+    /// Computes losses and all gradients.
+    pub fn forward(
+        shape: &Shape,
+        input: &[f64],
+        weight: &[f64],
+        bias: Option<&[f64]>,
+        targets: &[i32],
+        grad_loss: f64,
+    ) -> Result {
         let (rows, vocabulary, channels) = (shape.loss.rows, shape.loss.vocabulary, shape.channels);
         let smoothing = f64::from(shape.loss.label_smoothing);
         let mut result = Result {
             losses: vec![0.0; rows],
             grad_input: vec![0.0; rows * channels],
             grad_weight: vec![0.0; vocabulary * channels],
+            grad_bias: vec![0.0; vocabulary],
         };
         for row in 0..rows {
             if targets[row] == shape.loss.ignored {
                 continue;
             }
             let x = &input[row * channels..][..channels];
-            let logits: Vec<f64> =
-                weight.chunks_exact(channels).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+            let logit = |(class, w): (usize, &[f64])| -> f64 {
+                bias.map_or(0.0, |bias| bias[class]) + w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()
+            };
+            let logits: Vec<f64> = weight.chunks_exact(channels).enumerate().map(logit).collect();
             let largest = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
             let log_sum_exp = largest + logits.iter().map(|z| (z - largest).exp()).sum::<f64>().ln();
             for (class, logit) in logits.iter().enumerate() {
@@ -113,6 +134,7 @@ pub mod reference {
                 let wanted = hit + smoothing / vocabulary as f64;
                 result.losses[row] += wanted * (log_sum_exp - logit);
                 let grad_logit = grad_loss * ((logit - log_sum_exp).exp() - wanted);
+                result.grad_bias[class] += grad_logit;
                 for i in 0..channels {
                     result.grad_input[row * channels + i] += grad_logit * weight[class * channels + i];
                     result.grad_weight[class * channels + i] += grad_logit * x[i];
@@ -133,6 +155,7 @@ mod tests {
         shape: Shape,
         input: Vec<f32>,
         weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
         targets: Vec<i32>,
     }
 
@@ -146,23 +169,36 @@ mod tests {
                 shape: Shape { loss, channels, chunk_rows },
                 input: random.normal(rows * channels),
                 weight: random.normal(vocabulary * channels).iter().map(|w| w * scale).collect(),
+                bias: None,
                 targets,
             }
         }
 
-        /// Losses, and the gradients of input and weight; `before` is what they hold, or they are overwritten.
-        fn forward(&self, device: &Device, before: Option<f32>) -> [Vec<f32>; 3] {
+        fn with_bias(self, random: &mut Random) -> Self {
+            Self { bias: Some(random.normal(self.shape.loss.vocabulary)), ..self }
+        }
+
+        fn reference(&self) -> reference::Result {
+            let bias = self.bias.as_ref().map(|bias| double(bias));
+            let (input, weight) = (double(&self.input), double(&self.weight));
+            reference::forward(&self.shape, &input, &weight, bias.as_deref(), &self.targets, 0.25)
+        }
+
+        /// Losses, and the gradients of input, weight and bias; `before` is what they hold, or they are overwritten.
+        fn forward(&self, device: &Device, before: Option<f32>) -> [Vec<f32>; 4] {
             let fill = |length| before.map_or_else(|| poisoned(length), |value| vec![value; length]);
             let write = if before.is_some() { Write::Add } else { Write::Set };
             let (mut losses, mut logits) = (poisoned(self.shape.loss.rows), self.logits());
             let (mut grad_input, mut grad_weight) = (fill(self.input.len()), fill(self.weight.len()));
+            let mut grad_bias = fill(self.bias.as_ref().map_or(0, Vec::len));
             let gradients = Gradients {
                 grad_loss: 0.25,
                 grad_input: Some(((&mut grad_input).into(), write)),
                 grad_weight: Some(((&mut grad_weight).into(), write)),
+                grad_bias: self.bias.is_some().then(|| ((&mut grad_bias).into(), write)),
             };
             self.call(device, &mut logits, &mut losses, Some(gradients));
-            [losses, grad_input, grad_weight]
+            [losses, grad_input, grad_weight, grad_bias]
         }
 
         fn logits(&self) -> Vec<f32> {
@@ -179,6 +215,7 @@ mod tests {
             let arguments = Forward {
                 input: (&self.input).into(),
                 weight: (&self.weight).into(),
+                bias: self.bias.as_ref().map(View::from),
                 targets: self.targets.as_slice().into(),
                 logits: logits.into(),
                 losses: losses.into(),
@@ -191,35 +228,44 @@ mod tests {
     #[test]
     fn reference_gradients_match_finite_differences() {
         let mut random = Random::fresh();
-        let Case { shape, input, weight, targets } = Case::new(&mut random, 5, 7, 4, 5);
-        let (x, w) = (double(&input), double(&weight));
-        let loss =
-            |x: &[f64], w: &[f64]| 0.25 * reference::forward(&shape, x, w, &targets, 0.25).losses.iter().sum::<f64>();
-        let result = reference::forward(&shape, &x, &w, &targets, 0.25);
-        assert_gradient("input", |x| loss(x, &w), &x, &result.grad_input);
-        assert_gradient("weight", |w| loss(&x, w), &w, &result.grad_weight);
+        let case = Case::new(&mut random, 5, 7, 4, 5).with_bias(&mut random);
+        let (x, w, b) = (double(&case.input), double(&case.weight), double(case.bias.as_ref().unwrap()));
+        let loss = |x: &[f64], w: &[f64], b: &[f64]| {
+            0.25 * reference::forward(&case.shape, x, w, Some(b), &case.targets, 0.25).losses.iter().sum::<f64>()
+        };
+        let result = case.reference();
+        assert_gradient("input", |x| loss(x, &w, &b), &x, &result.grad_input);
+        assert_gradient("weight", |w| loss(&x, w, &b), &w, &result.grad_weight);
+        assert_gradient("bias", |b| loss(&x, &w, b), &b, &result.grad_bias);
     }
 
     #[test]
     fn chunks_of_any_size_match_the_reference() {
         let mut random = Random::fresh();
         for (rows, vocabulary, channels) in [(1, 3, 1), (17, 113, 33), (40, 1023, 17), (203, 65, 48)] {
-            for chunk_rows in [1, 7, 64, 1000] {
-                let case = Case::new(&mut random, rows, vocabulary, channels, chunk_rows);
-                let (x, w) = (double(&case.input), double(&case.weight));
-                let expected = reference::forward(&case.shape, &x, &w, &case.targets, 0.25);
+            for (chunk_rows, has_bias) in [(1, false), (7, false), (7, true), (64, true), (1000, false), (1000, true)] {
+                let mut case = Case::new(&mut random, rows, vocabulary, channels, chunk_rows);
+                if has_bias {
+                    case = case.with_bias(&mut random);
+                }
+                let expected = case.reference();
                 for (name, device) in &cpu_devices() {
                     for before in [None, Some(0.5)] {
-                        let name =
-                            format!("{name} {rows} {vocabulary} {channels} by {chunk_rows}, added to {before:?}");
+                        let name = format!(
+                            "{name} {rows} {vocabulary} {channels} by {chunk_rows}, bias {has_bias}, added to {before:?}"
+                        );
                         let added = |grad: &[f64]| -> Vec<f64> {
                             grad.iter().map(|g| g + f64::from(before.unwrap_or(0.0))).collect()
                         };
-                        let [losses, grad_input, grad_weight] = case.forward(device, before);
+                        let [losses, grad_input, grad_weight, grad_bias] = case.forward(device, before);
                         assert_close(&format!("{name}: losses"), &losses, &expected.losses, 1e-5, 1e-7);
                         let (input, weight) = (added(&expected.grad_input), added(&expected.grad_weight));
                         assert_close(&format!("{name}: grad_input"), &grad_input, &input, 1e-5, 1e-7);
                         assert_close(&format!("{name}: grad_weight"), &grad_weight, &weight, 1e-5, 1e-7);
+                        if has_bias {
+                            let bias = added(&expected.grad_bias);
+                            assert_close(&format!("{name}: grad_bias"), &grad_bias, &bias, 1e-5, 1e-7);
+                        }
                     }
                 }
             }
@@ -241,7 +287,7 @@ mod tests {
     #[test]
     fn one_and_three_threads_give_equal_bits() {
         let mut random = Random::fresh();
-        let case = Case::new(&mut random, 203, 1023, 48, 64);
+        let case = Case::new(&mut random, 203, 1023, 48, 64).with_bias(&mut random);
         for pair in cpu_devices().chunks_exact(2) {
             let run = |device: &Device| {
                 case.forward(device, None).map(|values| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>())

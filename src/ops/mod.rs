@@ -19,11 +19,13 @@ pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod mean_rows;
 pub mod philox;
 pub mod relative_bias;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub(crate) mod testing;
+pub(crate) mod turn;
 
 use crate::cpu::Cpu;
 use crate::gpu::Gpu;

@@ -3,8 +3,8 @@
 //! The tokens are random and the same in every step, which costs as much as real ones. The PyTorch side
 //! (`benches/pytorch/train_step.py`) does the same with the same settings.
 
-use crate::model::huggingface::Gpt2Config;
-use crate::model::{Gpt, LossOptions};
+use crate::model::ModelConfig;
+use crate::model::{LossOptions, Transformer};
 use crate::ops::{self, Device, philox};
 use crate::tape::{self, Loss, Mode, OutOfMemory, ParameterError, Parameters, Program, RunOptions, Tape, Value};
 use crate::train::config;
@@ -34,18 +34,19 @@ impl Shape {
         self.batch * self.time
     }
 
-    fn model(&self) -> Gpt2Config {
-        Gpt2Config {
+    fn model(&self) -> ModelConfig {
+        ModelConfig {
             vocabulary: self.vocabulary,
             block: self.time,
             channels: self.channels,
             layers: self.layers,
             heads: self.heads,
+            kv_heads: self.heads,
             ffn: 4 * self.channels,
             embedding_dropout: 0.0,
             attention_dropout: 0.0,
             residual_dropout: 0.0,
-            ..Gpt2Config::gpt2()
+            ..ModelConfig::gpt2()
         }
     }
 }
@@ -68,7 +69,7 @@ pub enum Error {
 /// Model, optimizer and a batch, ready to run.
 pub struct TrainingStep {
     device: Arc<Device>,
-    model: Gpt,
+    model: Transformer,
     parameters: Parameters,
     optimizer: Optimizer,
     program: Program,
@@ -84,7 +85,7 @@ impl TrainingStep {
     /// # Errors
     /// Sizes beyond all memory.
     pub fn memory(shape: &Shape, options: LossOptions, device: &Arc<Device>) -> Result<MemoryTable, Error> {
-        let (model, parameters) = Gpt::unallocated(shape.model())?;
+        let (model, parameters) = Transformer::unallocated(shape.model())?;
         let measured = record(shape, options, device, &model, &parameters)?.0.measure()?;
         Ok(MemoryTable::of_step(&config::Optimizer::default(), &parameters, &measured))
     }
@@ -94,7 +95,7 @@ impl TrainingStep {
     /// # Errors
     /// Not enough memory.
     pub fn new(shape: &Shape, options: LossOptions, device: &Arc<Device>) -> Result<Self, Error> {
-        let (model, parameters) = Gpt::new(device, shape.model(), SEED)?;
+        let (model, parameters) = Transformer::new(device, shape.model(), SEED)?;
         let optimizer = Optimizer::new(device, &config::Optimizer::default(), &parameters)?;
         let (tape, inputs, targets, loss) = record(shape, options, device, &model, &parameters)?;
         let program = tape.finish()?;
@@ -131,7 +132,7 @@ impl TrainingStep {
     }
 
     /// The model.
-    pub fn model(&self) -> &Gpt {
+    pub fn model(&self) -> &Transformer {
         &self.model
     }
 
@@ -145,7 +146,7 @@ fn record<'p>(
     shape: &Shape,
     options: LossOptions,
     device: &Arc<Device>,
-    model: &Gpt,
+    model: &Transformer,
     parameters: &'p Parameters,
 ) -> Result<(Tape<'p>, Value, Value, Loss), Error> {
     let mut tape = Tape::new(Arc::clone(device), parameters, Mode::Training);

@@ -2,7 +2,8 @@
 //! losses and gradients come from one pass, when the backward pass reaches it.
 
 use super::run::Run;
-use super::{Error, Loss, Needs, Operation, ParameterId, Tape, Value};
+use super::softmax_cross_entropy::counted;
+use super::{Error, Loss, Needs, Operation, ParameterId, Tape, Targets, Value};
 use crate::ops;
 use crate::ops::IGNORED;
 use crate::ops::linear_cross_entropy::{Forward, Gradients, Shape};
@@ -10,13 +11,14 @@ use crate::ops::softmax_cross_entropy::Shape as LossShape;
 
 struct LinearCrossEntropy {
     shape: Shape,
+    has_bias: bool,
 }
 
 impl Tape<'_> {
-    /// Records the loss of every row of `input · weightᵀ` against `targets`, and makes it one of the tape's losses.
+    /// Records the loss of every row of `input · weightᵀ + bias` against `targets`, and makes it one of the tape's losses.
     ///
     /// # Shapes
-    /// input `(.., C)`, weight `(V, C)`, targets as many ids as there are rows; [`IGNORED`] marks rows that are not
+    /// input `(.., C)`, weight `(V, C)`, bias `(V)`, targets as many ids as there are rows; [`IGNORED`] marks rows that are not
     /// counted. `chunk_rows`: how many rows of logits exist at once; `None` for 64 MiB of them.
     ///
     /// # Errors
@@ -25,6 +27,7 @@ impl Tape<'_> {
         &mut self,
         input: Value,
         weight: ParameterId,
+        bias: Option<ParameterId>,
         targets: Value,
         label_smoothing: f32,
         chunk_rows: Option<usize>,
@@ -33,11 +36,15 @@ impl Tape<'_> {
         let (rows, channels) = self.rows_and_columns(operation, input)?;
         let vocabulary = self.parameters.shape(weight).first().copied().unwrap_or(0);
         self.check_parameter(operation, weight, &[vocabulary, channels])?;
+        if let Some(bias) = bias {
+            self.check_parameter(operation, bias, &[vocabulary])?;
+        }
         self.check_rows(operation, targets, rows)?;
         let loss = LossShape { rows, vocabulary, label_smoothing, ignored: IGNORED };
         let chunk_rows = chunk_rows.unwrap_or_else(|| default_chunk_rows(rows, vocabulary)).clamp(1, rows.max(1));
-        let node = LinearCrossEntropy { shape: Shape { loss, channels, chunk_rows } };
-        let losses = self.push_node(node, &[input, targets], &[weight], &[("loss", vec![rows], false)])?[0];
+        let node = LinearCrossEntropy { shape: Shape { loss, channels, chunk_rows }, has_bias: bias.is_some() };
+        let parameters: Vec<ParameterId> = std::iter::once(weight).chain(bias).collect();
+        let losses = self.push_node(node, &[input, targets], &parameters, &[("loss", vec![rows], false)])?[0];
         Ok(self.push_loss(losses, targets))
     }
 }
@@ -67,11 +74,16 @@ impl Operation for LinearCrossEntropy {
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let gradients = Gradients {
-            grad_loss: run.grad_loss(1),
+            grad_loss: run.grad_loss,
             grad_input: run.grad_input(0),
             grad_weight: run.grad_parameter(0),
+            grad_bias: if self.has_bias { run.grad_parameter(1) } else { None },
         };
         self.call(run, Some(gradients))
+    }
+
+    fn weigh(&self, targets: Targets<'_>) -> f64 {
+        counted(targets)
     }
 }
 
@@ -80,6 +92,7 @@ impl LinearCrossEntropy {
         let arguments = Forward {
             input: run.input(0),
             weight: run.parameter(0),
+            bias: self.has_bias.then(|| run.parameter(1)),
             targets: run.input_ids(1),
             logits: run.scratch_of(self.chunk_length()),
             losses: run.output(0),

@@ -68,11 +68,14 @@ mod key_value_cache;
 mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
+mod loss;
+mod mean_rows;
 mod memory;
 mod parameter;
 mod parameters;
 mod plan;
 mod program;
+mod programs;
 mod relative_bias;
 mod rows;
 mod run;
@@ -81,14 +84,18 @@ mod softmax_cross_entropy;
 mod tests;
 
 pub use attention::{AttentionInputs, AttentionOptions};
+pub use embedding::{EmbeddingInputs, Positions as EmbeddingPositions};
 pub use ffn::FfnParameters;
 pub use key_value_cache::Cache;
+pub use loss::{Loss, Targets};
 pub(crate) use memory::Memory;
 pub use memory::OutOfMemory;
 pub use parameters::{Error as ParameterError, Initial, ParameterId, Parameters, Run as ParameterRun, Specification};
 pub use program::{MemoryUse, NonFinite, Program, RunOptions};
+pub use programs::Programs;
 
 use crate::ops::Device;
+use loss::LossInfo;
 use run::Run;
 use std::ops::Range;
 use std::sync::Arc;
@@ -125,13 +132,6 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Value(usize);
 
-/// A loss of the recorded computation: one number a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Loss {
-    pub(crate) losses: Value,
-    pub(crate) targets: Value,
-}
-
 /// An operation as the tape sees it: what it needs, and how to run it in either direction.
 trait Operation: Send + Sync {
     /// Name for messages.
@@ -145,6 +145,10 @@ trait Operation: Send + Sync {
     fn forward(&self, run: &Run<'_>) -> Result<(), crate::ops::Error>;
     /// Only called where `backward_needs` is not `None`. For a loss, computes losses and gradients in one.
     fn backward(&self, run: &Run<'_>) -> Result<(), crate::ops::Error>;
+    /// Of a loss: what the rows of these targets weigh together; their number, where each weighs 1.
+    fn weigh(&self, _targets: Targets<'_>) -> f64 {
+        0.0
+    }
 }
 
 /// What an operation's backward pass needs besides the gradients of its outputs.
@@ -194,6 +198,8 @@ struct ValueInfo {
     auxiliary: bool,
     /// Must still be there after the run.
     kept: bool,
+    /// What it holds in every run, where that is known as it is recorded.
+    constant: Option<Vec<f32>>,
     /// A range of another value, in elements: no memory of its own.
     part_of: Option<(Value, usize)>,
 }
@@ -230,7 +236,7 @@ pub struct Tape<'p> {
     mode: Mode,
     nodes: Vec<Node>,
     values: Vec<ValueInfo>,
-    losses: Vec<Loss>,
+    losses: Vec<LossInfo>,
     /// Node ranges to recompute in the backward pass.
     blocks: Vec<Range<usize>>,
     block: Option<usize>,
@@ -280,6 +286,17 @@ impl<'p> Tape<'p> {
     pub fn input_with_gradient(&mut self, name: &str, shape: &[usize]) -> Value {
         let value = self.push_input(name, shape, Kind::Float);
         self.values[value.0].needs_gradient = true;
+        value
+    }
+
+    /// A float input that holds `data` in every run and is never written again.
+    ///
+    /// # Panics
+    /// There are more or fewer elements than `shape` says.
+    pub fn constant(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Value {
+        assert_eq!(data.len(), elements(shape), "elements of {name}");
+        let value = self.push_input(name, shape, Kind::Float);
+        self.values[value.0].constant = Some(data.to_vec());
         value
     }
 
@@ -348,6 +365,7 @@ impl<'p> Tape<'p> {
             needs_gradient: false,
             auxiliary: false,
             kept: false,
+            constant: None,
             part_of: None,
         })
     }
@@ -392,6 +410,7 @@ impl<'p> Tape<'p> {
                     needs_gradient: needs_gradient && !auxiliary,
                     auxiliary: *auxiliary,
                     kept: false,
+                    constant: None,
                     part_of: None,
                 })
             })

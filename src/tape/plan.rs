@@ -417,7 +417,7 @@ impl Planner<'_, '_> {
         for (index, info) in self.tape.values.iter().enumerate() {
             let value = Value(index);
             let is_loss = self.tape.losses.iter().any(|loss| loss.losses == value || loss.targets == value);
-            if (info.kept || is_loss)
+            if (info.kept || is_loss || info.constant.is_some())
                 && let Some(&buffer) = self.forward.get(&info.part_of.map_or(value, |(base, _)| base))
             {
                 self.buffers[buffer].last = end;

@@ -3,8 +3,8 @@
 use super::memory::Memory;
 use super::plan::{Direction, Plan, Step};
 use super::run::Run;
-use super::{Error, Kind, Loss, Node, Parameters, Tape, Value, ValueInfo};
-use crate::ops::{Device, IGNORED};
+use super::{Error, Kind, Loss, LossInfo, Node, Parameters, Tape, Targets, Value, ValueInfo};
+use crate::ops::Device;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,10 +21,11 @@ pub struct RunOptions {
     pub step: u64,
     /// Add to the parameters' gradients instead of overwriting them: for the second and later micro-batches.
     pub accumulate: bool,
-    /// Multiplies the mean loss before it is differentiated: `1 / micro-batches` when gradients are accumulated.
+    /// Multiplies the mean losses before they are differentiated: `1 / micro-batches` when gradients are accumulated.
     pub loss_factor: f64,
-    /// How many rows the losses are averaged over, where that is not the number of counted rows of this batch.
-    pub counted_rows: Option<u64>,
+    /// What a loss is divided by, where that is not the weight of this batch's own rows: the weight of all
+    /// micro-batches' rows together, which [`Program::weigh`] tells, makes each row count alike.
+    pub loss_weights: Vec<(Loss, f64)>,
     /// Position of each sequence's first token, when decoding from a cache.
     pub positions: Vec<usize>,
     /// First row of the cache that the batch uses.
@@ -38,7 +39,7 @@ impl Default for RunOptions {
             step: 0,
             accumulate: false,
             loss_factor: 1.0,
-            counted_rows: None,
+            loss_weights: Vec::new(),
             positions: Vec::new(),
             cache_row: 0,
         }
@@ -66,11 +67,11 @@ pub struct Program {
     device: Arc<Device>,
     nodes: Vec<Node>,
     infos: Vec<ValueInfo>,
-    losses: Vec<Loss>,
+    losses: Vec<LossInfo>,
+    /// What the rows of each loss weigh, as its targets were written.
+    loss_weights: Vec<f64>,
     pub(super) steps: Vec<Step>,
     values: HashMap<Value, Range<usize>>,
-    /// How many ids of each input of ids are not [`IGNORED`], counted as they were written.
-    counted: HashMap<Value, u64>,
     gradients: HashMap<Value, Range<usize>>,
     pub(super) state: State,
     memory: MemoryUse,
@@ -79,18 +80,40 @@ pub struct Program {
 impl Program {
     pub(super) fn new(tape: Tape<'_>, plan: Plan) -> Result<Self, Error> {
         let arena = Memory::allocate(&tape.device, "the activations", plan.arena_bytes)?;
-        Ok(Self {
+        let mut program = Self::without_arena(tape, plan);
+        program.take_arena(arena)?;
+        Ok(program)
+    }
+
+    /// A program that cannot run yet.
+    pub(super) fn without_arena(tape: Tape<'_>, plan: Plan) -> Self {
+        Self {
             device: tape.device,
             nodes: tape.nodes,
             infos: tape.values,
+            loss_weights: vec![0.0; tape.losses.len()],
             losses: tape.losses,
             steps: plan.steps,
             values: plan.values,
-            counted: HashMap::new(),
             gradients: plan.gradients,
-            state: State { arena },
+            state: State { arena: Memory::none() },
             memory: plan.memory,
-        })
+        }
+    }
+
+    /// Gives the program its memory, which is at least as large as its plan.
+    pub(super) fn take_arena(&mut self, arena: Memory) -> Result<(), Error> {
+        self.state.arena = arena;
+        self.write_constants()
+    }
+
+    fn write_constants(&mut self) -> Result<(), Error> {
+        for (index, info) in self.infos.iter().enumerate() {
+            if let Some(data) = &info.constant {
+                self.state.arena.write(self.values[&Value(index)].clone(), data)?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of the arena, by category.
@@ -106,6 +129,7 @@ impl Program {
     /// # Panics
     /// The value is not a float input of this program, or the length is not its own.
     pub fn write(&mut self, value: Value, data: &[f32]) -> Result<(), Error> {
+        self.weigh_targets(value, Targets::Floats(data));
         self.write_input(value, Kind::Float, data)
     }
 
@@ -117,8 +141,22 @@ impl Program {
     /// # Panics
     /// The value is not an input of ids of this program, or the length is not its own.
     pub fn write_ids(&mut self, value: Value, data: &[i32]) -> Result<(), Error> {
-        self.counted.insert(value, data.iter().filter(|&&id| id != IGNORED).count() as u64);
+        self.weigh_targets(value, Targets::Ids(data));
         self.write_input(value, Kind::Id, data)
+    }
+
+    fn weigh_targets(&mut self, value: Value, targets: Targets<'_>) {
+        for (loss, weight) in self.losses.iter().zip(&mut self.loss_weights) {
+            if loss.targets == value {
+                *weight = self.nodes[loss.node].operation.weigh(targets);
+            }
+        }
+    }
+
+    /// What the rows of these targets of a loss weigh together: the number of those that count, unless classes have
+    /// weights.
+    pub fn weigh(&self, loss: Loss, targets: Targets<'_>) -> f64 {
+        self.nodes[self.losses[loss.0].node].operation.weigh(targets)
     }
 
     fn write_input<T: bytemuck::Pod>(&mut self, value: Value, kind: Kind, data: &[T]) -> Result<(), Error> {
@@ -155,7 +193,7 @@ impl Program {
     /// # Errors
     /// The device failed.
     pub fn row_losses(&self, loss: Loss) -> Result<Cow<'_, [f32]>, Error> {
-        self.read_range(&self.values[&loss.losses])
+        self.read_range(&self.values[&self.losses[loss.0].losses])
     }
 
     fn read_range(&self, range: &Range<usize>) -> Result<Cow<'_, [f32]>, Error> {
@@ -163,13 +201,14 @@ impl Program {
         Ok(unsafe { self.state.arena.read(range.clone()) }?)
     }
 
-    /// Sum of the losses, and how many rows were counted, after a run.
+    /// Sum of the losses, and what the counted rows weigh together (their number, unless classes have weights), after
+    /// a run.
     ///
     /// # Errors
     /// The device failed.
-    pub fn loss_sum(&self, loss: Loss) -> Result<(f64, u64), Error> {
+    pub fn loss_sum(&self, loss: Loss) -> Result<(f64, f64), Error> {
         let sum = self.row_losses(loss)?.iter().map(|&value| f64::from(value)).sum();
-        Ok((sum, self.counted.get(&loss.targets).copied().unwrap_or(0)))
+        Ok((sum, self.loss_weights[loss.0]))
     }
 
     /// Mean loss over the counted rows, after a run; `None` where no row was counted.
@@ -177,13 +216,31 @@ impl Program {
     /// # Errors
     /// The device failed.
     pub fn mean_loss(&self, loss: Loss) -> Result<Option<f64>, Error> {
-        let (sum, counted) = self.loss_sum(loss)?;
-        Ok((counted > 0).then(|| sum / counted as f64))
+        let (sum, weight) = self.loss_sum(loss)?;
+        Ok((weight > 0.0).then(|| sum / weight))
+    }
+
+    /// What is differentiated, after a run: the sum of the mean losses, each times its factor.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn total_loss(&self) -> Result<f64, Error> {
+        self.losses()
+            .zip(&self.losses)
+            .try_fold(0.0, |total, (loss, info)| Ok(total + info.factor * self.mean_loss(loss)?.unwrap_or(0.0)))
     }
 
     /// The losses that were recorded.
-    pub fn losses(&self) -> &[Loss] {
-        &self.losses
+    pub fn losses(&self) -> impl Iterator<Item = Loss> + use<> {
+        (0..self.losses.len()).map(Loss)
+    }
+
+    /// Gradient of each row's loss; 0 where nothing counts.
+    fn grad_loss(&self, node: usize, options: &RunOptions) -> f32 {
+        let Some(index) = self.losses.iter().position(|loss| loss.node == node) else { return 0.0 };
+        let given = options.loss_weights.iter().find(|(loss, _)| loss.0 == index);
+        let weight = given.map_or(self.loss_weights[index], |(_, weight)| *weight);
+        if weight > 0.0 { (options.loss_factor * self.losses[index].factor / weight) as f32 } else { 0.0 }
     }
 
     /// Runs all steps: the losses and kept values are there afterwards, and in training the parameters' gradients.
@@ -205,8 +262,7 @@ impl Program {
             parameters,
             places: &step.places,
             parameter_ids: &node.parameters,
-            inputs: &node.inputs,
-            counted: &self.counted,
+            grad_loss: self.grad_loss(step.node, options),
             options,
         };
         match step.direction {
@@ -274,6 +330,7 @@ impl Program {
         let range = 0..self.state.arena.bytes();
         let poison = vec![0x7FFF_FFFFu32; range.len() / 4];
         self.state.arena.write(range, &poison).expect("the device works");
+        self.write_constants().expect("the device works");
     }
 
     fn non_finite_in(&self, name: &str, range: &Range<usize>) -> Result<Option<NonFinite>, Error> {

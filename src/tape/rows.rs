@@ -27,6 +27,7 @@ impl Tape<'_> {
             needs_gradient: false,
             auxiliary: false,
             kept: false,
+            constant: None,
             part_of: Some((base, offset + start * columns)),
         };
         Ok(self.push_value(part))

@@ -1,9 +1,8 @@
 //! What an operation sees while it runs: views of its inputs, outputs, parameters, gradients and scratch memory.
 
 use super::program::{RunOptions, State};
-use super::{Kind, ParameterId, Parameters, Value};
+use super::{Kind, ParameterId, Parameters};
 use crate::ops::{Device, Dropout, View, ViewMut, Write};
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// Where a step finds its memory: byte ranges of the arena, by place in the node's lists.
@@ -31,8 +30,8 @@ pub(super) struct Run<'r> {
     pub(super) parameters: &'r Parameters,
     pub(super) places: &'r Places,
     pub(super) parameter_ids: &'r [ParameterId],
-    pub(super) inputs: &'r [Value],
-    pub(super) counted: &'r HashMap<Value, u64>,
+    /// Gradient of each counted row's loss, where the operation is a loss.
+    pub(super) grad_loss: f32,
     pub(super) options: &'r RunOptions,
 }
 
@@ -129,12 +128,6 @@ impl<'r> Run<'r> {
     /// This run's dropout at a site; `None` where the probability is 0.
     pub(super) fn dropout(&self, probability: f32, site: u32) -> Option<Dropout> {
         (probability > 0.0).then_some(Dropout { probability, seed: self.options.seed, step: self.options.step, site })
-    }
-
-    /// Gradient of each counted row's loss, where the input at `place` is the targets.
-    pub(super) fn grad_loss(&self, place: usize) -> f32 {
-        let counted = || self.counted.get(&self.inputs[place]).copied().unwrap_or(0);
-        (self.options.loss_factor / self.options.counted_rows.unwrap_or_else(counted).max(1) as f64) as f32
     }
 }
 

@@ -2,13 +2,14 @@
 //! in the memory of the logits where nobody else needs them.
 
 use super::run::Run;
-use super::{Error, Loss, Needs, Operation, Tape, Value};
+use super::{Error, Loss, Needs, Operation, Tape, Targets, Value};
 use crate::ops;
 use crate::ops::softmax_cross_entropy::{Forward, ForwardBackward, Shape};
 use crate::ops::{IGNORED, Write};
 
 struct SoftmaxCrossEntropy {
     shape: Shape,
+    class_weights: Option<Vec<f32>>,
 }
 
 impl Tape<'_> {
@@ -25,28 +26,61 @@ impl Tape<'_> {
         targets: Value,
         label_smoothing: f32,
     ) -> Result<Loss, Error> {
-        let (rows, vocabulary) = self.rows_and_columns("softmax_cross_entropy", logits)?;
-        self.check_rows("softmax_cross_entropy", targets, rows)?;
-        let operation = SoftmaxCrossEntropy { shape: Shape { rows, vocabulary, label_smoothing, ignored: IGNORED } };
-        let losses = self.push_node(operation, &[logits, targets], &[], &[("loss", vec![rows], false)])?[0];
+        self.push_softmax_cross_entropy(logits, targets, label_smoothing, None)
+    }
+
+    /// As [`softmax_cross_entropy`](Self::softmax_cross_entropy), with a weight for each class: a row's loss is scaled
+    /// by the weight of its target, and the mean divides by the sum of those weights, as in PyTorch.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together; weights that are not one for each class, finite and not negative.
+    pub fn softmax_cross_entropy_weighted(
+        &mut self,
+        logits: Value,
+        targets: Value,
+        label_smoothing: f32,
+        class_weights: &[f32],
+    ) -> Result<Loss, Error> {
+        self.push_softmax_cross_entropy(logits, targets, label_smoothing, Some(class_weights))
+    }
+
+    fn push_softmax_cross_entropy(
+        &mut self,
+        logits: Value,
+        targets: Value,
+        label_smoothing: f32,
+        class_weights: Option<&[f32]>,
+    ) -> Result<Loss, Error> {
+        let name = "softmax_cross_entropy";
+        let (rows, vocabulary) = self.rows_and_columns(name, logits)?;
+        self.check_rows(name, targets, rows)?;
+        if let Some(weights) = class_weights {
+            check_class_weights(weights, vocabulary).map_err(|what| Error::Shape { operation: name, what })?;
+        }
+        let operation = SoftmaxCrossEntropy {
+            shape: Shape { rows, vocabulary, label_smoothing, ignored: IGNORED },
+            class_weights: class_weights.map(<[f32]>::to_vec),
+        };
+        let weights = class_weights.map(|weights| self.constant("class weights", &[vocabulary], weights));
+        let inputs: Vec<Value> = [logits, targets].into_iter().chain(weights).collect();
+        let losses = self.push_node(operation, &inputs, &[], &[("loss", vec![rows], false)])?[0];
         Ok(self.push_loss(losses, targets))
     }
+}
 
-    /// Fails unless the value holds one element a row.
-    pub(super) fn check_rows(&self, operation: &'static str, value: Value, rows: usize) -> Result<(), Error> {
-        let info = &self.values[value.0];
-        if info.length() == rows {
-            return Ok(());
-        }
-        let what = format!("{} has {} elements for {rows} rows", info.name, info.length());
-        Err(Error::Shape { operation, what })
+fn check_class_weights(weights: &[f32], classes: usize) -> Result<(), String> {
+    if weights.len() != classes {
+        return Err(format!("{} weights for {classes} classes", weights.len()));
     }
+    match weights.iter().position(|weight| !(weight.is_finite() && *weight >= 0.0)) {
+        Some(class) => Err(format!("the weight of class {class} is {}: it must be 0 or more", weights[class])),
+        None => Ok(()),
+    }
+}
 
-    pub(super) fn push_loss(&mut self, losses: Value, targets: Value) -> Loss {
-        let loss = Loss { losses, targets };
-        self.losses.push(loss);
-        loss
-    }
+/// How many targets are not ignored.
+pub(super) fn counted(targets: Targets<'_>) -> f64 {
+    targets.ids().iter().filter(|&&id| id != IGNORED).count() as f64
 }
 
 impl Operation for SoftmaxCrossEntropy {
@@ -55,11 +89,17 @@ impl Operation for SoftmaxCrossEntropy {
     }
 
     fn backward_needs(&self) -> Option<Needs> {
-        Some(Needs { inputs: vec![0, 1], is_loss: true, in_place: Some(0), ..Needs::default() })
+        let inputs = if self.class_weights.is_some() { vec![0, 1, 2] } else { vec![0, 1] };
+        Some(Needs { inputs, is_loss: true, in_place: Some(0), ..Needs::default() })
     }
 
     fn forward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
-        let arguments = Forward { logits: run.input(0), targets: run.input_ids(1), losses: run.output(0) };
+        let arguments = Forward {
+            logits: run.input(0),
+            targets: run.input_ids(1),
+            class_weights: self.class_weights.is_some().then(|| run.input(2)),
+            losses: run.output(0),
+        };
         ops::softmax_cross_entropy::forward(run.device, &self.shape, arguments)
     }
 
@@ -73,8 +113,20 @@ impl Operation for SoftmaxCrossEntropy {
         if !run.is_in_place(0) {
             ops::add::accumulate(run.device, run.input(0), grad_logits.reborrow(), Write::Set)?;
         }
-        let grad_loss = run.grad_loss(1);
-        let arguments = ForwardBackward { logits: grad_logits, targets, losses: run.output(0), grad_loss };
+        let arguments = ForwardBackward {
+            logits: grad_logits,
+            targets,
+            class_weights: self.class_weights.is_some().then(|| run.input(2)),
+            losses: run.output(0),
+            grad_loss: run.grad_loss,
+        };
         ops::softmax_cross_entropy::forward_backward(run.device, &self.shape, arguments)
+    }
+
+    fn weigh(&self, targets: Targets<'_>) -> f64 {
+        let Some(weights) = &self.class_weights else { return counted(targets) };
+        // An id that is no class is refused as the operation runs.
+        let weight = |&id: &i32| usize::try_from(id).ok().and_then(|class| weights.get(class));
+        targets.ids().iter().filter_map(weight).map(|&weight| f64::from(weight)).sum()
     }
 }

@@ -77,7 +77,7 @@ impl Network {
         let mut tape = Tape::new(device, &self.parameters, how.mode);
         let (ids, targets) =
             (tape.input_ids("ids", &[how.batch, how.time]), tape.input_ids("targets", &[how.batch, how.time]));
-        let mut stream = tape.embedding(ids, self.tokens, None).unwrap();
+        let mut stream = tape.embedding(ids, self.tokens, EmbeddingInputs::default()).unwrap();
         let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: how.dropout };
         for (layer, block) in self.blocks.iter().enumerate() {
             let record = |tape: &mut Tape<'_>| -> Result<Value, Error> {
@@ -92,7 +92,7 @@ impl Network {
                 .scoped(&layer.to_string(), |tape| if how.recompute { tape.recomputed(record) } else { record(tape) })
                 .unwrap();
         }
-        let loss = tape.linear_cross_entropy(stream, self.tokens, targets, 0.0, Some(4)).unwrap();
+        let loss = tape.linear_cross_entropy(stream, self.tokens, None, targets, 0.0, Some(4)).unwrap();
         (tape, ids, targets, loss)
     }
 
@@ -265,6 +265,56 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
     }
 }
 
+/// Micro-batches of different lengths: what each is divided by is the weight of all of them.
+#[test]
+fn accumulation_by_rows_gives_the_gradient_of_the_whole_batch_however_it_is_cut() {
+    let whole = How { batch: 6, ..TRAIN };
+    let mut batch = batch(whole);
+    let rows = batch.len() / 2;
+    batch[rows..rows + 14].fill(IGNORED);
+    let mut network = Network::new(&[]);
+    network.record(device(), whole).run(&mut network.parameters, &batch, &RunOptions::default());
+    let expected = network.gradients();
+    let (ids, targets) = batch.split_at(rows);
+    let mut start = 0;
+    for sequences in [4, 2] {
+        let mut recorded = network.record(device(), How { batch: sequences, ..TRAIN });
+        let weight = recorded.program.weigh(recorded.loss, Targets::Ids(targets));
+        assert_eq!(weight, rows as f64 - 14.0);
+        let range = start..start + sequences * TRAIN.time;
+        let part = [&ids[range.clone()], &targets[range.clone()]].concat();
+        let loss_weights = vec![(recorded.loss, weight)];
+        let options = RunOptions { accumulate: start > 0, loss_weights, ..RunOptions::default() };
+        recorded.run(&mut network.parameters, &part, &options);
+        start = range.end;
+    }
+    for (found, expected) in network.gradients().iter().flatten().zip(expected.iter().flatten()) {
+        assert_close("gradient", found, &double(expected), 2e-6, 0.0);
+    }
+}
+
+#[test]
+fn constants_are_there_in_every_run_and_weights_of_classes_are_checked() {
+    let network = Network::new(&[]);
+    let mut tape = Tape::new(device(), &network.parameters, Mode::Training);
+    let (logits, targets) = (tape.input_with_gradient("logits", &[2, 3]), tape.input_ids("targets", &[2]));
+    for (weights, part) in [(&[1.0, 2.0][..], "2 weights for 3 classes"), (&[1.0, -2.0, f32::NAN], "class 1 is -2")] {
+        let error = tape.softmax_cross_entropy_weighted(logits, targets, 0.0, weights).unwrap_err().to_string();
+        assert!(error.starts_with("softmax_cross_entropy") && error.contains(part), "{error}");
+    }
+    let loss = tape.softmax_cross_entropy_weighted(logits, targets, 0.0, &[1.0, 2.0, 4.0]).unwrap();
+    assert!(tape.scale_loss(loss, f64::NAN).is_err());
+    let mut program = tape.finish().unwrap();
+    let mut parameters = network.parameters;
+    for _ in 0..2 {
+        program.write(logits, &[0.0; 6]).unwrap();
+        program.write_ids(targets, &[2, 0]).unwrap();
+        program.run(&mut parameters, &RunOptions::default()).unwrap();
+        assert_close("losses", &program.row_losses(loss).unwrap(), &[4.0 * 3f64.ln(), 3f64.ln()], 1e-6, 0.0);
+        assert_close("mean", &[program.mean_loss(loss).unwrap().unwrap() as f32], &[3f64.ln()], 1e-6, 0.0);
+    }
+}
+
 #[test]
 fn a_loss_overwrites_its_logits_unless_they_are_kept() {
     let specification = Specification {
@@ -334,7 +384,7 @@ fn shapes_that_do_not_fit_are_refused_as_they_are_recorded() {
     let message = |result: Result<Value, Error>| result.unwrap_err().to_string();
     let linear = message(tape.linear(input, qkv, None, Activation::Identity, None));
     assert!(linear.contains("linear: parameter 0.qkv is [24, 8], expected [24, 9]"), "{linear}");
-    assert!(message(tape.embedding(ids, network.tokens, None)).contains("(batch, time)"));
+    assert!(message(tape.embedding(ids, network.tokens, EmbeddingInputs::default())).contains("(batch, time)"));
     assert!(message(tape.add(input, ids)).contains("ids is [4], expected [4, 9]"));
     let options = AttentionOptions { heads: 2, key_value_heads: 2, mask: Mask::Causal, dropout: 0.0 };
     assert!(
@@ -358,7 +408,7 @@ fn sizes_beyond_all_memory_are_refused_without_overflow() {
     }
     // An input that fits, of an operation whose result does not.
     let ids = tape.input_ids("ids", &[1 << 20, 1 << 22]);
-    let embedded = tape.embedding(ids, network.tokens, None).unwrap_err().to_string();
+    let embedded = tape.embedding(ids, network.tokens, EmbeddingInputs::default()).unwrap_err().to_string();
     assert!(embedded.contains("larger than any memory"), "{embedded}");
     let mut tape = Tape::new(device(), &network.parameters, Mode::Inference);
     tape.input("input", &[usize::MAX, 2]);

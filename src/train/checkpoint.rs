@@ -7,8 +7,8 @@
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
 use crate::data::{SamplerState, Tokenizer};
-use crate::model::Gpt;
-use crate::model::huggingface;
+use crate::model::Transformer;
+use crate::model::huggingface::{self, Wanted};
 use crate::tape::{ParameterId, Parameters};
 use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError, plainly, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error
 
 /// Everything that a checkpoint holds.
 pub struct Contents<'a> {
-    pub model: &'a Gpt,
+    pub model: &'a Transformer,
     pub parameters: &'a Parameters,
     pub optimizer: &'a Optimizer,
     pub tokenizer: Option<&'a Tokenizer>,
@@ -263,12 +263,12 @@ pub fn read_state(folder: &Path) -> Result<TrainerState, Error> {
 /// A damaged checkpoint, or one of a model of other sizes.
 pub fn read(
     folder: &Path,
-    model: &Gpt,
+    model: &Transformer,
     parameters: &mut Parameters,
     optimizer: &mut Optimizer,
     state: &TrainerState,
 ) -> Result<(), Error> {
-    model.load_parameters(folder, parameters)?;
+    model.load_parameters(folder, Wanted::All, parameters)?;
     let ids: Vec<ParameterId> = parameters.ids().collect();
     huggingface::load_optimizer(folder, model.specs(), optimizer.states(), |index, state, values| {
         Ok(optimizer.set_state(parameters, ids[index], state, values)?)

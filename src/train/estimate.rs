@@ -5,7 +5,7 @@ use super::memory::MemoryTable;
 use super::recorded::{Recorded, model_config};
 use super::source::{self, Source};
 use super::trainer::{Error, prompt, sampler};
-use crate::model::Gpt;
+use crate::model::Transformer;
 use crate::ops::Device;
 use crate::tape::{self, Mode};
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub(super) fn estimate(
              files cannot say otherwise; leave model.kv_heads out"
         )));
     }
-    let (model, parameters) = Gpt::unallocated(model_config(config, vocabulary, None))?;
+    let (model, parameters) = Transformer::unallocated(model_config(config, vocabulary, None))?;
     let measure = |mode| -> Result<tape::MemoryUse, Error> {
         Ok(Recorded::tape(config, device, &model, &parameters, mode)?.0.measure()?)
     };

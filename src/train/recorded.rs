@@ -2,8 +2,8 @@
 
 use super::config::Config;
 use super::trainer::Error;
-use crate::model::huggingface::Gpt2Config;
-use crate::model::{Gpt, LossOptions};
+use crate::model::ModelConfig;
+use crate::model::{LossOptions, Transformer};
 use crate::ops::Device;
 use crate::tape::{self, Loss, Mode, Parameters, Program, RunOptions, Tape, Value};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl Recorded {
     pub(super) fn tape<'p>(
         config: &Config,
         device: &Arc<Device>,
-        model: &Gpt,
+        model: &Transformer,
         parameters: &'p Parameters,
         mode: Mode,
     ) -> Result<(Tape<'p>, Value, Value, Loss), Error> {
@@ -36,7 +36,7 @@ impl Recorded {
     pub(super) fn new(
         config: &Config,
         device: &Arc<Device>,
-        model: &Gpt,
+        model: &Transformer,
         parameters: &Parameters,
         mode: Mode,
     ) -> Result<Self, Error> {
@@ -44,14 +44,14 @@ impl Recorded {
         Ok(Self { program: tape.finish()?, ids, targets, loss })
     }
 
-    /// Runs a batch; the sum of its losses and the number of its counted rows.
+    /// Runs a batch; the sum of its losses and what its counted rows weigh.
     pub(super) fn run(
         &mut self,
         parameters: &mut Parameters,
         ids: &[i32],
         targets: &[i32],
         options: &RunOptions,
-    ) -> Result<(f64, u64), Error> {
+    ) -> Result<(f64, f64), Error> {
         self.write(ids, targets)?;
         self.program.run(parameters, options)?;
         Ok(self.program.loss_sum(self.loss)?)
@@ -81,15 +81,16 @@ impl Recorded {
 }
 
 /// The model that a configuration describes.
-pub(super) fn model_config(config: &Config, vocabulary: usize, end_of_text: Option<u32>) -> Gpt2Config {
+pub(super) fn model_config(config: &Config, vocabulary: usize, end_of_text: Option<u32>) -> ModelConfig {
     let model = &config.model;
     let dropout = model.dropout as f32;
-    Gpt2Config {
+    ModelConfig {
         vocabulary,
         block: model.block,
         channels: model.channels,
         layers: model.layers,
         heads: model.heads,
+        kv_heads: model.kv_heads(),
         ffn: model.ffn(),
         tied: model.tied,
         embedding_dropout: dropout,
@@ -97,6 +98,6 @@ pub(super) fn model_config(config: &Config, vocabulary: usize, end_of_text: Opti
         residual_dropout: dropout,
         bos: end_of_text,
         eos: end_of_text,
-        ..Gpt2Config::gpt2()
+        ..ModelConfig::gpt2()
     }
 }

@@ -17,9 +17,9 @@ use super::signals::{self, Signal};
 use super::source::{self, Source};
 use super::tensorboard::EventWriter;
 use crate::data::{self, Sampler};
-use crate::model::Gpt;
 use crate::model::generate::{Generator, Sampling};
-use crate::model::huggingface::Gpt2Config;
+use crate::model::huggingface::Wanted;
+use crate::model::{ModelConfig, Transformer};
 use crate::ops::Device;
 use crate::tape::{self, Mode, Parameters, RunOptions};
 use std::path::{Path, PathBuf};
@@ -111,7 +111,7 @@ pub struct Trainer {
     device: Arc<Device>,
     peak_flops: f64,
     source: Source,
-    model: Gpt,
+    model: Transformer,
     parameters: Parameters,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -151,7 +151,7 @@ impl Trainer {
         memory.check(&device)?;
 
         let (model, mut parameters) =
-            Gpt::new(&device, model_config(&config, vocabulary, end_of_text), config.train.seed)?;
+            Transformer::new(&device, model_config(&config, vocabulary, end_of_text), config.train.seed)?;
         let mut optimizer = Optimizer::new(&device, &config.optimizer, &parameters)?;
         let z = config.train.outlier_z;
         let mut state = TrainerState {
@@ -180,7 +180,9 @@ impl Trainer {
             state.norm_detector.set_threshold(z);
         } else if let Some(initial) = &config.model.initial {
             let initial = checkpoint::resolve(initial)?;
-            model.load_parameters(&initial, &mut parameters).map_err(|error| Error::Initial(error.to_string()))?;
+            model
+                .load_parameters(&initial, Wanted::All, &mut parameters)
+                .map_err(|error| Error::Initial(error.to_string()))?;
         }
         let training = Recorded::new(&config, &device, &model, &parameters, Mode::Training)?;
         let evaluation = has_evaluation(&config, &source)
@@ -243,7 +245,7 @@ impl Trainer {
     }
 
     /// The model.
-    pub fn model(&self) -> &Gpt {
+    pub fn model(&self) -> &Transformer {
         &self.model
     }
 
@@ -311,7 +313,7 @@ impl Trainer {
     fn update(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         let start = Instant::now();
         let accumulate = self.config.train.accumulate;
-        let (mut sum, mut counted) = (0.0, 0u64);
+        let (mut sum, mut counted) = (0.0, 0.0f64);
         for micro in 0..accumulate {
             self.sampler.next_batch(&self.source.train, &mut self.ids, &mut self.targets)?;
             let options = self.run_options(micro);
@@ -323,7 +325,7 @@ impl Trainer {
             sum += batch_sum;
             counted += batch_counted;
         }
-        let loss = sum / counted.max(1) as f64;
+        let loss = sum / counted.max(f64::MIN_POSITIVE);
         let learning_rate = self.config.optimizer.learning_rate * self.schedule.factor(self.state.step);
         let update =
             self.optimizer.update(&self.device, &mut self.parameters, learning_rate, self.config.train.clip)?;
@@ -403,7 +405,7 @@ impl Trainer {
         let mut sampler =
             Sampler::new(self.source.val.len(), data::Order::Shuffled, batch, block, self.config.train.seed)?;
         let batches = self.config.train.eval_batches.max(1).min(sampler.windows_per_epoch().div_ceil(batch));
-        let (mut sum, mut counted) = (0.0, 0u64);
+        let (mut sum, mut counted) = (0.0, 0.0f64);
         for _ in 0..batches {
             sampler.next_batch(&self.source.val, &mut self.ids, &mut self.targets)?;
             let options = RunOptions::default();
@@ -417,7 +419,7 @@ impl Trainer {
             sum += batch_sum;
             counted += batch_counted;
         }
-        let (step, val_loss) = (self.state.step, sum / counted.max(1) as f64);
+        let (step, val_loss) = (self.state.step, sum / counted.max(f64::MIN_POSITIVE));
         let record = EvaluationRecord::new(step, val_loss);
         self.events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", record.perplexity)])?;
         self.metrics.append(&record)?;
@@ -515,12 +517,12 @@ pub(super) fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Res
 /// Refuses to go on with another model or other data.
 fn check_resumable(
     config: &Config,
-    model: &Gpt,
+    model: &Transformer,
     folder: &Path,
     saved: &TrainerState,
     fresh: &TrainerState,
 ) -> Result<(), Error> {
-    let saved_model = Gpt2Config::load(folder)?;
+    let saved_model = ModelConfig::load(folder)?;
     let differs = |what: &str, saved: String, now: String| {
         Err(Error::Resume(format!(
             "{what} was {saved} and is now {now}; use the values of the run, or start a new one"

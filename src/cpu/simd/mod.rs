@@ -31,6 +31,7 @@ pub mod philox;
 mod portable;
 #[cfg(test)]
 mod tests;
+pub mod turn;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;

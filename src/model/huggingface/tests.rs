@@ -4,18 +4,19 @@ use super::*;
 use crate::ops::testing::Random;
 use serde_json::{Value, json};
 
-fn small(tied: bool) -> Gpt2Config {
-    Gpt2Config {
+fn small(tied: bool) -> ModelConfig {
+    ModelConfig {
         vocabulary: 11,
         block: 5,
         channels: 6,
         layers: 2,
         heads: 3,
+        kv_heads: 3,
         ffn: 7,
         tied,
         bos: None,
         eos: Some(10),
-        ..Gpt2Config::gpt2()
+        ..ModelConfig::gpt2()
     }
 }
 
@@ -24,9 +25,9 @@ fn random_parameters(specs: &[ParameterSpec]) -> Vec<Vec<f32>> {
     specs.iter().map(|spec| random.normal(spec.elements())).collect()
 }
 
-fn load(folder: &Path, specs: &[ParameterSpec]) -> Result<Vec<Vec<f32>>, Error> {
-    let mut found = vec![Vec::new(); specs.len()];
-    load_parameters(folder, specs, |index, values| {
+fn load(folder: &Path, config: &ModelConfig) -> Result<Vec<Vec<f32>>, Error> {
+    let mut found = vec![Vec::new(); config.parameters().len()];
+    load_parameters(folder, config, Wanted::All, |index, values| {
         found[index] = values.to_vec();
         Ok(())
     })?;
@@ -40,11 +41,17 @@ fn raw<'a>(name: &str, shape: &[usize], values: &'a [f32]) -> NewTensor<'a> {
 
 /// The parameters as they would be in a folder, for the tests to spoil.
 fn as_tensors<'a>(specs: &[ParameterSpec], parameters: &'a [Vec<f32>]) -> Vec<NewTensor<'a>> {
-    let describe = |(spec, values): (&ParameterSpec, &'a Vec<f32>)| NewTensor {
-        transposed: spec.transposed,
-        ..raw(&spec.huggingface_name, &spec.huggingface_shape(), values)
-    };
-    specs.iter().zip(parameters).map(describe).collect()
+    let mut tensors = Vec::new();
+    for (spec, values) in specs.iter().zip(parameters) {
+        let mut first = 0;
+        for stored in &spec.stored {
+            let length = stored.rows * spec.columns();
+            let part = raw(&stored.name, &spec.stored_shape(stored), &values[first..first + length]);
+            tensors.push(NewTensor { transposed: stored.transposed, ..part });
+            first += length;
+        }
+    }
+    tensors
 }
 
 fn write_tensors(folder: &Path, tensors: &[NewTensor]) {
@@ -53,12 +60,12 @@ fn write_tensors(folder: &Path, tensors: &[NewTensor]) {
 
 #[test]
 fn gpt2_has_124_million_parameters() {
-    let specs = Gpt2Config::gpt2().parameters();
+    let specs = ModelConfig::gpt2().parameters();
     assert_eq!(specs.len(), 148);
     assert_eq!(specs.iter().map(ParameterSpec::elements).sum::<usize>(), 124_439_808);
     let names: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     assert_eq!(names.len(), specs.len());
-    assert_eq!(Gpt2Config { tied: false, ..Gpt2Config::gpt2() }.parameters().last().unwrap().name, "head.weight");
+    assert_eq!(ModelConfig { tied: false, ..ModelConfig::gpt2() }.parameters().last().unwrap().name, "head.weight");
 }
 
 #[test]
@@ -70,9 +77,9 @@ fn a_saved_folder_comes_back_bit_for_bit() {
         config.other.insert("summary_type".into(), json!("cls_index"));
         let specs = config.parameters();
         let parameters = random_parameters(&specs);
-        save_parameters(&folder, &config, &specs, |index| Ok((&parameters[index]).into())).unwrap();
-        assert_eq!(Gpt2Config::load(&folder).unwrap(), config);
-        assert_eq!(load(&folder, &specs).unwrap(), parameters);
+        save_parameters(&folder, &config, |index| Ok((&parameters[index]).into())).unwrap();
+        assert_eq!(ModelConfig::load(&folder).unwrap(), config);
+        assert_eq!(load(&folder, &config).unwrap(), parameters);
     }
 }
 
@@ -91,7 +98,7 @@ fn other_spellings_of_a_folder_are_read() {
     tensors.push(raw("h.1.attn.masked_bias", &[], &mask[..1]));
     tensors.push(raw("lm_head.weight", &[11, 6], &parameters[0]));
     write_tensors(folder.path(), &tensors);
-    assert_eq!(load(folder.path(), &specs).unwrap(), parameters);
+    assert_eq!(load(folder.path(), &small(true)).unwrap(), parameters);
 }
 
 #[test]
@@ -109,7 +116,8 @@ fn tensors_that_are_not_those_of_the_model_are_refused_and_nothing_is_handed_out
     let refused = |tensors: Vec<NewTensor>| {
         let folder = tempfile::tempdir().unwrap();
         write_tensors(folder.path(), &tensors);
-        let error = load_parameters(folder.path(), &specs, |index, _| panic!("handed out {index}")).unwrap_err();
+        let error = load_parameters(folder.path(), &small(true), Wanted::All, |index, _| panic!("handed out {index}"))
+            .unwrap_err();
         let message = error.to_string();
         assert!(!message.contains('\n') && message.contains(folder.path().to_str().unwrap()), "{message}");
         message
@@ -121,7 +129,7 @@ fn tensors_that_are_not_those_of_the_model_are_refused_and_nothing_is_handed_out
     let message = refused(instead(0, raw("transformer.wte.weight", &[12, 6], &ones[..72])));
     assert!(message.contains("transformer.wte.weight has shape (12, 6), but the model expects (11, 6)"), "{message}");
     // A linear weight that is not transposed, as from another kind of model.
-    let message = refused(instead(4, raw(&specs[4].huggingface_name, &specs[4].shape, &parameters[4])));
+    let message = refused(instead(4, raw(&specs[4].stored[0].name, &specs[4].shape, &parameters[4])));
     assert!(message.contains("c_attn.weight has shape (18, 6), but the model expects (6, 18)"), "{message}");
     let message = refused(with(raw("wte.weight", &[11, 6], &ones[..66])));
     assert!(message.contains("both transformer.wte.weight and wte.weight could be the same parameter"), "{message}");
@@ -131,24 +139,23 @@ fn tensors_that_are_not_those_of_the_model_are_refused_and_nothing_is_handed_out
     // An untied model needs its head.
     let folder = tempfile::tempdir().unwrap();
     write_tensors(folder.path(), &as_tensors(&specs, &parameters));
-    let message = load(folder.path(), &small(false).parameters()).unwrap_err().to_string();
+    let message = load(folder.path(), &small(false)).unwrap_err().to_string();
     assert!(message.contains("tensor lm_head.weight (11, 6) is missing;"), "{message}");
 }
 
 #[test]
 fn integers_are_no_parameters() {
     let folder = tempfile::tempdir().unwrap();
-    let specs = [ParameterSpec {
-        name: "token_embedding.weight".into(),
-        shape: vec![1, 2],
-        huggingface_name: TOKEN_EMBEDDING.into(),
-        transposed: false,
-    }];
-    let header = r#"{"wte.weight":{"dtype":"I32","shape":[1,2],"data_offsets":[0,8]}}"#;
-    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
-    std::fs::write(folder.path().join(weights::WEIGHTS_FILE), bytes).unwrap();
-    let message = load(folder.path(), &specs).unwrap_err().to_string();
-    assert!(message.contains("tensor wte.weight holds I32, not F32"), "{message}");
+    let specs = small(true).parameters();
+    write_tensors(folder.path(), &as_tensors(&specs, &random_parameters(&specs)));
+    let path = folder.path().join(weights::WEIGHTS_FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let find = |what: &[u8], from: usize| from + bytes[from..].windows(what.len()).position(|w| w == what).unwrap();
+    let at = find(b"F32", find(b"transformer.wte.weight", 0));
+    bytes[at] = b'I';
+    std::fs::write(&path, bytes).unwrap();
+    let message = load(folder.path(), &small(true)).unwrap_err().to_string();
+    assert!(message.contains("tensor transformer.wte.weight holds I32, not F32"), "{message}");
 }
 
 #[test]
@@ -179,19 +186,19 @@ fn optimizer_state_comes_back_bit_for_bit_and_must_be_whole() {
     assert!(message.contains("(and 1 more)"), "{message}");
     let message = load(&small(false).parameters());
     assert!(message.contains("head.weight.first_moment (11, 6) is missing"), "{message}");
-    let message = load(&Gpt2Config { block: 6, ..small(true) }.parameters());
+    let message = load(&ModelConfig { block: 6, ..small(true) }.parameters());
     assert!(message.contains("has shape (5, 6), but the model expects (6, 6)"), "{message}");
 }
 
-fn load_config(config: &Value) -> Result<Gpt2Config, Error> {
+fn load_config(config: &Value) -> Result<ModelConfig, Error> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(CONFIG_FILE), config.to_string()).unwrap();
-    Gpt2Config::load(folder.path())
+    ModelConfig::load(folder.path())
 }
 
 #[test]
 fn absent_keys_mean_what_transformers_means() {
-    assert_eq!(load_config(&json!({})).unwrap(), Gpt2Config::gpt2());
+    assert_eq!(load_config(&json!({})).unwrap(), ModelConfig::gpt2());
     let config = json!({"hidden_size": 64, "num_hidden_layers": 3, "n_head": 4, "n_inner": null, "n_ctx": 1024,
         "max_position_embeddings": 32, "activation_function": "gelu_pytorch_tanh", "eos_token_id": null, "mine": [1]});
     let found = load_config(&config).unwrap();
@@ -202,7 +209,7 @@ fn absent_keys_mean_what_transformers_means() {
 #[test]
 fn options_that_change_the_mathematics_are_refused_by_name() {
     for (key, value) in [
-        ("model_type", json!("llama")),
+        ("model_type", json!("t5")),
         ("activation_function", json!("gelu")),
         ("activation_function", json!(null)),
         ("scale_attn_weights", json!(false)),
@@ -235,7 +242,7 @@ fn options_that_change_the_mathematics_are_refused_by_name() {
 fn files_that_are_no_configuration_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(CONFIG_FILE);
-    let message = || Gpt2Config::load(folder.path()).unwrap_err().to_string();
+    let message = || ModelConfig::load(folder.path()).unwrap_err().to_string();
     assert!(message().contains("cannot read"), "{}", message());
     for text in ["", "{", "[]", "7", "\u{0}"] {
         std::fs::write(&path, text).unwrap();
@@ -266,7 +273,7 @@ fn no_mutation_of_a_configuration_panics() {
             }
         }
         std::fs::write(&path, &bytes).unwrap();
-        match Gpt2Config::load(folder.path()) {
+        match ModelConfig::load(folder.path()) {
             Ok(config) if config.layers < 100 => {
                 // Sizes are bounded, so their products do not overflow; tests check that.
                 assert!(config.parameters().iter().map(ParameterSpec::elements).sum::<usize>() > 0);

@@ -2,8 +2,8 @@
 
 use super::attention::causal;
 use super::{Call, Case, Error, Family, Floats, Work, rotation};
-use crate::model::Gpt;
-use crate::model::huggingface::Gpt2Config;
+use crate::model::ModelConfig;
+use crate::model::Transformer;
 use crate::ops::attention::{Forward, Inputs};
 use crate::ops::linear::{self, Activation, Shape};
 use crate::ops::{Device, attention};
@@ -40,7 +40,7 @@ pub(super) fn cases() -> Vec<Case> {
         pytorch: Some(format!("attention decode 1 {HEADS} {KEYS} {HEAD_SIZE}")),
         prepare: Box::new(|device| prepare_attention(Arc::clone(device))),
     });
-    let gpt2 = Gpt2Config::gpt2();
+    let gpt2 = ModelConfig::gpt2();
     let positions = gpt2.block * gpt2.channels;
     let weights: usize = gpt2.parameters().iter().map(|spec| spec.elements()).sum::<usize>() - positions;
     let cached = POSITION * 2 * gpt2.channels * gpt2.layers;
@@ -104,8 +104,8 @@ fn prepare_attention(device: Arc<Device>) -> Result<Call, Error> {
 }
 
 /// The whole model, one token of one text.
-fn prepare_token(device: Arc<Device>, config: Gpt2Config) -> Result<Call, Error> {
-    let (model, mut parameters) = Gpt::new(&device, config, 1).map_err(training::Error::from)?;
+fn prepare_token(device: Arc<Device>, config: ModelConfig) -> Result<Call, Error> {
+    let (model, mut parameters) = Transformer::new(&device, config, 1).map_err(training::Error::from)?;
     let caches = model.caches(&device, 1, model.config().block).map_err(training::Error::from)?;
     let mut tape = Tape::new(device, &parameters, Mode::Inference);
     let ids = tape.input_ids("ids", &[1, 1]);

@@ -7,8 +7,15 @@ use std::sync::Arc;
 const NORM: layer_norm::Shape = layer_norm::Shape { rows: 8192, channels: 768, epsilon: 1e-5 };
 const LOSS: softmax_cross_entropy::Shape =
     softmax_cross_entropy::Shape { rows: 2048, vocabulary: 50257, label_smoothing: 0.0, ignored: IGNORED };
-const EMBEDDING: embedding::Shape =
-    embedding::Shape { batch: 4, time: 1024, channels: 768, vocabulary: 50257, positions: 1024, first_position: 0 };
+const EMBEDDING: embedding::Shape = embedding::Shape {
+    batch: 4,
+    time: 1024,
+    channels: 768,
+    vocabulary: 50257,
+    positions: 1024,
+    types: 0,
+    first_position: 0,
+};
 const DROPPED: usize = 8192 * 768;
 
 pub(super) fn cases() -> Vec<Case> {
@@ -120,6 +127,7 @@ fn prepare_loss(device: Arc<Device>) -> Result<Call, Error> {
         let arguments = softmax_cross_entropy::Forward {
             logits: (&logits).into(),
             targets: (&targets).into(),
+            class_weights: None,
             losses: (&mut losses).into(),
         };
         Ok(softmax_cross_entropy::forward(&device, &LOSS, arguments)?)
@@ -133,6 +141,7 @@ fn prepare_loss_and_gradient(device: Arc<Device>) -> Result<Call, Error> {
         let arguments = softmax_cross_entropy::ForwardBackward {
             logits: (&mut logits).into(),
             targets: (&targets).into(),
+            class_weights: None,
             losses: (&mut losses).into(),
             grad_loss: 1.0,
         };
@@ -153,9 +162,10 @@ fn prepare_embedding(device: Arc<Device>) -> Result<Call, Error> {
     let mut output = Floats::zeros(&device, ids.len() * EMBEDDING.channels)?;
     Ok(Box::new(move || {
         let arguments = embedding::Forward {
-            ids: (&ids).into(),
+            ids: embedding::Ids::of_tokens((&ids).into()),
             token_table: (&table).into(),
-            position_table: Some((&positions).into()),
+            positions: Some(embedding::Positions::Learned((&positions).into())),
+            type_table: None,
             output: (&mut output).into(),
         };
         Ok(embedding::forward(&device, &EMBEDDING, arguments)?)
@@ -167,10 +177,11 @@ fn prepare_embedding_gradient(device: Arc<Device>) -> Result<Call, Error> {
     let grad_output = Floats::numbers(&device, ids.len() * EMBEDDING.channels)?;
     Ok(Box::new(move || {
         let arguments = embedding::Backward {
-            ids: (&ids).into(),
+            ids: embedding::Ids::of_tokens((&ids).into()),
             grad_output: (&grad_output).into(),
             grad_token_table: Some(((&mut table).into(), Write::Set)),
             grad_position_table: None,
+            grad_type_table: None,
         };
         Ok(embedding::backward(&device, &EMBEDDING, arguments)?)
     }))

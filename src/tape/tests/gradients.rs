@@ -7,11 +7,12 @@
 use super::device;
 use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
+use crate::ops::softmax_cross_entropy;
 use crate::ops::testing::{Random, assert_close, double};
-use crate::ops::{Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, softmax_cross_entropy};
+use crate::ops::{Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, mean_rows};
 use crate::tape::{
-    AttentionInputs, AttentionOptions, Error, FfnParameters, Initial, Loss, Mode, ParameterId, Parameters, RunOptions,
-    Specification, Tape, Value,
+    AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters, Initial,
+    Loss, Mode, ParameterId, Parameters, RunOptions, Specification, Tape, Value,
 };
 
 /// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
@@ -24,6 +25,8 @@ const HIDDEN: usize = 7;
 const VOCABULARY: usize = 11;
 const ROWS: usize = BATCH * TIME;
 const EPSILON: f32 = 1e-5;
+/// Ranges of rows: a few, one of a single row, none, rows that no range has.
+const RANGES: [i32; 2 * ROWS] = [0, 3, 0, 0, 5, 6, 6, 9, 9, 9, 0, 0, 0, 0, 9, 10, 0, 0, 10, 10];
 const SEED: u64 = 5;
 const STEP: u64 = 9;
 
@@ -45,6 +48,8 @@ struct IdValues {
     tokens: Value,
     key_lengths: Value,
     targets: Value,
+    /// [`RANGES`]
+    ranges: Value,
 }
 
 /// Records a case: its parameters and inputs come in the order of their leaves.
@@ -55,7 +60,7 @@ struct Case<'c> {
     parameters: Vec<Leaf>,
     inputs: Vec<Leaf>,
     record: &'c Record<'c>,
-    /// The sum of the mean losses, as a function of parameters and inputs.
+    /// The sum of the mean losses, each times its factor, as a function of parameters and inputs.
     compute: &'c dyn Fn(&Leaves, &Leaves, &Ids) -> f64,
 }
 
@@ -86,6 +91,7 @@ impl Case<'_> {
             tokens: tape.input_ids("tokens", &[BATCH, TIME]),
             key_lengths: tape.input_ids("key_lengths", &[BATCH]),
             targets: tape.input_ids("targets", &[ROWS]),
+            ranges: tape.input_ids("ranges", &[ROWS, 2]),
         };
         (self.record)(&mut tape, &list, &values, &id_values).unwrap();
         let mut program = tape.finish().unwrap();
@@ -95,12 +101,13 @@ impl Case<'_> {
         program.write_ids(id_values.tokens, &ids.tokens).unwrap();
         program.write_ids(id_values.key_lengths, &ids.key_lengths).unwrap();
         program.write_ids(id_values.targets, &ids.targets).unwrap();
+        program.write_ids(id_values.ranges, &RANGES).unwrap();
         program.run(&mut parameters, &RunOptions { seed: SEED, step: STEP, ..RunOptions::default() }).unwrap();
 
         let parameters64: Leaves = list.iter().map(|&id| double(&parameters.values(id).unwrap())).collect();
         let inputs64: Leaves = inputs.iter().map(|values| double(values)).collect();
         let expected = (self.compute)(&parameters64, &inputs64, &ids);
-        let found = program.losses().iter().map(|&loss| program.mean_loss(loss).unwrap().unwrap()).sum::<f64>() as f32;
+        let found = program.total_loss().unwrap() as f32;
         assert_close(&format!("{}: loss", self.name), &[found], &[expected], 2e-6, 0.0);
         for (place, (&id, leaf)) in list.iter().zip(&self.parameters).enumerate() {
             let differences = differences(&parameters64, place, |moved| (self.compute)(moved, &inputs64, &ids));
@@ -135,7 +142,7 @@ fn differences(leaves: &Leaves, place: usize, function: impl Fn(&Leaves) -> f64)
 
 fn mean_loss(logits: &[f64], ids: &Ids, label_smoothing: f32) -> f64 {
     let shape = softmax_cross_entropy::Shape { rows: ROWS, vocabulary: VOCABULARY, label_smoothing, ignored: IGNORED };
-    let losses = softmax_cross_entropy::reference::forward(&shape, logits, &ids.targets);
+    let losses = softmax_cross_entropy::reference::forward(&shape, logits, &ids.targets, None);
     losses.iter().sum::<f64>() / ids.targets.iter().filter(|&&target| target != IGNORED).count() as f64
 }
 
@@ -154,16 +161,16 @@ fn dropout64(probability: f32, site: u32, x: &[f64], plus: Option<&[f64]>) -> Ve
     dropout::reference::forward(&Dropout { probability, seed: SEED, step: STEP, site }, x, plus)
 }
 
-fn embedding64(ids: &Ids, tokens: &[f64], positions: Option<&[f64]>) -> Vec<f64> {
-    let shape = embedding::Shape {
-        batch: BATCH,
-        time: TIME,
-        channels: CHANNELS,
-        vocabulary: VOCABULARY,
-        positions: positions.map_or(0, |table| table.len() / CHANNELS),
-        first_position: 0,
-    };
-    embedding::reference::forward(&shape, &ids.tokens, tokens, positions)
+fn embedding64(ids: embedding::reference::Ids<'_>, tables: embedding::reference::Tables<'_>) -> Vec<f64> {
+    let shape = embedding::Shape { batch: BATCH, time: TIME, channels: CHANNELS, ..embedding::Shape::default() };
+    embedding::reference::forward(&shape, &ids, &tables)
+}
+
+/// Of tokens and their places in their sequences.
+fn plain_embedding64(ids: &Ids, tokens: &[f64], positions: &[f64]) -> Vec<f64> {
+    let positions = Some(embedding::reference::Positions::Learned(positions));
+    let ids = embedding::reference::Ids { tokens: &ids.tokens, ..embedding::reference::Ids::default() };
+    embedding64(ids, embedding::reference::Tables { tokens, positions, types: None })
 }
 
 fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: Option<&[i32]>) -> Vec<f64> {
@@ -458,19 +465,106 @@ fn of_tables_that_are_tied_to_the_output_projection() {
         for chunk_rows in [1, 4, ROWS] {
             Case {
                 name: &format!("embedding and linear cross-entropy, smoothing {label_smoothing}, chunks {chunk_rows}"),
-                parameters: vec![leaf("tokens", &[VOCABULARY, CHANNELS]), leaf("positions", &[TIME + 2, CHANNELS])],
+                parameters: vec![
+                    leaf("tokens", &[VOCABULARY, CHANNELS]),
+                    leaf("positions", &[TIME + 2, CHANNELS]),
+                    leaf("bias", &[VOCABULARY]),
+                ],
                 inputs: vec![],
                 record: &|tape, p, _, ids| {
-                    let embedded = tape.embedding(ids.tokens, p[0], Some(p[1]))?;
-                    tape.linear_cross_entropy(embedded, p[0], ids.targets, label_smoothing, Some(chunk_rows))
+                    let embedded = tape.embedding(ids.tokens, p[0], EmbeddingInputs::learned(p[1]))?;
+                    tape.linear_cross_entropy(
+                        embedded,
+                        p[0],
+                        Some(p[2]),
+                        ids.targets,
+                        label_smoothing,
+                        Some(chunk_rows),
+                    )
                 },
                 compute: &|p, _, ids| {
-                    let embedded = embedding64(ids, &p[0], Some(&p[1]));
-                    mean_loss(&linear64(Activation::Identity, &embedded, &p[0], None, None), ids, label_smoothing)
+                    let embedded = plain_embedding64(ids, &p[0], &p[1]);
+                    mean_loss(
+                        &linear64(Activation::Identity, &embedded, &p[0], Some(&p[2]), None),
+                        ids,
+                        label_smoothing,
+                    )
                 },
             }
             .check();
         }
+    }
+}
+
+/// The tokens also serve as the ids of positions and types: they repeat and are not in order.
+#[test]
+fn of_an_embedding_with_positions_and_types_by_id() {
+    for is_learned in [false, true] {
+        Case {
+            name: &format!("embedding, learned positions {is_learned}"),
+            parameters: vec![
+                leaf("tokens", &[VOCABULARY, CHANNELS]),
+                leaf("types", &[VOCABULARY + 2, CHANNELS]),
+                leaf("positions", &[VOCABULARY, CHANNELS]),
+            ],
+            inputs: vec![],
+            record: &|tape, p, _, ids| {
+                let inputs = EmbeddingInputs {
+                    positions: Some(if is_learned { Positions::Learned(p[2]) } else { Positions::Sinusoidal }),
+                    position_ids: Some(ids.tokens),
+                    types: Some((p[1], ids.tokens)),
+                };
+                let embedded = tape.embedding(ids.tokens, p[0], inputs)?;
+                // The table of positions has a gradient in either case.
+                tape.linear_cross_entropy(embedded, p[2], None, ids.targets, 0.0, None)
+            },
+            compute: &|p, _, ids| {
+                let reference_ids = embedding::reference::Ids {
+                    tokens: &ids.tokens,
+                    positions: Some(&ids.tokens),
+                    types: Some(&ids.tokens),
+                };
+                let positions = Some(match is_learned {
+                    true => embedding::reference::Positions::Learned(&p[2]),
+                    false => embedding::reference::Positions::Sinusoidal,
+                });
+                let tables = embedding::reference::Tables { tokens: &p[0], positions, types: Some(&p[1]) };
+                let embedded = embedding64(reference_ids, tables);
+                mean_loss(&linear64(Activation::Identity, &embedded, &p[2], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
+/// The input is used beside as well, so that its gradient is added to as well as set.
+#[test]
+fn of_means_of_rows() {
+    for is_used_beside in [false, true] {
+        Case {
+            name: &format!("means of rows, input used beside {is_used_beside}"),
+            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("input", &[BATCH, TIME, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let mut rows = tape.mean_rows(v[0], ids.ranges)?;
+                if is_used_beside {
+                    let input = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                    tape.softmax_cross_entropy(input, ids.targets, 0.0)?;
+                    rows = tape.add(rows, rows)?;
+                }
+                tape.linear_cross_entropy(rows, p[0], None, ids.targets, 0.0, None)
+            },
+            compute: &|p, v, ids| {
+                let shape = mean_rows::Shape { rows: ROWS, channels: CHANNELS, ranges: ROWS };
+                let means = mean_rows::reference::forward(&shape, &v[0], &RANGES);
+                let loss = |rows: &[f64]| mean_loss(&linear64(Activation::Identity, rows, &p[0], None, None), ids, 0.0);
+                if !is_used_beside {
+                    return loss(&means);
+                }
+                loss(&v[0]) + loss(&means.iter().map(|mean| 2.0 * mean).collect::<Vec<f64>>())
+            },
+        }
+        .check();
     }
 }
 
@@ -483,7 +577,7 @@ fn of_two_losses_of_one_value() {
         inputs: vec![leaf("input", &[ROWS, CHANNELS])],
         record: &|tape, p, v, ids| {
             let trunk = tape.add(v[0], v[0])?;
-            tape.linear_cross_entropy(trunk, p[0], ids.targets, 0.0, None)?;
+            tape.linear_cross_entropy(trunk, p[0], None, ids.targets, 0.0, None)?;
             let logits = tape.linear(trunk, p[1], None, Activation::Identity, None)?;
             tape.softmax_cross_entropy(logits, ids.targets, 0.0)
         },
@@ -494,6 +588,58 @@ fn of_two_losses_of_one_value() {
         },
     }
     .check();
+}
+
+#[test]
+fn of_two_losses_with_factors() {
+    Case {
+        name: "1.5 of one loss and 0.25 of another",
+        parameters: vec![leaf("first", &[VOCABULARY, CHANNELS]), leaf("second", &[VOCABULARY, CHANNELS])],
+        inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+        record: &|tape, p, v, ids| {
+            let first = tape.linear_cross_entropy(v[0], p[0], None, ids.targets, 0.0, None)?;
+            let logits = tape.linear(v[0], p[1], None, Activation::Identity, None)?;
+            let second = tape.softmax_cross_entropy(logits, ids.targets, 0.0)?;
+            tape.scale_loss(first, 1.5)?;
+            tape.scale_loss(second, 0.25)?;
+            Ok(second)
+        },
+        compute: &|p, v, ids| {
+            let loss = |weight| mean_loss(&linear64(Activation::Identity, &v[0], weight, None, None), ids, 0.0);
+            1.5 * loss(&p[0]) + 0.25 * loss(&p[1])
+        },
+    }
+    .check();
+}
+
+#[test]
+fn of_softmax_cross_entropy_with_weights_of_classes() {
+    let weights: Vec<f32> = (0..VOCABULARY).map(|class| if class == 2 { 0.0 } else { 0.25 + class as f32 }).collect();
+    for label_smoothing in [0.0, 0.1] {
+        Case {
+            name: &format!("weights of classes, smoothing {label_smoothing}"),
+            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                tape.softmax_cross_entropy_weighted(logits, ids.targets, label_smoothing, &weights)
+            },
+            compute: &|p, v, ids| {
+                let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
+                let shape = softmax_cross_entropy::Shape {
+                    rows: ROWS,
+                    vocabulary: VOCABULARY,
+                    label_smoothing,
+                    ignored: IGNORED,
+                };
+                let losses =
+                    softmax_cross_entropy::reference::forward(&shape, &logits, &ids.targets, Some(&double(&weights)));
+                let counted = ids.targets.iter().filter(|&&target| target != IGNORED);
+                losses.iter().sum::<f64>() / counted.map(|&target| f64::from(weights[target as usize])).sum::<f64>()
+            },
+        }
+        .check();
+    }
 }
 
 const BLOCK_LEAVES: usize = 12;
@@ -555,15 +701,15 @@ fn of_a_tied_network_of_two_blocks_with_dropout() {
             parameters,
             inputs: vec![],
             record: &|tape, p, _, ids| {
-                let mut stream = tape.embedding(ids.tokens, p[0], Some(p[1]))?;
+                let mut stream = tape.embedding(ids.tokens, p[0], EmbeddingInputs::learned(p[1]))?;
                 for block in p[2..].chunks(BLOCK_LEAVES) {
                     let record = |tape: &mut Tape<'_>| record_block(tape, stream, block);
                     stream = if recompute { tape.recomputed(record)? } else { record(tape)? };
                 }
-                tape.linear_cross_entropy(stream, p[0], ids.targets, 0.0, Some(3))
+                tape.linear_cross_entropy(stream, p[0], None, ids.targets, 0.0, Some(3))
             },
             compute: &|p, _, ids| {
-                let first = block64(&embedding64(ids, &p[0], Some(&p[1])), &p[2..], 0);
+                let first = block64(&plain_embedding64(ids, &p[0], &p[1]), &p[2..], 0);
                 let second = block64(&first, &p[2 + BLOCK_LEAVES..], 2);
                 mean_loss(&linear64(Activation::Identity, &second, &p[0], None, None), ids, 0.0)
             },

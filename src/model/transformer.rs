@@ -1,0 +1,308 @@
+//! Transformers: embeddings, one or two stacks of blocks, and what is put on top. A [`ModelConfig`] says which; the
+//! parameters themselves are a [`Parameters`].
+
+use super::block::{Affine, Block, BlockOptions, Memory, Surroundings, record_norm};
+use super::config::{Architecture, ModelConfig, NormPlace, Positions};
+use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
+use super::layout::specifications;
+use crate::ops::Device;
+use crate::ops::attention::Mask;
+use crate::ops::linear::Activation;
+use crate::tape::{
+    Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
+    Parameters, Tape, Value,
+};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A model: its configuration, and where its parameters are.
+pub struct Transformer {
+    config: ModelConfig,
+    specs: Vec<ParameterSpec>,
+    token_embedding: ParameterId,
+    /// The encoder before the decoder where there are both.
+    stacks: Vec<Stack>,
+    pub(super) heads: super::heads::HeadParameters,
+}
+
+/// How the training computation is recorded; none of it changes a bit of the result.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LossOptions {
+    /// Computes each block's activations again in the backward pass.
+    pub recompute: bool,
+    /// Rows of logits that exist at once; `None` for 64 MiB of them.
+    pub chunk_rows: Option<usize>,
+}
+
+/// What a stack of blocks is given.
+#[derive(Clone, Copy)]
+pub struct Inputs {
+    /// `(B, T)` token ids.
+    pub ids: Value,
+    /// `(B, T)` ids: where each token stands in its document; else its place in the row.
+    pub position_ids: Option<Value>,
+    /// `(B, T)` ids: the kind of each token.
+    pub type_ids: Option<Value>,
+    /// `(B, T, 2)` ids: the document of each position; else the row is one.
+    pub documents: Option<Value>,
+}
+
+impl Inputs {
+    /// Rows that are one text each.
+    pub fn rows(ids: Value) -> Self {
+        Self { ids, position_ids: None, type_ids: None, documents: None }
+    }
+}
+
+/// Embeddings of positions, blocks, and the last norm.
+struct Stack {
+    mask: Mask,
+    position_embedding: Option<ParameterId>,
+    type_embedding: Option<ParameterId>,
+    embedding_norm: Option<Affine>,
+    position_bias: Option<ParameterId>,
+    blocks: Vec<Block>,
+    final_norm: Option<Affine>,
+}
+
+impl Stack {
+    fn find(config: &ModelConfig, parameters: &Parameters, prefix: &str) -> Self {
+        let find = |name: &str| parameters.find(&format!("{prefix}{name}.weight"));
+        let norm = |name: &str| Affine::find(parameters, &format!("{prefix}{name}"));
+        let is_encoder = config.architecture == Architecture::Encoder || prefix == "encoder.";
+        Self {
+            mask: if is_encoder { Mask::Full } else { Mask::Causal },
+            position_embedding: find("position_embedding"),
+            type_embedding: find("type_embedding"),
+            embedding_norm: config.embedding_norm.then(|| norm("embedding_norm")),
+            position_bias: find("position_bias"),
+            blocks: (0..config.layers)
+                .map(|layer| Block::find(parameters, &format!("{prefix}blocks.{layer}")))
+                .collect(),
+            final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("final_norm")),
+        }
+    }
+}
+
+impl Transformer {
+    /// A model with fresh parameters on `device`.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(device: &Arc<Device>, config: ModelConfig, seed: u64) -> Result<(Self, Parameters), ParameterError> {
+        let parameters = Parameters::new(device, specifications(&config), seed)?;
+        Ok((Self::bind(config, &parameters), parameters))
+    }
+
+    /// A model whose parameters have no memory, to measure what it would need.
+    ///
+    /// # Errors
+    /// Sizes beyond all memory.
+    pub fn unallocated(config: ModelConfig) -> Result<(Self, Parameters), ParameterError> {
+        let parameters = Parameters::unallocated(specifications(&config))?;
+        Ok((Self::bind(config, &parameters), parameters))
+    }
+
+    fn bind(config: ModelConfig, parameters: &Parameters) -> Self {
+        let prefixes = super::layout::stack_prefixes(config.architecture);
+        Self {
+            token_embedding: parameters.find("token_embedding.weight").expect("a name of every model"),
+            stacks: prefixes.iter().map(|prefix| Stack::find(&config, parameters, prefix)).collect(),
+            heads: super::heads::HeadParameters::find(parameters),
+            specs: config.parameters(),
+            config,
+        }
+    }
+
+    /// A model on `device` with the parameters of a Hugging Face folder, which a checkpoint is too.
+    ///
+    /// # Errors
+    /// A folder of no model that is known here, or one that is damaged or incomplete; not enough memory.
+    pub fn load(device: &Arc<Device>, folder: &Path) -> Result<(Self, Parameters), LoadError> {
+        let config = ModelConfig::load(folder)?;
+        let mut list = specifications(&config);
+        // Every value is about to be replaced; drawing random ones first takes seconds for a large model.
+        list.iter_mut().for_each(|specification| specification.initial = Initial::Constant(0.0));
+        let mut parameters = Parameters::new(device, list, 0)?;
+        let model = Self::bind(config, &parameters);
+        model.load_parameters(folder, Wanted::All, &mut parameters)?;
+        Ok((model, parameters))
+    }
+
+    /// Replaces the parameters by those of a folder of the same sizes; the names of those that it has not.
+    ///
+    /// # Errors
+    /// A folder that is damaged, incomplete, or of other sizes; the parameters are then unchanged.
+    pub fn load_parameters(
+        &self,
+        folder: &Path,
+        wanted: Wanted,
+        parameters: &mut Parameters,
+    ) -> Result<Untouched, huggingface::Error> {
+        let ids: Vec<ParameterId> = parameters.ids().collect();
+        huggingface::load_parameters(folder, &self.config, wanted, |index, values| {
+            Ok(parameters.set_values(ids[index], values)?)
+        })
+    }
+
+    /// Writes `config.json` and `model.safetensors` as `transformers` reads them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), huggingface::Error> {
+        let ids: Vec<ParameterId> = parameters.ids().collect();
+        huggingface::save_parameters(folder, &self.config, |index| Ok(parameters.values(ids[index])?))
+    }
+
+    /// The model's sizes and choices.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Names and shapes of the parameters, in the order of [`Parameters::ids`].
+    pub fn specs(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    /// Floating-point operations of training on one token of a sequence of `time`: `6·N + 6·L·C·T`, where N counts
+    /// all parameters but the tables of positions and kinds; forward is 2, backward 4 of the 6. Attention is counted as
+    /// causal in a decoder, and twice that where it sees both directions.
+    pub fn flops_per_token(&self, time: usize) -> f64 {
+        let config = &self.config;
+        let is_table = |spec: &&ParameterSpec| {
+            let is_output =
+                spec.name == "token_embedding.weight" && config.tied && config.predictions.language.is_some();
+            !spec.name.ends_with("embedding.weight") || is_output
+        };
+        let parameters: usize = self.specs.iter().filter(is_table).map(ParameterSpec::elements).sum();
+        let directions = if config.architecture == Architecture::Decoder { 1 } else { 2 };
+        6.0 * (parameters + directions * config.layers * config.channels * time) as f64
+    }
+
+    /// Records one stack; the result is `(B, T, C)`.
+    fn record_stack(
+        &self,
+        tape: &mut Tape<'_>,
+        stack: &Stack,
+        inputs: &Inputs,
+        recompute: bool,
+        caches: Option<&[Arc<Cache>]>,
+        memory: Option<Memory>,
+    ) -> Result<Value, Error> {
+        let config = &self.config;
+        let positions = match config.positions {
+            Positions::Learned => stack.position_embedding.map(EmbeddingPositions::Learned),
+            Positions::Sinusoidal => Some(EmbeddingPositions::Sinusoidal),
+            _ => None,
+        };
+        let types = stack.type_embedding.zip(inputs.type_ids);
+        let embedding = EmbeddingInputs { positions, position_ids: inputs.position_ids, types };
+        let mut stream = tape.embedding(inputs.ids, self.token_embedding, embedding)?;
+        if let Some(norm) = &stack.embedding_norm {
+            stream = record_norm(tape, config, stream, norm)?;
+        }
+        stream = tape.dropout(stream, config.embedding_dropout, None)?;
+        let options = BlockOptions { mask: stack.mask, recomputes_hidden: recompute };
+        let around = Surroundings {
+            documents: inputs.documents,
+            position_ids: inputs.position_ids,
+            relative_bias: None,
+            memory,
+            cache: None,
+        };
+        for (layer, block) in stack.blocks.iter().enumerate() {
+            let around = Surroundings { cache: caches.map(|caches| &caches[layer]), ..around };
+            stream = tape.scoped(&format!("blocks.{layer}"), |tape| {
+                let record = |tape: &mut Tape<'_>| block.record(tape, stream, config, &options, &around);
+                if recompute { tape.recomputed(record) } else { record(tape) }
+            })?;
+        }
+        match &stack.final_norm {
+            Some(norm) => tape.scoped("final_norm", |tape| record_norm(tape, config, stream, norm)),
+            None => Ok(stream),
+        }
+    }
+
+    /// Records all that comes before the heads, of a model of one stack; the result is `(B, T, C)`.
+    ///
+    /// # Errors
+    /// More tokens than the model has positions.
+    pub fn record_trunk(&self, tape: &mut Tape<'_>, inputs: &Inputs, recompute: bool) -> Result<Value, Error> {
+        self.record_stack(tape, &self.stacks[0], inputs, recompute, None, None)
+    }
+
+    /// Records the loss of predicting `targets` from `ids`, both `(B, T)`.
+    ///
+    /// # Errors
+    /// More tokens than the model has positions.
+    pub fn record_loss(
+        &self,
+        tape: &mut Tape<'_>,
+        ids: Value,
+        targets: Value,
+        options: LossOptions,
+    ) -> Result<Loss, Error> {
+        let trunk = self.record_trunk(tape, &Inputs::rows(ids), options.recompute)?;
+        tape.linear_cross_entropy(
+            trunk,
+            self.output_projection(),
+            self.heads.output_bias,
+            targets,
+            0.0,
+            options.chunk_rows,
+        )
+    }
+
+    /// Records the logits of all positions, `(B, T, V)`.
+    ///
+    /// # Errors
+    /// More tokens than the model has positions.
+    pub fn record_logits(&self, tape: &mut Tape<'_>, ids: Value) -> Result<Value, Error> {
+        let trunk = self.record_trunk(tape, &Inputs::rows(ids), false)?;
+        tape.linear(trunk, self.output_projection(), None, Activation::Identity, None)
+    }
+
+    /// Records a step of decoding: the logits that follow the last of the new tokens, `(B, V)`. One token of each of
+    /// several sequences, or several tokens of one.
+    ///
+    /// # Errors
+    /// Several tokens of several sequences; a training tape.
+    pub fn record_next(&self, tape: &mut Tape<'_>, ids: Value, caches: &[Arc<Cache>]) -> Result<Value, Error> {
+        let &[batch, time] = tape.shape(ids) else {
+            let what = format!("ids are {:?}, expected (batch, time)", tape.shape(ids));
+            return Err(Error::Shape { operation: "record_next", what });
+        };
+        let inputs = Inputs::rows(ids);
+        let trunk = self.record_stack(tape, &self.stacks[0], &inputs, false, Some(caches), None)?;
+        let last = if time == 1 { tape.rows(trunk, 0, batch)? } else { tape.rows(trunk, time - 1, 1)? };
+        tape.linear(last, self.output_projection(), None, Activation::Identity, None)
+    }
+
+    /// The table that turns the stream into logits of tokens.
+    pub(super) fn output_projection(&self) -> ParameterId {
+        self.heads.output_projection.unwrap_or(self.token_embedding)
+    }
+
+    /// An empty key/value cache for each layer.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn caches(
+        &self,
+        device: &Arc<Device>,
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<Vec<Arc<Cache>>, OutOfMemory> {
+        let key_columns = self.config.kv_heads * self.config.head_size();
+        (0..self.config.layers).map(|_| Cache::new(device, sequences, capacity, key_columns)).collect()
+    }
+}
+
+/// What can go wrong while loading a model.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Folder(#[from] huggingface::Error),
+    #[error(transparent)]
+    Parameters(#[from] ParameterError),
+}
