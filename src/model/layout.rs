@@ -137,7 +137,7 @@ pub(super) fn specifications(config: &ModelConfig) -> Vec<Specification> {
             (false, true) => Initial::Constant(1.0),
             (false, false) => Initial::Constant(0.0),
         };
-        Specification { name, shape, initial, decays: is_matrix, trainable: true }
+        Specification { decays: is_matrix, ..Specification::new(name, &shape, initial) }
     };
     layouts(config).into_iter().map(specification).collect()
 }

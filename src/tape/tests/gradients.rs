@@ -19,6 +19,8 @@ use crate::tape::{
     Loss, Mode, ParameterId, Parameters, RunOptions, Specification, Tape, Value,
 };
 
+mod relative_attention;
+
 /// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
 const BATCH: usize = 2;
 const TIME: usize = 5;
@@ -31,6 +33,8 @@ const ROWS: usize = BATCH * TIME;
 const EPSILON: f32 = 1e-5;
 /// Ranges of rows: a few, one of a single row, none, rows that no range has.
 const RANGES: [i32; 2 * ROWS] = [0, 3, 0, 0, 5, 6, 6, 9, 9, 9, 0, 0, 0, 0, 9, 10, 0, 0, 10, 10];
+/// Two documents; one of a single position, padding, and another.
+const DOCUMENTS: [i32; 2 * ROWS] = [0, 2, 0, 2, 2, 5, 2, 5, 2, 5, 0, 1, 0, 0, 2, 5, 2, 5, 2, 5];
 const SEED: u64 = 5;
 const STEP: u64 = 9;
 
@@ -62,6 +66,8 @@ struct IdValues {
     floats: Value,
     spans: Value,
     answers: Value,
+    /// [`DOCUMENTS`]
+    documents: Value,
 }
 
 /// Records a case: its parameters and inputs come in the order of their leaves.
@@ -111,6 +117,7 @@ impl Case<'_> {
             floats: tape.input("float targets", &[ROWS, VOCABULARY]),
             spans: tape.input_ids("spans", &[3, 3]),
             answers: tape.input_ids("answers", &[3, 2]),
+            documents: tape.input_ids("documents", &[BATCH, TIME, 2]),
         };
         (self.record)(&mut tape, &list, &values, &id_values).unwrap();
         let mut program = tape.finish().unwrap();
@@ -124,6 +131,7 @@ impl Case<'_> {
         program.write(id_values.floats, &ids.floats).unwrap();
         program.write_ids(id_values.spans, &ids.spans).unwrap();
         program.write_ids(id_values.answers, &ids.answers).unwrap();
+        program.write_ids(id_values.documents, &DOCUMENTS).unwrap();
         program.run(&mut parameters, &RunOptions { seed: SEED, step: STEP, ..RunOptions::default() }).unwrap();
 
         let parameters64: Leaves = list.iter().map(|&id| double(&parameters.values(id).unwrap())).collect();
@@ -195,7 +203,16 @@ fn plain_embedding64(ids: &Ids, tokens: &[f64], positions: &[f64]) -> Vec<f64> {
     embedding64(ids, embedding::reference::Tables { tokens, positions, types: None })
 }
 
-fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: Option<&[i32]>) -> Vec<f64> {
+/// What an attention reads besides qkv.
+#[derive(Default)]
+struct Around<'a> {
+    key_lengths: Option<&'a [i32]>,
+    documents: Option<&'a [i32]>,
+    relative_bias: Option<attention::reference::RelativeBias<'a>>,
+}
+
+fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], around: Around<'_>) -> Vec<f64> {
+    let Around { key_lengths, documents, relative_bias } = around;
     let AttentionOptions { heads, key_value_heads, mask, dropout: probability } = *options;
     let columns = qkv.len() / ROWS;
     let head_size = columns / (heads + 2 * key_value_heads);
@@ -219,9 +236,9 @@ fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: 
         key: &key,
         value: &part(heads + key_value_heads, key_value_heads),
         key_lengths,
-        documents: None,
+        documents,
         bias: None,
-        relative_bias: None,
+        relative_bias,
         dropout: (probability > 0.0).then_some(Dropout { probability, seed: SEED, step: STEP, site }),
     };
     attention::reference::forward(&inputs).0
@@ -398,7 +415,8 @@ fn of_attention_with_shared_heads_key_lengths_and_dropout() {
                 tape.softmax_cross_entropy(logits, ids.targets, 0.0)
             },
             compute: &|p, v, ids| {
-                let mixed = attention64(&options, 1, &v[0], has_lengths.then_some(&ids.key_lengths[..]));
+                let key_lengths = has_lengths.then_some(&ids.key_lengths[..]);
+                let mixed = attention64(&options, 1, &v[0], Around { key_lengths, ..Around::default() });
                 mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
             },
         }
@@ -803,7 +821,7 @@ fn record_block(tape: &mut Tape<'_>, stream: Value, p: &[ParameterId]) -> Result
 fn block64(stream: &[f64], p: &[Vec<f64>], sites: u32) -> Vec<f64> {
     let normed = norm64(Norm::Layer, stream, &p[0], Some(&p[1]));
     let qkv = linear64(Activation::Identity, &normed, &p[2], Some(&p[3]), None);
-    let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, None);
+    let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, Around::default());
     let branch = linear64(Activation::Identity, &mixed, &p[4], Some(&p[5]), None);
     let stream = dropout64(BLOCK_DROPOUT, sites + 2, &branch, Some(stream));
     let normed = norm64(Norm::Layer, &stream, &p[6], Some(&p[7]));
