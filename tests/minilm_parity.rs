@@ -98,7 +98,7 @@ fn hidden_states_and_sentence_vectors_are_those_of_transformers() {
             for (number, found) in found.iter().enumerate() {
                 let expected = values(format!("{name}.{number}"));
                 assert_eq!(found.len(), expected.len());
-                worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
+                worst = found.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
             }
             println!("{arrangement:?}, {name}: largest difference {worst:.2e}");
             assert!(worst < TOLERANCE, "{arrangement:?}, {name}: {worst:.3e}");
