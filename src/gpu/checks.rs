@@ -1,8 +1,8 @@
 //! Checks of every kernel against the f64 references of `ops`, on any GPU: the emulated one under the sanitizer in
 //! `cargo test` and `engine-bench sanitize`, a real one in `engine-bench verify`.
 
-use super::{adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
-use super::{linear, linear_cross_entropy, mean_rows, sgd, softmax_cross_entropy};
+use super::{adamw, add, attention, dropout, embedding, ffn, gated_conv, grad_norm, key_value_cache, layer_norm};
+use super::{linear, linear_cross_entropy, mean_rows, rotary, sgd, softmax_cross_entropy};
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -37,11 +37,13 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         layer_norm::checks::ALL,
         linear::checks::ALL,
         ffn::checks::ALL,
+        gated_conv::checks::ALL,
         attention::checks::ALL,
         key_value_cache::checks::ALL,
         softmax_cross_entropy::checks::ALL,
         linear_cross_entropy::checks::ALL,
         mean_rows::checks::ALL,
+        rotary::checks::ALL,
         grad_norm::checks::ALL,
         adamw::checks::ALL,
         sgd::checks::ALL,
