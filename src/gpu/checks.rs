@@ -2,9 +2,11 @@
 //! `cargo test` and `engine-bench sanitize`, a real one in `engine-bench verify`.
 
 use super::span_cross_entropy;
-use super::{activation, adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
 use super::{
-    linear, linear_cross_entropy, mean_rows, pointwise_loss, relative_bias, scale, sgd, softmax_cross_entropy,
+    activation, adamw, add, attention, dropout, embedding, ffn, gated_conv, grad_norm, key_value_cache, layer_norm,
+};
+use super::{
+    linear, linear_cross_entropy, mean_rows, pointwise_loss, relative_bias, rotary, scale, sgd, softmax_cross_entropy,
 };
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,6 +44,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         linear::checks::ALL,
         activation::checks::ALL,
         ffn::checks::ALL,
+        gated_conv::checks::ALL,
         attention::checks::ALL,
         key_value_cache::checks::ALL,
         relative_bias::checks::ALL,
@@ -50,6 +53,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         mean_rows::checks::ALL,
         pointwise_loss::checks::ALL,
         span_cross_entropy::checks::ALL,
+        rotary::checks::ALL,
         grad_norm::checks::ALL,
         adamw::checks::ALL,
         sgd::checks::ALL,

@@ -6,17 +6,19 @@
 
 use super::device;
 use crate::ops::attention::Mask;
+use crate::ops::gated_conv::Window;
 use crate::ops::layer_norm::Norm;
 use crate::ops::linear::Activation;
 use crate::ops::linear::cases::ACTIVATIONS;
 use crate::ops::testing::{Random, assert_close, double};
 use crate::ops::{
-    Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, mean_rows, pointwise_loss,
-    softmax_cross_entropy, span_cross_entropy,
+    Dropout, IGNORED, attention, dropout, embedding, ffn, gated_conv, layer_norm, linear, mean_rows, pointwise_loss,
+    rotary, softmax_cross_entropy, span_cross_entropy,
 };
 use crate::tape::{
-    AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters, Initial,
-    Loss, Mode, ParameterId, Parameters, RunOptions, Specification, Tape, Value,
+    AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters,
+    GatedConvOptions, Initial, Loss, Mode, ParameterId, Parameters, RotaryOptions, RunOptions, Specification, Tape,
+    Value,
 };
 
 mod relative_attention;
@@ -626,6 +628,73 @@ fn of_means_of_rows() {
                     return loss(&means);
                 }
                 loss(&v[0]) + loss(&means.iter().map(|mean| 2.0 * mean).collect::<Vec<f64>>())
+            },
+        }
+        .check();
+    }
+}
+
+/// Turned once, twice, and beside what is not turned, so that the gradient that is turned in place is set and added to.
+#[test]
+fn of_rotary_positions() {
+    let options = RotaryOptions { heads: 2, key_value_heads: 1, rotary_columns: Some(2), base: 100.0 };
+    for (has_ids, is_used_beside) in [(false, false), (true, false), (true, true)] {
+        Case {
+            name: &format!("rotary, ids {has_ids}, input used beside {is_used_beside}"),
+            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("qkv", &[BATCH, TIME, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let once = tape.rotary(v[0], &options, has_ids.then_some(ids.tokens))?;
+                let twice = tape.rotary(once, &options, None)?;
+                let sum = tape.add(twice, if is_used_beside { v[0] } else { once })?;
+                tape.linear_cross_entropy(sum, p[0], None, ids.targets, 0.0, None)
+            },
+            compute: &|p, v, ids| {
+                let shape = rotary::Shape {
+                    batch: BATCH,
+                    time: TIME,
+                    heads: 2,
+                    key_value_heads: 1,
+                    head_size: CHANNELS / 4,
+                    rotary_columns: 2,
+                    base: 100.0,
+                    first_position: 0,
+                };
+                let once = rotary::reference::forward(&shape, &v[0], has_ids.then_some(&ids.tokens));
+                let twice = rotary::reference::forward(&shape, &once, None);
+                let other = if is_used_beside { &v[0] } else { &once };
+                let sum: Vec<f64> = twice.iter().zip(other).map(|(a, b)| a + b).collect();
+                mean_loss(&linear64(Activation::Identity, &sum, &p[0], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
+#[test]
+fn of_a_gated_convolution() {
+    let windows = [Window::Causal, Window::Centred { excludes_self: false }, Window::Centred { excludes_self: true }];
+    for (window, has_documents) in windows.into_iter().flat_map(|window| [(window, false), (window, true)]) {
+        Case {
+            name: &format!("gated convolution, {window:?}, documents {has_documents}"),
+            parameters: vec![
+                leaf("weight", &[CHANNELS, 3]),
+                leaf("bias", &[CHANNELS]),
+                leaf("head", &[VOCABULARY, CHANNELS]),
+            ],
+            inputs: vec![leaf("input", &[BATCH, TIME, 2 * CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let options = GatedConvOptions { window, dilation: 2 };
+                let documents = has_documents.then_some(ids.documents);
+                let mixed = tape.gated_conv(v[0], p[0], Some(p[1]), &options, documents)?;
+                tape.linear_cross_entropy(mixed, p[2], None, ids.targets, 0.0, None)
+            },
+            compute: &|p, v, ids| {
+                let shape =
+                    gated_conv::Shape { batch: BATCH, time: TIME, channels: CHANNELS, taps: 3, dilation: 2, window };
+                let documents = has_documents.then_some(&DOCUMENTS[..]);
+                let mixed = gated_conv::reference::forward(&shape, &v[0], &p[0], Some(&p[1]), documents);
+                mean_loss(&linear64(Activation::Identity, &mixed, &p[2], None, None), ids, 0.0)
             },
         }
         .check();
