@@ -1,7 +1,9 @@
 //! Transformer blocks out of tape operations, shared by every architecture.
 
 use super::config::{ModelConfig, Norm, NormPlace};
+use super::convolution::ConvolutionLayer;
 use crate::ops::attention::Mask;
+use crate::ops::gated_conv::Window;
 use crate::ops::layer_norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
@@ -73,9 +75,10 @@ struct Cross {
 
 /// A block: `x ← x + attention(norm(x))`, `x ← x + ffn(norm(x))` where the norm comes first, and
 /// `x ← norm(x + attention(x))`, `x ← norm(x + ffn(x))` where it comes last; with cross-attention between the two in the
-/// decoder of an encoder-decoder.
+/// decoder of an encoder-decoder, and a convolution before both where the configuration has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
+    convolution: Option<(Affine, ConvolutionLayer)>,
     attention_norm: Affine,
     qkv: Affine,
     projection: Affine,
@@ -109,7 +112,9 @@ impl Block {
             key_value: part("cross.key_value"),
             projection: part("cross.projection"),
         });
+        let convolution = ConvolutionLayer::find(parameters, &format!("{prefix}.convolution"));
         Self {
+            convolution: convolution.map(|layer| (part("convolution_norm"), layer)),
             attention_norm: part("attention_norm"),
             qkv: part("attention.qkv"),
             projection: part("attention.projection"),
@@ -132,6 +137,22 @@ impl Block {
         options: &BlockOptions,
         around: &Surroundings<'_>,
     ) -> Result<Value, Error> {
+        let stream = match (&self.convolution, config.convolution) {
+            (Some((norm, layer)), Some(convolution)) => {
+                if around.cache.is_some() {
+                    let what = "blocks with a convolution keep no cache of what came before: decode without one".into();
+                    return Err(Error::Shape { operation: "convolution", what });
+                }
+                branch(tape, config, "convolution", stream, norm, |tape, input, residual| {
+                    let window = match options.mask {
+                        Mask::Causal => Window::Causal,
+                        Mask::Full => Window::Centred { excludes_self: false },
+                    };
+                    layer.record(tape, input, convolution, window, around.documents, residual)
+                })?
+            }
+            _ => stream,
+        };
         let stream = branch(tape, config, "attention", stream, &self.attention_norm, |tape, input, residual| {
             let mixed = self.record_attention(tape, input, config, options, around)?;
             record_linear(tape, mixed, &self.projection, residual)

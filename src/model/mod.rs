@@ -7,6 +7,7 @@ pub mod weights;
 pub mod block;
 pub mod completion;
 pub mod config;
+mod convolution;
 pub mod encode;
 pub mod generate;
 mod heads;

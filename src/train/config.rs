@@ -137,6 +137,14 @@ section! {
         position_buckets: usize = 32;
         /// "relative": distance from which all share a bucket.
         position_max_distance: usize = 128;
+        /// Taps of a gated convolution at the start of each block, odd in an encoder. 0: none.
+        convolution_taps: usize = 0;
+        /// Positions from one tap to the next.
+        convolution_dilation: usize = 1;
+        /// Taps of the head that predicts tokens from their surroundings (train.losses.csm), odd.
+        csm_taps: usize = 9;
+        /// Positions from one of its taps to the next.
+        csm_dilation: usize = 1;
         /// Whether linear layers have biases.
         biases: bool = true;
         /// Kinds of tokens with vectors of their own, for pairs of texts; 0: none.

@@ -176,10 +176,10 @@ impl Trainer {
             state.loss_detector.set_threshold(z);
             state.norm_detector.set_threshold(z);
         } else if let Some(initial) = &config.model.initial {
+            let refuse = |error: crate::model::huggingface::Error| Error::Initial(error.to_string());
             let initial = checkpoint::resolve(initial)?;
-            model
-                .load_parameters(&initial, Wanted::Trunk, &mut parameters)
-                .map_err(|error| Error::Initial(error.to_string()))?;
+            ModelConfig::load(&initial).map_err(refuse)?;
+            model.load_parameters(&initial, Wanted::Trunk, &mut parameters).map_err(refuse)?;
         }
         let lock = match resumed {
             Some(lock) => lock,

@@ -4,7 +4,7 @@
 use super::choices::{ActivationKind, PositionKind};
 use super::{Config, Model, Task};
 use crate::model::ModelConfig;
-use crate::model::config::{Heads, LanguageHead, Positions};
+use crate::model::config::{Convolution, Heads, LanguageHead, Positions};
 use crate::ops::linear::Activation;
 
 /// What of a model depends on the data.
@@ -44,6 +44,8 @@ impl Config {
                 }
                 PositionKind::None => Positions::None,
             },
+            convolution: (model.convolution_taps > 0)
+                .then_some(Convolution { taps: model.convolution_taps, dilation: model.convolution_dilation }),
             biases: model.biases,
             token_types: model.token_types,
             embedding_norm: model.embedding_norm,
@@ -64,7 +66,13 @@ impl Config {
         let none = Heads::default();
         match self.train.task {
             Task::CausalLm | Task::MaskedLm => {
-                Heads { language: Some(LanguageHead { transform: self.model.head_transform }), ..none }
+                let has_surroundings = self.train.task == Task::MaskedLm && self.train.losses.csm > 0.0;
+                let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
+                Heads {
+                    language: Some(LanguageHead { transform: self.model.head_transform }),
+                    surroundings: has_surroundings.then_some(surroundings),
+                    ..none
+                }
             }
             Task::Classification | Task::MultiLabel | Task::Regression => {
                 Heads { pooler: self.model.pooler, classes: Some(classes.to_vec()), ..none }
@@ -94,6 +102,8 @@ impl Model {
             norm_place = folder.norm_place;
             norm_epsilon = shortest(folder.norm_epsilon);
             activation = ActivationKind::from(folder.activation);
+            convolution_taps = folder.convolution.map_or(0, |convolution| convolution.taps);
+            convolution_dilation = folder.convolution.map_or(1, |convolution| convolution.dilation);
             biases = folder.biases;
             token_types = folder.token_types;
             embedding_norm = folder.embedding_norm;

@@ -3,6 +3,7 @@
 use super::choices::bundled_name;
 use super::choices::{Architecture, PositionKind, Task};
 use super::{Config, ConfigError, Paths};
+use crate::ops::gated_conv::TAPS_MAX;
 use crate::train::presets;
 
 /// The largest sizes that keep every product of two of them, times a few bytes, within 64 bits.
@@ -60,6 +61,19 @@ impl Config {
         check.size("model.position_buckets", model.position_buckets, 4, MAX_WIDTH)?;
         check.size("model.position_max_distance", model.position_max_distance, 4, MAX_WIDTH)?;
         check.size("model.token_types", model.token_types, 0, MAX_WIDTH)?;
+        let is_encoder = model.architecture == Architecture::Encoder;
+        for (key, taps, needs_odd) in [
+            ("model.convolution_taps", model.convolution_taps, is_encoder && model.convolution_taps > 0),
+            ("model.csm_taps", model.csm_taps, true),
+        ] {
+            check.size(key, taps, 0, TAPS_MAX)?;
+            if needs_odd && taps.is_multiple_of(2) {
+                let problem = format!("{key} is {taps}, but a window around a position has an odd number of taps");
+                return check.refuse(key, problem, "add or take away one");
+            }
+        }
+        check.size("model.convolution_dilation", model.convolution_dilation, 1, MAX_WIDTH)?;
+        check.size("model.csm_dilation", model.csm_dilation, 1, MAX_WIDTH)?;
         self.validate_task(check)?;
         check.number("model.dropout", model.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
     }
