@@ -220,6 +220,45 @@ fn heads_that_do_not_divide_the_channels() {
     refuse(&scratch, scratch.tiny("run", &["model.heads=3"], &[]), USAGE, &parts);
 }
 
+#[test]
+fn a_preset_that_does_not_exist() {
+    let scratch = Scratch::new();
+    let mut command = Command::new(common::TRAIN);
+    command.args(["--preset", "auste"]).current_dir(scratch.path(""));
+    refuse(&scratch, command, USAGE, &["\"auste\"", "austen", "--config"]);
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    let scratch = Scratch::new();
+    let library = Library::broken();
+    for device in ["cuda", "cuda:3"] {
+        let mut command = scratch.tiny("run", &[], &["--device", device]);
+        library.lend(&mut command);
+        let parts = [&format!("device {device}"), "no libcuda.so.1", "no NVIDIA driver", "; use --device cpu"];
+        refuse(&scratch, command, FAILED, &parts);
+    }
+    let library = Library::emulator();
+    let mut command = scratch.tiny("run", &[], &["--device", "cuda:3"]);
+    library.lend(&mut command);
+    refuse(&scratch, command, FAILED, &["device cuda:3", "this machine has 1 GPU, number 0", "; use --device cpu"]);
+    let mut command = scratch.tiny("run", &[], &["--device", "cuda"]);
+    library.lend(&mut command).env("ENGINE_EMULATOR_DEVICE", "memory=16KiB");
+    refuse(&scratch, command, FAILED, &["needs", "16.0 KiB are available", "lower train.batch"]);
+    let mut command = scratch.tiny("run", &[], &[]);
+    command.env("ENGINE_SIMD", "avx1024");
+    refuse(&scratch, command, FAILED, &["ENGINE_SIMD", "avx1024"]);
+}
+
+// Weights.
+
+/// A folder with a finished tiny run in it, `run`.
+fn finished() -> Scratch {
+    let scratch = Scratch::new();
+    succeed(scratch.tiny("run", &[], &[]));
+    scratch
+}
+
 fn initial(folder: &Path) -> String {
     format!("model.initial={}", folder.display())
 }

@@ -2,6 +2,7 @@
 
 use super::config::{ModelConfig, Norm, NormPlace};
 use super::convolution::ConvolutionLayer;
+use super::lora::{self, Adapted, LoraOptions};
 use crate::ops::attention::Mask;
 use crate::ops::gated_conv::Window;
 use crate::ops::layer_norm;
@@ -68,9 +69,9 @@ pub struct BlockOptions {
 #[derive(Clone, Copy, Debug)]
 struct Cross {
     norm: Affine,
-    query: Affine,
-    key_value: Affine,
-    projection: Affine,
+    query: Adapted,
+    key_value: Adapted,
+    projection: Adapted,
 }
 
 /// A block: `x ← x + attention(norm(x))`, `x ← x + ffn(norm(x))` where the norm comes first, and
@@ -80,12 +81,12 @@ struct Cross {
 pub struct Block {
     convolution: Option<(Affine, ConvolutionLayer)>,
     attention_norm: Affine,
-    qkv: Affine,
-    projection: Affine,
+    qkv: Adapted,
+    projection: Adapted,
     cross: Option<Cross>,
     ffn_norm: Affine,
-    up: Affine,
-    down: Affine,
+    up: Adapted,
+    down: Adapted,
 }
 
 /// Records the norm of `value` that `config` asks for.
@@ -104,24 +105,25 @@ pub(super) fn record_norm(
 
 impl Block {
     /// The block whose parameters' names start with `prefix`.
-    pub fn find(parameters: &Parameters, prefix: &str) -> Self {
+    pub fn find(parameters: &Parameters, prefix: &str, lora: &LoraOptions) -> Self {
         let part = |name: &str| Affine::find(parameters, &format!("{prefix}.{name}"));
+        let linear = |name: &str| Adapted::find(parameters, part(name), lora);
         let cross = parameters.find(&format!("{prefix}.cross.query.weight")).map(|_| Cross {
             norm: part("cross_norm"),
-            query: part("cross.query"),
-            key_value: part("cross.key_value"),
-            projection: part("cross.projection"),
+            query: linear("cross.query"),
+            key_value: linear("cross.key_value"),
+            projection: linear("cross.projection"),
         });
         let convolution = ConvolutionLayer::find(parameters, &format!("{prefix}.convolution"));
         Self {
             convolution: convolution.map(|layer| (part("convolution_norm"), layer)),
             attention_norm: part("attention_norm"),
-            qkv: part("attention.qkv"),
-            projection: part("attention.projection"),
+            qkv: linear("attention.qkv"),
+            projection: linear("attention.projection"),
             cross,
             ffn_norm: part("ffn_norm"),
-            up: part("ffn.up"),
-            down: part("ffn.down"),
+            up: linear("ffn.up"),
+            down: linear("ffn.down"),
         }
     }
 
@@ -155,26 +157,32 @@ impl Block {
         };
         let stream = branch(tape, config, "attention", stream, &self.attention_norm, |tape, input, residual| {
             let mixed = self.record_attention(tape, input, config, options, around)?;
-            record_linear(tape, mixed, &self.projection, residual)
+            record_adapted(tape, mixed, &self.projection, residual)
         })?;
         let stream = match (&self.cross, around.memory) {
             (Some(cross), Some(memory)) => {
                 branch(tape, config, "cross", stream, &cross.norm, |tape, input, residual| {
                     let mixed = cross.record_attention(tape, input, config, memory)?;
-                    record_linear(tape, mixed, &cross.projection, residual)
+                    record_adapted(tape, mixed, &cross.projection, residual)
                 })?
             }
             _ => stream,
         };
         branch(tape, config, "ffn", stream, &self.ffn_norm, |tape, input, residual| {
-            let parameters = FfnParameters {
-                weight_in: self.up.weight,
-                bias_in: self.up.bias,
-                weight_out: self.down.weight,
-                bias_out: self.down.bias,
-            };
+            if self.up.adapter.is_some() || self.down.adapter.is_some() {
+                return lora::record_ffn(tape, input, &self.up, &self.down, config.activation, residual);
+            }
+            let (up, down) = (&self.up.layer, &self.down.layer);
+            let parameters =
+                FfnParameters { weight_in: up.weight, bias_in: up.bias, weight_out: down.weight, bias_out: down.bias };
             tape.ffn(input, parameters, config.activation, residual, options.recomputes_hidden)
         })
+    }
+
+    /// The linear layers that may have adapters.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Adapted> {
+        let cross = self.cross.iter().flat_map(|cross| [&cross.query, &cross.key_value, &cross.projection]);
+        [&self.qkv, &self.projection, &self.up, &self.down].into_iter().chain(cross)
     }
 
     fn record_attention(
@@ -185,7 +193,7 @@ impl Block {
         options: &BlockOptions,
         around: &Surroundings<'_>,
     ) -> Result<Value, Error> {
-        let qkv = record_linear(tape, input, &self.qkv, None)?;
+        let qkv = record_adapted(tape, input, &self.qkv, None)?;
         let attention = attention_options(config, options.mask);
         match around.cache {
             Some(cache) => tape.attention_cached(qkv, &attention, cache, around.relative_bias),
@@ -206,8 +214,8 @@ impl Cross {
         config: &ModelConfig,
         memory: Memory,
     ) -> Result<Value, Error> {
-        let query = record_linear(tape, input, &self.query, None)?;
-        let key_value = record_linear(tape, memory.stream, &self.key_value, None)?;
+        let query = record_adapted(tape, input, &self.query, None)?;
+        let key_value = record_adapted(tape, memory.stream, &self.key_value, None)?;
         let inputs = AttentionInputs { key_lengths: Some(memory.lengths), ..AttentionInputs::default() };
         tape.cross_attention(query, key_value, &attention_options(config, Mask::Full), inputs)
     }
@@ -225,6 +233,11 @@ pub(super) fn record_linear(
     residual: Option<Value>,
 ) -> Result<Value, Error> {
     tape.linear(input, layer.weight, layer.bias, Activation::Identity, residual)
+}
+
+/// Records a linear layer that may have an adapter.
+fn record_adapted(tape: &mut Tape<'_>, input: Value, layer: &Adapted, residual: Option<Value>) -> Result<Value, Error> {
+    lora::record_linear(tape, input, layer, Activation::Identity, residual)
 }
 
 /// Records a branch from the stream and back into it, and the norm before or after.

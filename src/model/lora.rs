@@ -10,6 +10,9 @@
 //! It is a composition of the tape's operations: the second product adds the frozen layer's result as its residual, and
 //! the frozen weight's gradient is never computed.
 
+mod folder;
+pub use folder::{LORA_FILE, load, save};
+
 use super::block::Affine;
 use crate::driver;
 use crate::ops::linear::Activation;
@@ -95,7 +98,8 @@ impl Adapter {
     /// # Errors
     /// The device failed.
     pub fn merge(&self, parameters: &mut Parameters, weight: ParameterId) -> Result<(), driver::Error> {
-        self.add_to(parameters, weight, f64::from(self.scale))
+        let merged = self.sum(parameters, weight, f64::from(self.scale))?;
+        parameters.set_values(weight, &merged)
     }
 
     /// Takes out of the weight what [`merge`](Self::merge) added, but for rounding.
@@ -103,25 +107,35 @@ impl Adapter {
     /// # Errors
     /// The device failed.
     pub fn unmerge(&self, parameters: &mut Parameters, weight: ParameterId) -> Result<(), driver::Error> {
-        self.add_to(parameters, weight, -f64::from(self.scale))
+        let frozen = self.sum(parameters, weight, -f64::from(self.scale))?;
+        parameters.set_values(weight, &frozen)
     }
 
-    fn add_to(&self, parameters: &mut Parameters, weight: ParameterId, scale: f64) -> Result<(), driver::Error> {
-        let &[rank, inputs] = parameters.shape(self.down) else { return Ok(()) };
+    /// What [`merge`](Self::merge) would make of the weight.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn merged(&self, parameters: &Parameters, weight: ParameterId) -> Result<Vec<f32>, driver::Error> {
+        self.sum(parameters, weight, f64::from(self.scale))
+    }
+
+    /// The weight and `scale · B · A`, summed in f64.
+    fn sum(&self, parameters: &Parameters, weight: ParameterId, scale: f64) -> Result<Vec<f32>, driver::Error> {
+        let mut values = parameters.values(weight)?.into_owned();
+        let &[rank, inputs] = parameters.shape(self.down) else { return Ok(values) };
         if rank == 0 || inputs == 0 {
-            return Ok(());
+            return Ok(values);
         }
-        let (down, up) = (parameters.values(self.down)?.into_owned(), parameters.values(self.up)?.into_owned());
+        let (down, up) = (parameters.values(self.down)?, parameters.values(self.up)?);
         let mut sums = vec![0.0f64; inputs];
-        parameters.modify(weight, |values| {
-            for (row, up) in values.chunks_mut(inputs).zip(up.chunks(rank)) {
-                sums.fill(0.0);
-                for (&factor, down) in up.iter().zip(down.chunks(inputs)) {
-                    sums.iter_mut().zip(down).for_each(|(sum, &a)| *sum += f64::from(factor) * f64::from(a));
-                }
-                row.iter_mut().zip(&sums).for_each(|(w, sum)| *w = (f64::from(*w) + scale * sum) as f32);
+        for (row, up) in values.chunks_mut(inputs).zip(up.chunks(rank)) {
+            sums.fill(0.0);
+            for (&factor, down) in up.iter().zip(down.chunks(inputs)) {
+                sums.iter_mut().zip(down).for_each(|(sum, &a)| *sum += f64::from(factor) * f64::from(a));
             }
-        })
+            row.iter_mut().zip(&sums).for_each(|(w, sum)| *w = (f64::from(*w) + scale * sum) as f32);
+        }
+        Ok(values)
     }
 }
 

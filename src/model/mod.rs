@@ -14,5 +14,6 @@ mod heads;
 mod layout;
 pub mod sampling;
 pub mod transformer;
+pub mod treatment;
 pub use config::ModelConfig;
 pub use transformer::{LossOptions, Transformer};

@@ -5,6 +5,8 @@ use super::block::{Affine, Block, BlockOptions, Memory, Surroundings, record_nor
 use super::config::{Architecture, ModelConfig, NormPlace, Positions};
 use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
+use super::lora::{Adapter, LoraOptions};
+use super::treatment::Treatment;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
 use crate::ops::relative_bias::Kind;
@@ -68,7 +70,7 @@ struct Stack {
 }
 
 impl Stack {
-    fn find(config: &ModelConfig, parameters: &Parameters, prefix: &str) -> Self {
+    fn find(config: &ModelConfig, parameters: &Parameters, prefix: &str, lora: &LoraOptions) -> Self {
         let find = |name: &str| parameters.find(&format!("{prefix}{name}.weight"));
         let norm = |name: &str| Affine::find(parameters, &format!("{prefix}{name}"));
         let is_encoder = config.architecture == Architecture::Encoder || prefix == "encoder.";
@@ -79,7 +81,7 @@ impl Stack {
             embedding_norm: config.embedding_norm.then(|| norm("embedding_norm")),
             position_bias: find("position_bias"),
             blocks: (0..config.layers)
-                .map(|layer| Block::find(parameters, &format!("{prefix}blocks.{layer}")))
+                .map(|layer| Block::find(parameters, &format!("{prefix}blocks.{layer}"), lora))
                 .collect(),
             final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("final_norm")),
         }
@@ -92,24 +94,42 @@ impl Transformer {
     /// # Errors
     /// Not enough memory.
     pub fn new(device: &Arc<Device>, config: ModelConfig, seed: u64) -> Result<(Self, Parameters), ParameterError> {
-        let parameters = Parameters::new(device, specifications(&config), seed)?;
-        Ok((Self::bind(config, &parameters), parameters))
+        Self::treated(device, config, &Treatment::default(), seed)
+    }
+
+    /// A model with fresh parameters, and how they are trained.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn treated(
+        device: &Arc<Device>,
+        config: ModelConfig,
+        treatment: &Treatment,
+        seed: u64,
+    ) -> Result<(Self, Parameters), ParameterError> {
+        let mut list = specifications(&config);
+        treatment.apply(&config, &mut list);
+        let parameters = Parameters::new(device, list, seed)?;
+        Ok((Self::bind(config, treatment, &parameters), parameters))
     }
 
     /// A model whose parameters have no memory, to measure what it would need.
     ///
     /// # Errors
     /// Sizes beyond all memory.
-    pub fn unallocated(config: ModelConfig) -> Result<(Self, Parameters), ParameterError> {
-        let parameters = Parameters::unallocated(specifications(&config))?;
-        Ok((Self::bind(config, &parameters), parameters))
+    pub fn unallocated(config: ModelConfig, treatment: &Treatment) -> Result<(Self, Parameters), ParameterError> {
+        let mut list = specifications(&config);
+        treatment.apply(&config, &mut list);
+        let parameters = Parameters::unallocated(list)?;
+        Ok((Self::bind(config, treatment, &parameters), parameters))
     }
 
-    fn bind(config: ModelConfig, parameters: &Parameters) -> Self {
+    fn bind(config: ModelConfig, treatment: &Treatment, parameters: &Parameters) -> Self {
+        let lora = treatment.lora.map_or_else(LoraOptions::default, |lora| lora.options);
         let prefixes = super::layout::stack_prefixes(config.architecture);
         Self {
             token_embedding: parameters.find("token_embedding.weight").expect("a name of every model"),
-            stacks: prefixes.iter().map(|prefix| Stack::find(&config, parameters, prefix)).collect(),
+            stacks: prefixes.iter().map(|prefix| Stack::find(&config, parameters, prefix, &lora)).collect(),
             heads: super::heads::HeadParameters::find(parameters),
             specs: config.parameters(),
             config,
@@ -126,7 +146,7 @@ impl Transformer {
         // Every value is about to be replaced; drawing random ones first takes seconds for a large model.
         list.iter_mut().for_each(|specification| specification.initial = Initial::Constant(0.0));
         let mut parameters = Parameters::new(device, list, 0)?;
-        let model = Self::bind(config, &parameters);
+        let model = Self::bind(config, &Treatment::default(), &parameters);
         model.load_parameters(folder, Wanted::All, &mut parameters)?;
         Ok((model, parameters))
     }
@@ -147,13 +167,26 @@ impl Transformer {
         })
     }
 
-    /// Writes `config.json` and `model.safetensors` as `transformers` reads them.
+    /// Writes `config.json` and `model.safetensors` as `transformers` reads them; adapters are merged into their weights.
     ///
     /// # Errors
     /// A file cannot be written.
     pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), huggingface::Error> {
         let ids: Vec<ParameterId> = parameters.ids().collect();
-        huggingface::save_parameters(folder, &self.config, |index| Ok(parameters.values(ids[index])?))
+        huggingface::save_parameters(folder, &self.config, |index| match self.adapter_of(ids[index]) {
+            Some(adapter) => Ok(adapter.merged(parameters, ids[index])?.into()),
+            None => Ok(parameters.values(ids[index])?),
+        })
+    }
+
+    fn adapter_of(&self, weight: ParameterId) -> Option<&Adapter> {
+        self.adapted().find(|(adapted, _)| *adapted == weight).map(|(_, adapter)| adapter)
+    }
+
+    /// The weights that have an adapter, and these.
+    pub fn adapted(&self) -> impl Iterator<Item = (ParameterId, &Adapter)> {
+        let linears = self.stacks.iter().flat_map(|stack| stack.blocks.iter().flat_map(Block::linears));
+        linears.filter_map(|linear| Some((linear.layer.weight, linear.adapter.as_ref()?)))
     }
 
     /// The model's sizes and choices.

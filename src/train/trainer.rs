@@ -146,7 +146,8 @@ impl Trainer {
         let Estimate { memory, amount, .. } = estimate(&config, &device, data.as_ref())?;
         memory.check(&device)?;
 
-        let (model, mut parameters) = Transformer::new(&device, config.model_config(data.facts()), config.train.seed)?;
+        let (model, mut parameters) =
+            Transformer::treated(&device, config.model_config(data.facts()), &config.treatment(), config.train.seed)?;
         let mut optimizer = Optimizer::new(&device, &config.optimizer, &parameters)?;
         let z = config.train.outlier_z;
         let mut job = data.start(&config, &device, &model, &parameters)?;

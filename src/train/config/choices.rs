@@ -172,6 +172,18 @@ choice! {
 }
 
 choice! {
+    /// Which linear layers get adapters.
+    LoraTargets: "\"attention\", \"ffn\" or \"all\"" {
+        /// Queries, keys, values and the projection.
+        Attention,
+        /// Both of the feed-forward network.
+        Ffn,
+        /// All of a block.
+        All,
+    }
+}
+
+choice! {
     /// Weights of classes in the loss.
     ClassWeights: "\"none\" or \"balanced\"" {
         /// All alike.

@@ -158,6 +158,7 @@ impl Reader {
             "model" => set(&mut config.model, key, deserializer),
             "data" => set(&mut config.data, key, deserializer),
             "train" => set(&mut config.train, key, deserializer),
+            "lora" => set(&mut config.lora, key, deserializer),
             "optimizer" => set(&mut config.optimizer, key, deserializer),
             "schedule" => set(&mut config.schedule, key, deserializer),
             "device" => set(&mut config.device, key, deserializer),

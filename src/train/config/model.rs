@@ -1,10 +1,12 @@
 //! The section `[model]` as the model's own configuration, and back: what a folder of weights says stands for the keys
 //! that are not given.
 
-use super::choices::{ActivationKind, PositionKind};
+use super::choices::{ActivationKind, LoraTargets, PositionKind};
 use super::{Config, Model, Task};
 use crate::model::ModelConfig;
 use crate::model::config::{Convolution, Heads, LanguageHead, Positions};
+use crate::model::lora::LoraOptions;
+use crate::model::treatment::{Adapts, Lora, Treatment};
 use crate::ops::linear::Activation;
 
 /// What of a model depends on the data.
@@ -58,6 +60,28 @@ impl Config {
             bos: facts.end_of_text,
             eos: facts.end_of_text,
             ..ModelConfig::gpt2()
+        }
+    }
+
+    /// How the model's parameters are trained.
+    pub(crate) fn treatment(&self) -> Treatment {
+        let lora = &self.lora;
+        Treatment {
+            layer_decay: self.optimizer.layer_decay as f32,
+            frozen_layers: self.model.frozen_layers,
+            lora: (lora.rank > 0).then(|| Lora {
+                options: LoraOptions {
+                    rank: lora.rank,
+                    alpha: lora.alpha as f32,
+                    dropout: lora.dropout as f32,
+                    ..LoraOptions::default()
+                },
+                adapts: match lora.targets {
+                    LoraTargets::Attention => Adapts::Attention,
+                    LoraTargets::Ffn => Adapts::Ffn,
+                    LoraTargets::All => Adapts::All,
+                },
+            }),
         }
     }
 

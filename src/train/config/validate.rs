@@ -74,6 +74,11 @@ impl Config {
         }
         check.size("model.convolution_dilation", model.convolution_dilation, 1, MAX_WIDTH)?;
         check.size("model.csm_dilation", model.csm_dilation, 1, MAX_WIDTH)?;
+        check.size("model.frozen_layers", model.frozen_layers, 0, model.layers)?;
+        let lora = &self.lora;
+        check.size("lora.rank", lora.rank, 0, model.channels)?;
+        check.number("lora.alpha", lora.alpha, "a finite number above 0", |x| x > 0.0)?;
+        check.number("lora.dropout", lora.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
         self.validate_task(check)?;
         check.number("model.dropout", model.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
     }
@@ -163,6 +168,8 @@ impl Config {
         check.number("optimizer.beta2", optimizer.beta2, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
         check.number("optimizer.epsilon", optimizer.epsilon, "a finite number above 0", |x| x > 0.0)?;
         check.number("optimizer.weight_decay", decay, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        check
+            .number("optimizer.layer_decay", optimizer.layer_decay, "above 0 and at most 1", |x| x > 0.0 && x <= 1.0)?;
         check.number("optimizer.momentum", optimizer.momentum, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
         if optimizer.learning_rate * decay >= 1.0 {
             return check.refuse(
