@@ -184,6 +184,7 @@ impl<'e> Decoder<'e> {
                 let (ty, name) = self.body.registers[*index as usize];
                 format!("{name} (.{ty:?})").to_lowercase()
             }
+            Operand::Part(_, selector) => format!("the part .{selector} of a register"),
             Operand::Name(name) => format!("'{}'", name.chars().take(60).collect::<String>()),
             Operand::Integer(value) => format!("{value}"),
             Operand::Vector(_) => "a vector".into(),

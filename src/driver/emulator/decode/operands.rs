@@ -14,6 +14,10 @@ impl<'e> Decoder<'e> {
         let has = |name: &str| i.modifiers.contains(&name);
         let rule = match i.opcode {
             "mov" | "cvta" => Rule::Copy,
+            "and" if has("pred") => Rule::And,
+            "or" if has("pred") => Rule::Or,
+            "and" if matches!(i.operands[..], [_, _, Operand::Integer(_)]) => Rule::Mask,
+            "bfi" => Rule::Mask,
             "selp" => Rule::Select,
             "vote" | "match" | "redux" | "elect" => Rule::Warp,
             "mma" | "wmma" | "movmatrix" | "ldmatrix" | "stmatrix" => Rule::WholeWarp,
@@ -61,6 +65,7 @@ impl<'e> Decoder<'e> {
     fn note(&mut self, operand: &Operand<'e>, role: Role) {
         match operand {
             Operand::Register(register) => self.note_register(*register, role),
+            Operand::Part(register, _) => self.note_register(*register, role),
             Operand::Address(Base::Register(register), _) => self.note_register(*register, Role::Address),
             Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|operand| self.note(operand, role)),
             Operand::Pair(pair) => {

@@ -77,6 +77,12 @@ pub enum Rule {
     Compute,
     /// Values go through as they are.
     Copy,
+    /// Keeps some bits of the first and drops the others: how fields are set in a word that may hold nothing yet.
+    Mask,
+    /// Both, of predicates.
+    And,
+    /// Either, of predicates.
+    Or,
     /// The first or the second, as the choice says.
     Select,
     /// From another lane; with the planes of the operands that say which.

@@ -365,7 +365,14 @@ impl<'a> Parser<'a, '_> {
             _ => None,
         };
         match entity {
-            Some(Entity::Register(index)) => Ok(Operand::Register(index)),
+            Some(Entity::Register(index)) => Ok(match component {
+                // Only video instructions take these: the others refuse them.
+                Some(selector) => {
+                    self.advance();
+                    Operand::Part(index, selector)
+                }
+                None => Operand::Register(index),
+            }),
             Some(Entity::VectorRegister(elements)) => {
                 let Some(component) = component else {
                     return Ok(Operand::Vector(elements.into_iter().map(Operand::Register).collect()));

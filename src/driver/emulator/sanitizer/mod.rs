@@ -6,15 +6,15 @@
 //! what happens ([`Observe`]), and with the sanitizer off it is compiled without them. A finding names the kernel, the
 //! line in the PTX and (by `.loc`) in the source, block, thread and address.
 
+mod fast_map;
 mod races;
 mod registers;
-
-use std::collections::HashMap;
 
 use super::decode::program::{CopyFence, Program};
 use super::error::{Fault, FaultKind};
 use super::machine::Launch;
 use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe};
+use fast_map::FastMap;
 use races::Races;
 use registers::Registers;
 
@@ -136,12 +136,16 @@ struct Place {
     address: u64,
 }
 
+/// Kind, place and the place that it has to do with: each is told once.
+type Claim = (FindingKind, u32, u32);
+
 /// The findings so far.
 #[derive(Debug, Default)]
 struct Report {
     findings: Vec<Finding>,
-    /// Kind, place and the place that it has to do with: each is told once.
-    known: HashMap<(FindingKind, u32, u32), ()>,
+    known: FastMap<Claim, ()>,
+    /// Findings that may yet be withdrawn, and how often each was claimed.
+    claimed: FastMap<Claim, (Finding, usize)>,
 }
 
 impl Report {
@@ -150,18 +154,51 @@ impl Report {
         if is_known || self.findings.len() >= MAX_FINDINGS {
             return;
         }
-        let program = launch.program;
-        let meta = program.meta.get(place.pc as usize).copied().unwrap_or_default();
-        self.findings.push(Finding {
-            kind,
-            kernel: program.functions[launch.kernel as usize].name.clone(),
-            line: meta.line,
-            source: source_of(program, meta.source),
-            block: place.block,
-            thread: launch.thread(place.thread),
-            address: place.address,
-            detail,
-        });
+        self.findings.push(finding(launch, kind, place, detail));
+    }
+
+    /// Adds a finding that [`Self::withdraw`] may take back.
+    fn claim(&mut self, launch: &Launch<'_>, kind: FindingKind, place: Place, other_pc: u32, detail: String) -> Claim {
+        let claim = (kind, place.pc, other_pc);
+        self.claimed.entry(claim).or_insert_with(|| (finding(launch, kind, place, detail), 0)).1 += 1;
+        claim
+    }
+
+    fn withdraw(&mut self, claim: Claim) {
+        if let Some((_, count)) = self.claimed.get_mut(&claim) {
+            *count -= 1;
+            if *count == 0 {
+                self.claimed.remove(&claim);
+            }
+        }
+    }
+
+    fn findings(mut self) -> Vec<Finding> {
+        let mut claimed: Vec<(Claim, Finding)> = self
+            .claimed
+            .into_iter()
+            .filter(|(claim, _)| !self.known.contains_key(claim))
+            .map(|(claim, (finding, _))| (claim, finding))
+            .collect();
+        claimed.sort_by_key(|((_, pc, other_pc), _)| (*pc, *other_pc));
+        self.findings.extend(claimed.into_iter().map(|(_, finding)| finding));
+        self.findings.truncate(MAX_FINDINGS);
+        self.findings
+    }
+}
+
+fn finding(launch: &Launch<'_>, kind: FindingKind, place: Place, detail: String) -> Finding {
+    let program = launch.program;
+    let meta = program.meta.get(place.pc as usize).copied().unwrap_or_default();
+    Finding {
+        kind,
+        kernel: program.functions[launch.kernel as usize].name.clone(),
+        line: meta.line,
+        source: source_of(program, meta.source),
+        block: place.block,
+        thread: launch.thread(place.thread),
+        address: place.address,
+        detail,
     }
 }
 
@@ -179,7 +216,7 @@ impl Sanitizer {
     }
 
     pub fn findings(self) -> Vec<Finding> {
-        self.report.findings
+        self.report.findings()
     }
 }
 
@@ -192,7 +229,9 @@ impl Observe for Sanitizer {
 
     fn access(&mut self, launch: &Launch<'_>, event: &AccessEvent<'_>) {
         self.registers.access(&mut self.report, launch, event);
-        self.races.access(&mut self.report, launch, event);
+        if let Some(unwritten) = self.races.access(&mut self.report, launch, event) {
+            self.registers.read_unwritten(&mut self.report, launch, event, &unwritten);
+        }
     }
 
     fn called(&mut self, event: &CallEvent<'_>) {
