@@ -13,7 +13,9 @@ impl<'e> Decoder<'e> {
         }
         let has = |name: &str| i.modifiers.contains(&name);
         let rule = match i.opcode {
+            "mov" if matches!(i.operands[..], [Operand::Register(_), Operand::Vector(_)]) => Rule::Pack,
             "mov" | "cvta" => Rule::Copy,
+            "prmt" if matches!(i.operands[..], [_, _, _, Operand::Integer(_)]) => Rule::Pack,
             "and" if has("pred") => Rule::And,
             "or" if has("pred") => Rule::Or,
             "and" if matches!(i.operands[..], [_, _, Operand::Integer(_)]) => Rule::Mask,

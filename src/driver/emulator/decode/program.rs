@@ -79,6 +79,9 @@ pub enum Rule {
     Copy,
     /// Keeps some bits of the first and drops the others: how fields are set in a word that may hold nothing yet.
     Mask,
+    /// Parts of several go side by side: one that was written makes a word of them, as a structure's padding does not
+    /// unmake it.
+    Pack,
     /// Both, of predicates.
     And,
     /// Either, of predicates.

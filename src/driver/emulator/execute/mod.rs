@@ -7,6 +7,7 @@ mod carry;
 mod compare;
 mod control;
 mod convert;
+mod eight_bit_float;
 mod float;
 mod half_float;
 mod integer;

@@ -76,6 +76,8 @@ pub struct AccessEvent<'a> {
     /// Bytes per lane.
     pub bytes: u32,
     pub order: Order,
+    /// Lanes that stored what was there already.
+    pub unchanged: u32,
     pub block: [u32; 3],
     pub warp: u32,
 }

@@ -10,9 +10,9 @@
 //! What cp.async writes stays in flight until the thread that issued it has waited: nobody may touch it before. From the
 //! wait on it counts as written by that thread, now, so that others still need a barrier.
 //!
-//! One race is forgiven: a thread's plain read that meets others' atomic operations, where its own next step at that address
-//! is atomic too. The loop around atomicCAS that the CUDA guide gives (and its headers contain) starts so, and checks by the
-//! operation itself what it read.
+//! Two races are forgiven: plain writes of the value that the other one wrote, and a thread's plain read that meets others'
+//! atomic operations, where its own next step at that address is atomic too. The loop around atomicCAS that the CUDA
+//! guide gives (and its headers contain) starts so, and checks by the operation itself what it read.
 //!
 //! (Lamport 1978; Flanagan and Freund, FastTrack, 2009, for the epochs per location.)
 
@@ -319,13 +319,15 @@ fn meet(pages: &mut Pages, event: &AccessEvent<'_>, address: u64, mark: Mark, cl
         let both_synchronize = other.order == Order::Synchronizing && mark.order == Order::Synchronizing;
         !is_ordered(other, mark.warp, mark.lane, clock) && !both_synchronize && !is_together(other)
     };
+    // Compilers have several warps write what each of them computed alike: whoever comes last, the same is there.
+    let is_unchanged = event.unchanged >> mark.lane & 1 != 0;
     let mut byte = 0;
     pages.each(address, event.bytes, |shadow| {
         if shadow.write.order == Order::Asynchronous
             && !(is_together(&shadow.write) && mark.order == shadow.write.order)
         {
             found.in_flight = Some(shadow.write);
-        } else if races(&shadow.write) {
+        } else if races(&shadow.write) && !(is_unchanged && shadow.write.order == Order::Plain) {
             found.conflict = Some((shadow.write, "write"));
         }
         found.unwritten |= u32::from(event.access != Access::Write && shadow.write.warp == 0) << byte;

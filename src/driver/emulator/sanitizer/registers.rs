@@ -234,6 +234,7 @@ impl Registers {
         }
         let result = match flow.rule {
             Rule::Select => self.selected(states, event, list),
+            Rule::Pack => self.packed(states, event, list),
             Rule::And | Rule::Or => self.decided(states, event, flow.rule == Rule::Or, list),
             Rule::Shuffle { .. } => self.shuffled(states, event, flow.rule, list),
             _ => {
@@ -280,6 +281,18 @@ impl Registers {
                 });
             }
         }
+        result
+    }
+
+    fn packed(&mut self, states: &mut WarpStates, event: &IssueEvent<'_>, list: &[RegisterUse]) -> States {
+        let mut result = [DEFINED; LANES];
+        let mut written = 0u32;
+        for slot in slots(list, Role::Read).filter(|&slot| slot != NONE) {
+            let read = self.read(states, event.pc, slot);
+            merge(&mut result, &read);
+            written |= (0..LANES).filter(|&lane| read[lane] == DEFINED).fold(0, |mask, lane| mask | 1 << lane);
+        }
+        lanes_of(written).for_each(|lane| result[lane] = DEFINED);
         result
     }
 
