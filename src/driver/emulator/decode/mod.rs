@@ -84,7 +84,12 @@ const MAX_PLANES: u32 = 1 << 17;
 
 impl<'e> Decoder<'e> {
     pub(super) fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
-        Err(EmulatorError::Instruction { file: self.environment.file.into(), line: self.line, message: message.into() })
+        Err(EmulatorError::Instruction {
+            file: self.environment.file.into(),
+            line: self.line,
+            function: self.function.name.into(),
+            message: message.into(),
+        })
     }
 
     pub(super) fn emit(&mut self, op: Op) {

@@ -13,7 +13,7 @@ impl<'e> Decoder<'e> {
         }
         let has = |name: &str| i.modifiers.contains(&name);
         let rule = match i.opcode {
-            "mov" if matches!(i.operands[..], [Operand::Register(_), Operand::Vector(_)]) => Rule::Pack,
+            "mov" if self.packs_a_word(i) => Rule::Pack,
             "mov" | "cvta" => Rule::Copy,
             "prmt" if matches!(i.operands[..], [_, _, _, Operand::Integer(_)]) => Rule::Pack,
             "and" if has("pred") => Rule::And,
@@ -62,6 +62,16 @@ impl<'e> Decoder<'e> {
             }
         }
         Flow { start, count: self.register_uses.len() as u32 - start, rule }
+    }
+
+    /// True for `mov.b32 %r, {%h0, %h1}` and its like: parts of one 32-bit word, where wider ones are words by themselves.
+    fn packs_a_word(&self, i: &Instruction<'e>) -> bool {
+        match i.operands[..] {
+            [Operand::Register(d), Operand::Vector(ref parts)] => {
+                (self.register_type(d).bits() as usize) < 32 * parts.len()
+            }
+            _ => false,
+        }
     }
 
     fn note(&mut self, operand: &Operand<'e>, role: Role) {

@@ -1,6 +1,7 @@
 //! The decoded program: what the machine runs.
 
 use crate::ast::{LaunchLimits, Special};
+use crate::error::EmulatorError;
 use crate::lanes::Alu;
 
 pub const NONE: u32 = u32::MAX;
@@ -140,6 +141,8 @@ pub struct FunctionInfo {
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
+    /// Why it cannot run, if it or a function that it calls has an instruction that is not known here.
+    pub refusal: Option<Box<EmulatorError>>,
 }
 
 /// Functions that the driver provides to kernels.

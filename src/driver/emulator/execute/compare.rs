@@ -5,9 +5,7 @@ use crate::ast::{Instruction, Type};
 use crate::decode::Decoder;
 use crate::decode::modifiers::Modifiers;
 use crate::error::Result;
-use crate::lanes::{
-    Alu, LANE_BIT, LANES, Plane, Value, Word, compare, predicate, store_lanes, store_predicate, whole,
-};
+use crate::lanes::{Alu, LANE_BIT, LANES, Plane, Value, Word, compare, predicate, store_lanes, store_predicate, whole};
 
 /// What `then` of a comparison gets: planes, truth per lane, active lanes.
 type Then = Box<dyn Fn(&mut [Plane], u32, u32) + Send + Sync>;

@@ -19,9 +19,16 @@ enum Action {
     Distance,
     Least,
     Most,
-    ShiftLeft { wraps: bool },
-    ShiftRight { wraps: bool },
-    Multiply { shift: u32, rounds: bool },
+    ShiftLeft {
+        wraps: bool,
+    },
+    ShiftRight {
+        wraps: bool,
+    },
+    Multiply {
+        shift: u32,
+        rounds: bool,
+    },
     /// Holds for results -1, 0 and 1 of the comparison.
     Compare([bool; 3]),
 }
@@ -64,11 +71,7 @@ fn widen(value: u32, bits: u32, is_signed: bool) -> i64 {
 }
 
 fn saturate(value: i64, bits: u32, is_signed: bool) -> i64 {
-    if is_signed {
-        value.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-    } else {
-        value.clamp(0, (1 << bits) - 1)
-    }
+    if is_signed { value.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { value.clamp(0, (1 << bits) - 1) }
 }
 
 /// The parts that `.b3210` or `.h10` names, the lowest first, and their width.

@@ -9,7 +9,7 @@ use crate::lanes::{Alu, LANES, Word, predicate, store_lanes, store_predicate, wh
 
 /// The lane that `lane` reads from, and whether it lies in range.
 #[inline(always)]
-pub(in crate) fn shuffle_source(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
+pub(crate) fn shuffle_source(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let (b, clamp, segment) = (b & 31, c & 31, c >> 8 & 31);
     let last = (lane & segment) | (clamp & !segment & 31);
     let first = lane & segment;

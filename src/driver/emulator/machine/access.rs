@@ -330,7 +330,7 @@ impl<O: Observe> Worker<'_, O> {
         let mut addresses = lane_addresses(planes, &store.address);
         self.check_alignment(&addresses, active, total, Access::Write)?;
         let request = Request::new(store.address.space, total, Access::Write).volatile_if(store.is_volatile);
-        if O::IS_ON {
+        if O::SEES_VALUES {
             return self.observed_store(planes, nearby, store, request, &mut addresses, active);
         }
         self.each_region(nearby, request, &mut addresses, active, |region, addresses| {
@@ -363,9 +363,10 @@ impl<O: Observe> Worker<'_, O> {
             unsafe { store_region(planes, store, &region, addresses) };
             let mut unchanged = 0;
             for lane in lanes_of(region.lanes) {
-                // SAFETY: as above; nobody else writes them, the observed launch has one thread or takes no notice of values.
-                let after = unsafe { std::slice::from_raw_parts(region.at(addresses, lane), bytes) };
-                unchanged |= if before[lane][..bytes] == *after { LANE_BIT[lane] } else { 0 };
+                let mut after = [0u8; MAX_STORE];
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(region.at(addresses, lane), after.as_mut_ptr(), bytes) };
+                unchanged |= if before[lane] == after { LANE_BIT[lane] } else { 0 };
             }
             self.observe(&region, request, addresses, unchanged);
             remaining &= !region.lanes;

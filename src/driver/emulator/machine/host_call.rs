@@ -1,4 +1,4 @@
-//! Functions that the driver gives to kernels: vprintf and __assertfail.
+//! Functions that the driver gives to kernels: vprintf, __assertfail, malloc and free.
 
 use super::access::{Nearby, Request, lanes_of};
 use super::block::SharedMemory;
@@ -46,9 +46,26 @@ impl<O: Observe> Worker<'_, O> {
                     let message = format!("{} ({}:{line}, {})", text(message)?, text(file)?, text(name)?);
                     return Err(Stopped::new(FaultKind::Assertion(message), lane as u32));
                 }
-                HostFunction::Malloc | HostFunction::Free => {
-                    let message = "device-side malloc and free are not supported".into();
-                    return Err(Stopped::new(FaultKind::Illegal(message), lane as u32));
+                HostFunction::Malloc => {
+                    let bytes = self.argument(warp, frame, call, 0, lane);
+                    let address = self.launch.memory.heap().and_then(|heap| heap.allocate(bytes));
+                    if let Some(address) = address {
+                        if let Some(written) = self.launch.memory.initialised(address) {
+                            written.clear(address, bytes);
+                        }
+                        self.observer.allocated(address, bytes);
+                    }
+                    self.set_result(warp, frame, call, lane, address.unwrap_or(0));
+                }
+                HostFunction::Free => {
+                    let address = self.argument(warp, frame, call, 0, lane);
+                    let result = match self.launch.memory.heap() {
+                        Some(heap) if address != 0 => heap.free(address),
+                        _ => Ok(()),
+                    };
+                    if let Err(detail) = result {
+                        return Err(Stopped::new(FaultKind::InvalidFree { address, detail }, lane as u32));
+                    }
                 }
             }
         }

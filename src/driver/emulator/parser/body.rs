@@ -4,9 +4,7 @@ use std::collections::HashMap;
 
 use super::expression::Constant;
 use super::{MAX_DEPTH, Parser};
-use crate::ast::{
-    Base, Body, Instruction, Linkage, Operand, Space, Special, Type, Variable, VariableRef,
-};
+use crate::ast::{Base, Body, Instruction, Linkage, Operand, Space, Special, Type, Variable, VariableRef};
 use crate::error::Result;
 use crate::lexer::TokenKind;
 
@@ -309,7 +307,7 @@ impl<'a> Parser<'a, '_> {
             }
             TokenKind::Punctuation("[") => {
                 self.advance();
-                self.address(scopes, body)
+                self.address(scopes, body, depth)
             }
             TokenKind::Punctuation("!") if matches!(self.kind_ahead(1), TokenKind::Word(_)) => {
                 self.advance();
@@ -438,8 +436,8 @@ impl<'a> Parser<'a, '_> {
         Ok(self.integer("an offset")? as i64)
     }
 
-    fn address(&mut self, scopes: &mut Scopes<'a>, body: &mut Body<'a>) -> Result<Operand<'a>> {
-        let operand = match self.kind() {
+    fn address(&mut self, scopes: &mut Scopes<'a>, body: &mut Body<'a>, depth: usize) -> Result<Operand<'a>> {
+        let mut operand = match self.kind() {
             TokenKind::Word(name) => {
                 let at = self.at;
                 self.advance();
@@ -452,6 +450,11 @@ impl<'a> Parser<'a, '_> {
             }
             _ => Operand::Address(Base::Absolute, self.constant_integer()? as i64),
         };
+        // `[image, {x, y}]` of textures and tensors, which no instruction here takes: a list, so that the instruction is
+        // refused and not the text.
+        while self.accept(",") {
+            operand = Operand::Vector(vec![operand, self.operand(scopes, body, depth + 1)?]);
+        }
         self.expect("]")?;
         Ok(operand)
     }

@@ -12,8 +12,10 @@ mod registers;
 
 use super::decode::program::{CopyFence, Program};
 use super::error::{Fault, FaultKind};
+use super::heap::Heap;
 use super::machine::Launch;
-use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe};
+use super::machine::access::lanes_of;
+use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, Target};
 use fast_map::FastMap;
 use races::Races;
 use registers::Registers;
@@ -36,6 +38,8 @@ pub enum FindingKind {
     OutOfBounds,
     Misaligned,
     UseAfterFree,
+    /// A free of what malloc did not return, or a second one.
+    InvalidFree,
     /// Anything else that stopped the kernel.
     Fault,
 }
@@ -71,6 +75,7 @@ impl std::fmt::Display for FindingKind {
             Self::OutOfBounds => "access out of bounds",
             Self::Misaligned => "misaligned access",
             Self::UseAfterFree => "use after free",
+            Self::InvalidFree => "invalid free",
             Self::Fault => "fault",
         })
     }
@@ -104,6 +109,7 @@ impl Finding {
             }
             FaultKind::OutOfBounds { address, .. } => (FindingKind::OutOfBounds, *address),
             FaultKind::Misaligned { address, .. } => (FindingKind::Misaligned, *address),
+            FaultKind::InvalidFree { address, .. } => (FindingKind::InvalidFree, *address),
             // Threads that wait for each other at different places.
             FaultKind::Deadlock(at) if at.contains("barrier") => (FindingKind::BarrierDivergence, 0),
             FaultKind::Deadlock(_) => (FindingKind::InactiveLane, 0),
@@ -220,14 +226,35 @@ impl Sanitizer {
     }
 }
 
+/// Reports accesses to the heap outside of what malloc returned.
+fn check_heap(report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>, heap: &Heap) {
+    for lane in lanes_of(event.lanes) {
+        let address = event.addresses[lane];
+        if heap.contains(address)
+            && let Some(detail) = heap.complaint(address, event.bytes)
+        {
+            let is_freed = detail.ends_with("freed");
+            let kind = if is_freed { FindingKind::UseAfterFree } else { FindingKind::OutOfBounds };
+            let thread = event.warp * 32 + lane as u32;
+            let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
+            let detail = format!("{} of {} bytes {detail}", event.access, event.bytes);
+            report.add(launch, kind, place, 0, detail);
+        }
+    }
+}
+
 impl Observe for Sanitizer {
     const IS_ON: bool = true;
+    const SEES_VALUES: bool = true;
 
     fn issued(&mut self, launch: &Launch<'_>, event: &IssueEvent<'_>) {
         self.registers.issued(&mut self.report, launch, event);
     }
 
     fn access(&mut self, launch: &Launch<'_>, event: &AccessEvent<'_>) {
+        if let (Some(heap), Target::Global) = (launch.memory.heap(), event.target) {
+            check_heap(&mut self.report, launch, event, heap);
+        }
         self.registers.access(&mut self.report, launch, event);
         if let Some(unwritten) = self.races.access(&mut self.report, launch, event) {
             self.registers.read_unwritten(&mut self.report, launch, event, &unwritten);
@@ -236,6 +263,10 @@ impl Observe for Sanitizer {
 
     fn called(&mut self, event: &CallEvent<'_>) {
         self.registers.called(event);
+    }
+
+    fn allocated(&mut self, address: u64, bytes: u64) {
+        self.races.forget_global(address, bytes);
     }
 
     fn copies(&mut self, block: [u32; 3], warp: u32, lanes: u32, fence: CopyFence) {

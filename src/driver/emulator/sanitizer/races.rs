@@ -10,7 +10,7 @@
 //! What cp.async writes stays in flight until the thread that issued it has waited: nobody may touch it before. From the
 //! wait on it counts as written by that thread, now, so that others still need a barrier.
 //!
-//! Two races are forgiven: plain writes of the value that the other one wrote, and a thread's plain read that meets others'
+//! Two races are forgiven: plain writes by one instruction of one value, and a thread's plain read that meets others'
 //! atomic operations, where its own next step at that address is atomic too. The loop around atomicCAS that the CUDA
 //! guide gives (and its headers contain) starts so, and checks by the operation itself what it read.
 //!
@@ -186,6 +186,16 @@ impl Races {
         }
     }
 
+    /// Bytes of global memory that are somebody else's from now on.
+    pub fn forget_global(&mut self, address: u64, bytes: u64) {
+        let mut at = address;
+        while at < address + bytes {
+            let part = (address + bytes - at).min(PAGE);
+            self.global.pages.each(at, part as u32, |shadow| *shadow = UNTOUCHED);
+            at += part;
+        }
+    }
+
     pub fn block_ended(&mut self, block: [u32; 3]) {
         self.blocks.remove(&block);
         for warp in 0..32 {
@@ -320,14 +330,14 @@ fn meet(pages: &mut Pages, event: &AccessEvent<'_>, address: u64, mark: Mark, cl
         !is_ordered(other, mark.warp, mark.lane, clock) && !both_synchronize && !is_together(other)
     };
     // Compilers have several warps write what each of them computed alike: whoever comes last, the same is there.
-    let is_unchanged = event.unchanged >> mark.lane & 1 != 0;
+    let is_alike = event.unchanged >> mark.lane & 1 != 0 && event.order == Order::Plain;
     let mut byte = 0;
     pages.each(address, event.bytes, |shadow| {
         if shadow.write.order == Order::Asynchronous
             && !(is_together(&shadow.write) && mark.order == shadow.write.order)
         {
             found.in_flight = Some(shadow.write);
-        } else if races(&shadow.write) && !(is_unchanged && shadow.write.order == Order::Plain) {
+        } else if races(&shadow.write) && !(is_alike && shadow.write.pc == mark.pc) {
             found.conflict = Some((shadow.write, "write"));
         }
         found.unwritten |= u32::from(event.access != Access::Write && shadow.write.warp == 0) << byte;

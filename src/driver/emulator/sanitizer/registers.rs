@@ -246,7 +246,8 @@ impl Registers {
                     // Compilers set a field of a local structure so, whether or not the other fields were ever set. States
                     // are per word, so which bits are which is not known: better silent than wrong.
                     for state in &mut result {
-                        let is_local = |state: State| self.origins[state as usize - 2].kind == FindingKind::UninitialisedLocal;
+                        let is_local =
+                            |state: State| self.origins[state as usize - 2].kind == FindingKind::UninitialisedLocal;
                         if *state != DEFINED && is_local(*state) {
                             *state = DEFINED;
                         }
@@ -384,18 +385,16 @@ impl Registers {
         let mut states = self.warps.remove(&(event.block, event.warp)).unwrap_or_default();
         let size = event.bytes / count;
         for (element, item) in elements.enumerate() {
-            for (plane, slot) in slots(std::slice::from_ref(item), Role::Written).enumerate() {
-                let start = element as u32 * size + 4 * plane as u32;
-                let bytes = size.saturating_sub(4 * plane as u32).min(4);
-                let mask = ((1u64 << bytes) - 1) as u32;
-                for lane in lanes_of(event.lanes) {
-                    let is_unwritten = bytes > 0 && unwritten[lane].checked_shr(start).unwrap_or(0) & mask == mask;
-                    if is_unwritten && slot != NONE {
-                        let kind = FindingKind::UninitialisedShared;
-                        let detail = event.addresses[lane] + u64::from(start);
-                        let state = self.origin(Origin { kind, pc: event.pc, detail });
-                        states.plane(self.base + slot)[lane] = state;
-                    }
+            let start = element as u32 * size;
+            let mask = ((1u64 << size) - 1) as u32;
+            // As with local memory: structures are copied with their padding.
+            let is_unwritten =
+                |lane: &usize| size > 0 && unwritten[*lane].checked_shr(start).unwrap_or(0) & mask == mask;
+            for lane in lanes_of(event.lanes).filter(is_unwritten) {
+                let (kind, detail) = (FindingKind::UninitialisedShared, event.addresses[lane] + u64::from(start));
+                let state = self.origin(Origin { kind, pc: event.pc, detail });
+                for slot in slots(std::slice::from_ref(item), Role::Written).filter(|&slot| slot != NONE) {
+                    states.plane(self.base + slot)[lane] = state;
                 }
             }
         }
@@ -426,9 +425,10 @@ impl Registers {
                     let bytes = size.saturating_sub(offset).min(4);
                     let start = address + element as u64 * size + offset;
                     if event.access == Access::Read && slot != NONE {
+                        // Structures are copied with their padding: one written byte makes an element of them.
+                        let whole = states.local(lane, address + element as u64 * size, size);
+                        let is_unwritten = bytes > 0 && whole.iter().all(|&state| state != DEFINED);
                         let read = states.local(lane, start, bytes);
-                        // Structures are copied with their padding: one written byte makes a word of them.
-                        let is_unwritten = bytes > 0 && read.iter().all(|&state| state != DEFINED);
                         let state = match read.first() {
                             Some(&NEVER) if is_unwritten => {
                                 let kind = FindingKind::UninitialisedLocal;
