@@ -8,8 +8,7 @@ use crate::ast::{Instruction, Operand, Type};
 use crate::decode::Decoder;
 use crate::decode::modifiers::Modifiers;
 use crate::error::Result;
-use crate::lanes::LANES;
-use crate::lanes::{Word, store_lanes, whole};
+use crate::lanes::{LANES, Word, store_lanes, whole};
 
 #[derive(Clone, Copy)]
 enum Action {
