@@ -15,7 +15,7 @@
 using namespace engine;
 
 // As `gpu::linear` numbers them.
-constexpr unsigned IDENTITY = 0, RELU = 1, GELU_TANH = 2, GELU_ERF = 3, SWIGLU = 4;
+constexpr unsigned IDENTITY = 0, RELU = 1, GELU_TANH = 2, GELU_ERF = 3, SWIGLU = 4, TANH = 5;
 
 // 0.5 * (1 + tanh(u)) is the logistic function of 2u, which has no cancellation.
 __device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
@@ -31,6 +31,7 @@ __device__ __forceinline__ float activate(unsigned activation, float z) {
         case RELU: return z <= 0.0f ? 0.0f : z;
         case GELU_TANH: return __fmul_rn(z, logistic(z * fmaf(GELU_CUBIC * z, z, GELU_LINEAR)));
         case GELU_ERF: return __fmul_rn(z, 0.5f * (1.0f + erff(z * 0.70710678f)));
+        case TANH: return tanhf(z);
         default: return z;
     }
 }
@@ -46,6 +47,10 @@ __device__ __forceinline__ float derivative(unsigned activation, float z) {
         case GELU_ERF: {
             const float density = 0.39894228f * expf(-0.5f * z * z);
             return 0.5f * (1.0f + erff(z * 0.70710678f)) + z * density;
+        }
+        case TANH: {
+            const float t = tanhf(z);
+            return fmaf(-t, t, 1.0f);
         }
         default: return 1.0f;
     }

@@ -7,6 +7,7 @@ pub mod gpu;
 pub mod model;
 pub mod ops;
 pub mod profile;
+pub mod score;
 pub mod tape;
 pub mod train;
 pub mod util;

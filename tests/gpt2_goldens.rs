@@ -177,7 +177,7 @@ fn check_ignored_targets(devices: Devices) {
     assert!(Golden::open(name).has("f32.ignored.loss"));
     for (level, device) in &devices {
         for recompute in [false, true] {
-            let options = LossOptions { recompute, chunk_rows: Some(8) };
+            let options = LossOptions { recompute, chunk_rows: Some(8), ..LossOptions::default() };
             check_gradients(name, level, device, "targets_ignored", "ignored.", options);
         }
     }

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use engine::data;
-use engine::train::config::{Config, Source};
+use engine::train::config::{Config, Source, Task};
 use engine::train::estimate::{Estimate, estimate_run};
 use engine::train::memory::{human_bytes, peak_resident_bytes};
 use engine::train::progress::{Figures, Progress, clock};
@@ -186,13 +186,13 @@ fn load_config(arguments: &Arguments) -> Result<Config, Failure> {
 
 /// What is trained on what, and the memory that it takes.
 fn introduction(trainer: &Trainer, device: &str, is_resumed: bool) -> String {
-    let (config, source) = (trainer.config(), trainer.source());
+    let (config, amount) = (trainer.config(), trainer.amount());
     let parameters: usize = trainer.model().specs().iter().map(|spec| spec.elements()).sum();
     let gpt = trainer.model().config();
     let mut text = format!(
         "device   {device}, measured peak {:.0} GFLOP/s\n\
          model    {} layers, {} heads, {} channels, block {}, vocabulary {}: {:.2} M parameters\n\
-         data     {} tokens to learn from, {} kept back\n\
+         data     {}\n\
          run      {} updates of {} tokens, {}\n\
          memory\n{}",
         trainer.peak_flops() / 1e9,
@@ -202,15 +202,14 @@ fn introduction(trainer: &Trainer, device: &str, is_resumed: bool) -> String {
         gpt.block,
         gpt.vocabulary,
         parameters as f64 / 1e6,
-        source.train.len(),
-        source.val.len(),
+        amount.line,
         config.train.steps,
-        config.tokens_per_step(),
+        amount.update_tokens,
         trainer.folder().display(),
         trainer.memory(),
     );
-    if source.val.len() <= gpt.block {
-        text.push_str("\nnote: too little text is kept back for an evaluation; see data.val_fraction");
+    if let Some(warning) = &amount.warning {
+        text.push_str(&format!("\nnote: {warning}"));
     }
     if trainer.step() > 0 {
         text.push_str(&format!("\nresumed after update {}", trainer.step()));
@@ -228,8 +227,8 @@ fn show_estimate(arguments: &Arguments, device: &str, estimate: &Estimate) {
             "device": device,
             "parameters": estimate.parameters,
             "vocabulary": estimate.vocabulary,
-            "train_tokens": estimate.train_tokens,
-            "val_tokens": estimate.val_tokens,
+            "train_tokens": estimate.amount.train_tokens,
+            "val_tokens": estimate.amount.val_tokens,
             "flops_per_token": estimate.flops_per_token,
             "memory_bytes": rows,
             "memory_total_bytes": estimate.memory.total_bytes(),
@@ -240,13 +239,12 @@ fn show_estimate(arguments: &Arguments, device: &str, estimate: &Estimate) {
     show(&format!(
         "device   {device}\n\
          model    {:.2} M parameters, vocabulary {}\n\
-         data     {} tokens to learn from, {} kept back\n\
+         data     {}\n\
          work     {:.1} MFLOP a token\n\
          memory\n{}\n",
         estimate.parameters as f64 / 1e6,
         estimate.vocabulary,
-        estimate.train_tokens,
-        estimate.val_tokens,
+        estimate.amount.line,
         estimate.flops_per_token / 1e6,
         estimate.memory,
     ));
@@ -268,13 +266,25 @@ fn conclude(arguments: &Arguments, trainer: &Trainer, ending: &str) {
         show(&format!("{object}\n"));
         return;
     }
-    let best = trainer
-        .best()
-        .map_or(String::new(), |best| format!(", best validation loss {:.4} at update {}", best.val_loss, best.step));
+    if let Some((table, _)) = trainer.judged() {
+        tell(table.trim_end());
+    }
+    let best = trainer.best().map_or(String::new(), |best| match &best.score {
+        Some(score) => format!(", best {} {:.4} at update {}", score.name.replace('_', " "), score.value, best.step),
+        None => format!(", best validation loss {:.4} at update {}", best.val_loss, best.step),
+    });
     let memory = peak_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", human_bytes(bytes)));
     tell(&format!("{ending} after {} updates in {}{best}{memory}", trainer.step(), clock(trainer.seconds())));
     tell(&format!("look at {}", folder.join("report.html").display()));
-    tell(&format!("try     engine-run generate {} --prompt \"It is a truth\"", folder.display()));
+    let folder = folder.display();
+    tell(&match trainer.config().train.task {
+        Task::CausalLm => format!("try     engine-run generate {folder} --prompt \"It is a truth\""),
+        Task::MaskedLm => format!("try     engine-run fill {folder} --text \"It is a [MASK].\""),
+        Task::Classification | Task::MultiLabel | Task::Regression => {
+            format!("try     engine-run classify {folder} --text \"It is a truth.\"")
+        }
+        Task::QuestionAnswering => format!("try     engine-run answer {folder} --question \"...\" --context \"...\""),
+    });
 }
 
 struct Terminal {
@@ -298,8 +308,15 @@ impl Observer for Terminal {
         });
     }
 
-    fn evaluation(&mut self, step: usize, val_loss: f64) {
+    fn evaluation(&mut self, step: usize, val_loss: f64, figures: &[(&'static str, f64)]) {
         self.progress.evaluated(val_loss);
-        self.progress.message(&format!("step {step}: validation loss {val_loss:.4}, perplexity {:.2}", val_loss.exp()));
+        let mut line = format!("step {step}: validation loss {val_loss:.4}");
+        if figures.is_empty() {
+            line.push_str(&format!(", perplexity {:.2}", val_loss.exp()));
+        }
+        for (name, value) in figures {
+            line.push_str(&format!(", {} {value:.4}", name.replace('_', " ")));
+        }
+        self.progress.message(&line);
     }
 }

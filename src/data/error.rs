@@ -30,6 +30,21 @@ pub enum Error {
     )]
     TokenOutOfVocabulary { place: String, position: usize, token: u32, vocabulary: usize },
 
+    /// A file of rows (TSV, CSV, JSONL, text) cannot be read, or holds no rows.
+    #[error("{}: {what}; {remedy}", path.display())]
+    Table { path: PathBuf, what: String, remedy: String },
+
+    /// A row of a file is not what it should be. Rows count from 1, without the header.
+    #[error("{}: row {row} (line {line}): {what}; {remedy}", path.display())]
+    Row { path: PathBuf, row: u64, line: u64, what: String, remedy: String },
+
+    /// A file of rows has no column of that name; those that it has, the nearest first.
+    #[error(
+        "{}: no column {column:?}; it has {}",
+        path.display(), there.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+    )]
+    Column { path: PathBuf, column: String, there: Vec<String> },
+
     /// Text that is not UTF-8.
     #[error("{}: not UTF-8 at byte {offset}; convert the file (for example with iconv) or leave it out", path.display())]
     InvalidUtf8 { path: PathBuf, offset: u64 },
@@ -74,6 +89,10 @@ impl Error {
 
     pub(crate) fn shard(path: impl AsRef<Path>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Shard { path: path.as_ref().to_path_buf(), what: what.into(), remedy: remedy.into() }
+    }
+
+    pub(crate) fn table(path: impl AsRef<Path>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Table { path: path.as_ref().to_path_buf(), what: what.into(), remedy: remedy.into() }
     }
 
     pub(crate) fn tokenizer(place: impl std::fmt::Display, what: impl std::fmt::Display) -> Self {

@@ -9,9 +9,17 @@
 mod byte_level;
 mod character;
 mod decode_stream;
+mod encoder_training;
+mod offsets;
+mod special;
 mod training;
+mod training_text;
 
 pub use decode_stream::DecodeStream;
+pub use encoder_training::{Chinese, EncoderTraining, Model};
+pub use offsets::WithOffsets;
+pub use special::SpecialTokens;
+pub use training_text::TrainingText;
 
 use super::error::{Error, Result};
 use super::text::piece_end;
@@ -88,7 +96,27 @@ impl Tokenizer {
     /// # Errors
     /// A file cannot be read or is not UTF-8, all are empty, or the vocabulary is below 257.
     pub fn train_bpe<P: AsRef<Path>>(paths: &[P], vocabulary: usize, progress: super::Progress<'_>) -> Result<Self> {
-        training::train_bpe(paths, vocabulary, progress)
+        training::train_bpe(TrainingText::open(paths, None)?, vocabulary, progress)
+    }
+
+    /// As [`train_bpe`](Self::train_bpe), on text that may be columns of files of rows.
+    ///
+    /// # Errors
+    /// As [`train_bpe`](Self::train_bpe).
+    pub fn train_bpe_on(text: TrainingText, vocabulary: usize, progress: super::Progress<'_>) -> Result<Self> {
+        training::train_bpe(text, vocabulary, progress)
+    }
+
+    /// Trains a tokenizer for an encoder, with `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]` as its first ids.
+    ///
+    /// # Errors
+    /// A file cannot be read or is not UTF-8, there is no text, or the vocabulary is too small for it.
+    pub fn train_encoder(
+        text: TrainingText,
+        training: &EncoderTraining,
+        progress: super::Progress<'_>,
+    ) -> Result<Self> {
+        encoder_training::train(text, training, progress)
     }
 
     /// Loads a `tokenizer.json`, or that of a folder.

@@ -1,15 +1,19 @@
 //! Transformer blocks and whole models out of tape operations; import and export.
 
 pub mod huggingface;
+pub mod lora;
 pub mod weights;
 
 pub mod block;
 pub mod completion;
 pub mod config;
+mod convolution;
+pub mod encode;
 pub mod generate;
 mod heads;
 mod layout;
 pub mod sampling;
 pub mod transformer;
+pub mod treatment;
 pub use config::ModelConfig;
 pub use transformer::{LossOptions, Transformer};

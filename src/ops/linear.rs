@@ -21,6 +21,8 @@ pub enum Activation {
     /// `silu(gate) · up` (Shazeer 2020). The weight holds `2·outputs` rows, those of the gate first, and so do the
     /// bias and the columns of the pre-activation; `y` has `outputs` columns.
     SwiGlu,
+    /// `tanh(z)`, as in BERT's pooler (Devlin et al. 2019).
+    Tanh,
 }
 
 impl Activation {
@@ -265,6 +267,7 @@ pub mod reference {
                 let density = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
                 (z * distribution, distribution + z * density)
             }
+            Activation::Tanh => (z.tanh(), 1.0 - z.tanh().powi(2)),
         }
     }
 

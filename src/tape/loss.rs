@@ -3,7 +3,9 @@
 //! A tape may hold several, each with a factor: what is differentiated is `Σ factor · (Σ losses / weight)`. The weight
 //! is what the operation says of the targets as they are written: how many rows count, or what their classes weigh.
 
+use super::run::Run;
 use super::{Error, Tape, Value};
+use crate::ops::{self, ViewMut, Write};
 
 /// A loss of the recorded computation: one number a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +46,26 @@ impl<'a> Targets<'a> {
             Self::Ids(_) => &[],
         }
     }
+}
+
+/// The memory in which a loss replaces its first input by the gradient: the input's own, where nobody else needs that,
+/// or a copy. `None` where no gradient is wanted.
+///
+/// # Errors
+/// There is a gradient already, which would be overwritten; or the device failed.
+pub(super) fn values_to_replace<'r>(
+    run: &Run<'r>,
+    operation: &'static str,
+) -> Result<Option<ViewMut<'r, f32>>, ops::Error> {
+    let Some((mut gradient, write)) = run.grad_input(0) else { return Ok(None) };
+    if write == Write::Add {
+        let what = "these logits have a gradient from elsewhere already: give each loss logits of its own";
+        return Err(ops::Error { operation, what: what.to_owned() });
+    }
+    if !run.is_in_place(0) {
+        ops::add::accumulate(run.device, run.input(0), gradient.reborrow(), Write::Set)?;
+    }
+    Ok(Some(gradient))
 }
 
 impl Tape<'_> {

@@ -1,11 +1,11 @@
 //! Softmax cross-entropy on the tape: a loss, computed together with its gradient when the backward pass reaches it,
 //! in the memory of the logits where nobody else needs them.
 
+use super::loss::values_to_replace;
 use super::run::Run;
 use super::{Error, Loss, Needs, Operation, Tape, Targets, Value};
-use crate::ops;
 use crate::ops::softmax_cross_entropy::{Forward, ForwardBackward, Shape};
-use crate::ops::{IGNORED, Write};
+use crate::ops::{self, IGNORED};
 
 struct SoftmaxCrossEntropy {
     shape: Shape,
@@ -105,16 +105,9 @@ impl Operation for SoftmaxCrossEntropy {
 
     fn backward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let targets = run.input_ids(1);
-        let Some((mut grad_logits, write)) = run.grad_input(0) else { return self.forward(run) };
-        if write == Write::Add {
-            let what = "these logits have a gradient from elsewhere already: give each loss logits of its own";
-            return Err(ops::Error { operation: self.name(), what: what.to_owned() });
-        }
-        if !run.is_in_place(0) {
-            ops::add::accumulate(run.device, run.input(0), grad_logits.reborrow(), Write::Set)?;
-        }
+        let Some(logits) = values_to_replace(run, self.name())? else { return self.forward(run) };
         let arguments = ForwardBackward {
-            logits: grad_logits,
+            logits,
             targets,
             class_weights: self.class_weights.is_some().then(|| run.input(2)),
             losses: run.output(0),

@@ -4,12 +4,14 @@
 //! A checkpoint is written into a folder with a name of its own and renamed when it is whole and on the disk, so a
 //! folder called `step-…` is whole whatever happened. `best` is a link to the one with the lowest evaluation loss.
 
+use super::job::DrawState;
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
-use crate::data::{SamplerState, Tokenizer};
+use crate::data::Tokenizer;
 use crate::model::Transformer;
-use crate::model::huggingface::{self, Wanted};
-use crate::tape::{ParameterId, Parameters};
+use crate::model::huggingface::{self, ParameterSpec, Wanted};
+use crate::model::lora;
+use crate::tape::{ParameterId, Parameters, Specification};
 use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError, plainly, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,20 +39,42 @@ pub struct TrainerState {
     /// Seconds of training so far.
     pub seconds: f64,
     pub seed: u64,
-    pub sampler: SamplerState,
+    pub sampler: DrawState,
     /// [`crate::data::Dataset::fingerprint`] of the training data.
     pub data_fingerprint: String,
-    /// Lowest evaluation loss and its step.
+    /// The best evaluation.
     pub best: Option<Best>,
+    /// Evaluations since then.
+    #[serde(default)]
+    pub evaluations_without_best: usize,
     pub loss_detector: Detector,
     pub norm_detector: Detector,
 }
 
-/// The best evaluation so far.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// The best evaluation so far: by the task's own figure, or the lowest loss where it has none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub step: usize,
     pub val_loss: f64,
+    #[serde(default)]
+    pub score: Option<Score>,
+}
+
+/// A figure of a task; the higher the better.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    pub name: String,
+    pub value: f64,
+}
+
+impl Best {
+    /// Whether this evaluation is better than another, which came before.
+    pub fn is_better_than(&self, other: &Self) -> bool {
+        match (&self.score, &other.score) {
+            (Some(ours), Some(theirs)) if ours.value != theirs.value => ours.value > theirs.value,
+            _ => self.val_loss < other.val_loss,
+        }
+    }
 }
 
 /// A checkpoint cannot be written or read.
@@ -219,9 +243,10 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
 fn write_files(folder: &Path, contents: &Contents<'_>) -> Result<(), Error> {
     let Contents { model, parameters, optimizer, tokenizer, state } = contents;
     model.save(folder, parameters)?;
-    let ids: Vec<ParameterId> = parameters.ids().collect();
+    lora::save(folder, model, parameters)?;
+    let (specs, ids) = trainable(parameters);
     let metadata = BTreeMap::from([("updates".to_owned(), optimizer.updates().to_string())]);
-    huggingface::save_optimizer(folder, model.specs(), optimizer.states(), &metadata, |index, state| {
+    huggingface::save_optimizer(folder, &specs, optimizer.states(), &metadata, |index, state| {
         Ok(optimizer.state(parameters, ids[index], state)?)
     })?;
     if let Some(tokenizer) = tokenizer {
@@ -232,6 +257,16 @@ fn write_files(folder: &Path, contents: &Contents<'_>) -> Result<(), Error> {
     text.push(b'\n');
     write_atomically(folder.join(TRAINER_FILE), |file| file.write_all(&text))?;
     sync_folder(folder)
+}
+
+/// The parameters that the optimizer has a state for: their names and shapes, and which they are.
+fn trainable(parameters: &Parameters) -> (Vec<ParameterSpec>, Vec<ParameterId>) {
+    let trainable = parameters.ids().filter(|&id| parameters.specification(id).trainable);
+    let spec = |id: ParameterId| {
+        let Specification { name, shape, .. } = parameters.specification(id);
+        ParameterSpec { name: name.clone(), shape: shape.clone(), stored: Vec::new(), is_head: false }
+    };
+    trainable.map(|id| (spec(id), id)).unzip()
 }
 
 fn sync_folder(folder: &Path) -> Result<(), Error> {
@@ -269,8 +304,9 @@ pub fn read(
     state: &TrainerState,
 ) -> Result<(), Error> {
     model.load_parameters(folder, Wanted::All, parameters)?;
-    let ids: Vec<ParameterId> = parameters.ids().collect();
-    huggingface::load_optimizer(folder, model.specs(), optimizer.states(), |index, state, values| {
+    lora::load(folder, model, parameters)?;
+    let (specs, ids) = trainable(parameters);
+    huggingface::load_optimizer(folder, &specs, optimizer.states(), |index, state, values| {
         Ok(optimizer.set_state(parameters, ids[index], state, values)?)
     })
     .map_err(|error| match error {

@@ -9,12 +9,15 @@
 
 mod choices;
 mod load;
+mod model;
 mod validate;
 
 pub use choices::{
-    Architecture, DeviceKind, OptimizerName, Order, Paths, ScheduleKind, Setting, Task, TokenizerChoice,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, LoraTargets, LossWeights, MaskUnit, Norm,
+    NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
+pub(crate) use model::DataFacts;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -97,7 +100,8 @@ macro_rules! section {
 section! {
     /// The network.
     ["model"] Model {
-        /// Kind of network: "decoder" (GPT-2: pre-norm, learned positions, tanh GELU).
+        /// Kind of network: "decoder" (each token sees those before it), "encoder" (all of them), "encoder-decoder".
+        /// What is not set otherwise is GPT-2's.
         architecture: Architecture = Architecture::Decoder;
         /// Number of transformer blocks.
         layers: usize = 6;
@@ -117,7 +121,46 @@ section! {
         dropout: f64 = 0.0;
         /// Whether the output projection shares the weights of the token embedding.
         tied: bool = true;
+        /// Norms: "layer" or "rms" (without mean and bias).
+        norm: Norm = Norm::Layer;
+        /// Where a block normalises: "pre" (what enters a branch) or "post" (the sum, as BERT does).
+        norm_place: NormPlace = NormPlace::Pre;
+        /// Added to the variance in every norm.
+        norm_epsilon: f64 = 1e-5;
+        /// Of the feed-forward layer: "relu", "gelu", "gelu-tanh" or "swiglu".
+        activation: ActivationKind = ActivationKind::GeluTanh;
+        /// How a token's place enters: "learned", "sinusoidal", "rotary", "alibi", "relative" (T5's buckets) or "none".
+        positions: PositionKind = PositionKind::Learned;
+        /// "rotary": base of the wavelengths.
+        rotary_theta: f64 = 10000.0;
+        /// "relative": number of buckets of distances.
+        position_buckets: usize = 32;
+        /// "relative": distance from which all share a bucket.
+        position_max_distance: usize = 128;
+        /// Taps of a gated convolution at the start of each block, odd in an encoder. 0: none.
+        convolution_taps: usize = 0;
+        /// Positions from one tap to the next.
+        convolution_dilation: usize = 1;
+        /// Taps of the head that predicts tokens from their surroundings (train.losses.csm), odd.
+        csm_taps: usize = 9;
+        /// Positions from one of its taps to the next.
+        csm_dilation: usize = 1;
+        /// Whether linear layers have biases.
+        biases: bool = true;
+        /// Kinds of tokens with vectors of their own, for pairs of texts; 0: none.
+        token_types: usize = 0;
+        /// Whether the sum of the embeddings is normalised, as BERT does.
+        embedding_norm: bool = false;
+        /// Whether a linear layer, the activation and a norm come before the prediction of tokens, as in BERT.
+        head_transform: bool = false;
+        /// What stands for a text: the vector of its "first" token, or the "mean" of all.
+        pooling: Pooling = Pooling::First;
+        /// Whether a linear layer and tanh come between that vector and the classes, as in BERT.
+        pooler: bool = false;
+        /// How many of the first blocks are frozen, and with any of them the embeddings. 0: none.
+        frozen_layers: usize = 0;
         /// Folder to take the first weights from: a checkpoint, or a Hugging Face model folder. Not set: random ones.
+        /// The keys of [model] that are not given are then those of that folder; heads of other tasks are left out.
         initial: Option<PathBuf> = None;
     }
 }
@@ -139,13 +182,28 @@ section! {
         raw_u16: bool = false;
         /// Text or shards to evaluate on, instead of a share of path.
         val_path: Option<Paths> = None;
+        /// Tasks with examples: the column of the text (the question, for question-answering).
+        text: String = "text".to_string();
+        /// Tasks with examples: the column of a second text (the context, for question-answering). Not set: none.
+        text_pair: Option<String> = None;
+        /// Tasks with examples: the column of the label.
+        label: String = "label".to_string();
+        /// Tasks with examples: longest example in tokens, special ones included. Not set: model.block.
+        max_tokens: Option<usize> = None;
+        /// Question-answering: tokens of the context that two windows share.
+        stride: usize = 64;
+        /// Examples in batches: "packed" (several in a row, nearly no padding) or "padded" (rows of like lengths).
+        layout: Layout = Layout::Packed;
+        /// "padded": number of lengths of rows, evenly spaced up to max_tokens.
+        buckets: usize = 4;
     }
 }
 
 section! {
     /// The training job.
     ["train"] Train {
-        /// What is learned: "causal-lm" (the next token).
+        /// What is learned: "causal-lm" (the next token), "masked-lm" (hidden tokens), "classification", "multi-label",
+        /// "regression" or "question-answering".
         task: Task = Task::CausalLm;
         /// Sequences in one forward and backward pass.
         batch: usize = 12;
@@ -153,6 +211,8 @@ section! {
         accumulate: usize = 1;
         /// Number of updates.
         steps: usize = 2000;
+        /// Tasks with examples: passes over the data, which decide the number of updates. 0: train.steps does.
+        epochs: f64 = 0.0;
         /// Updates between evaluations; one is always made after the last. 0: only that one.
         eval_every: usize = 250;
         /// Batches in one evaluation.
@@ -161,7 +221,9 @@ section! {
         checkpoint_every: usize = 500;
         /// How many of the newest checkpoints are kept.
         keep_last: usize = 2;
-        /// Whether the checkpoint with the lowest evaluation loss is kept as well.
+        /// Evaluations without a better one after which the run ends. 0: never.
+        early_stop: usize = 0;
+        /// Whether the checkpoint of the best evaluation is kept as well: by the task's own figure, or the lowest loss.
         keep_best: bool = true;
         /// Where all randomness starts from: weights, order of the data, dropout, samples.
         seed: u64 = 1337;
@@ -181,6 +243,17 @@ section! {
         log_every: usize = 10;
         /// Warn when loss or gradient norm is this many standard deviations above its recent mean. 0: never.
         outlier_z: f64 = 6.0;
+        /// Share of the target that is spread over all classes or tokens.
+        label_smoothing: f64 = 0.0;
+        /// "classification": "none", or "balanced" (classes weigh by their rarity in the training data).
+        class_weights: ClassWeights = ClassWeights::None;
+        /// "masked-lm": share of the tokens that are predicted. Of these, 80 % are hidden and 10 % replaced.
+        mask_share: f64 = 0.15;
+        /// "masked-lm": what is hidden as a whole: "token", "word" or "span".
+        mask_unit: MaskUnit = MaskUnit::Token;
+        /// "masked-lm": weights of its losses, masked-lm and csm (convolutional sequence modelling). A section of its own,
+        /// [train.losses], says the same.
+        losses: LossWeights = LossWeights::default();
         /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
         chunk_rows: usize = 256;
     }
@@ -203,6 +276,8 @@ section! {
         weight_decay: f64 = 0.1;
         /// SGD: share of the last update that is kept.
         momentum: f64 = 0.0;
+        /// Factor of the learning rate from each block to the one below it, and to the embeddings. 1: all learn alike.
+        layer_decay: f64 = 1.0;
     }
 }
 
@@ -223,6 +298,20 @@ section! {
 }
 
 section! {
+    /// Low-rank adaptation: small matrices beside the weights learn, all else but the heads is frozen.
+    ["lora"] Lora {
+        /// Rank of the matrices, 8 for example. 0: no adaptation, all weights learn.
+        rank: usize = 0;
+        /// The adapters' result is scaled by alpha / rank.
+        alpha: f64 = 16.0;
+        /// Chance that an element of an adapter's input is zeroed while training.
+        dropout: f64 = 0.0;
+        /// Which linear layers get adapters: "attention", "ffn" or "all".
+        targets: LoraTargets = LoraTargets::All;
+    }
+}
+
+section! {
     /// What to compute on.
     ["device"] Device {
         /// "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "cuda:N" or "emulator".
@@ -239,6 +328,7 @@ pub struct Config {
     pub model: Model,
     pub data: Data,
     pub train: Train,
+    pub lora: Lora,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub device: Device,
@@ -272,6 +362,7 @@ impl Config {
         visit(SectionView::of(&self.model));
         visit(SectionView::of(&self.data));
         visit(SectionView::of(&self.train));
+        visit(SectionView::of(&self.lora));
         visit(SectionView::of(&self.optimizer));
         visit(SectionView::of(&self.schedule));
         visit(SectionView::of(&self.device));

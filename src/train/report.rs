@@ -25,6 +25,8 @@ pub struct Report<'a> {
     /// The resolved configuration.
     pub config_toml: &'a str,
     pub memory: Option<&'a MemoryTable>,
+    /// The last evaluation in detail, as HTML; taken as it is.
+    pub judged: Option<&'a str>,
 }
 
 const STYLE: &str = "\
@@ -79,6 +81,9 @@ pub fn html(report: &Report<'_>) -> Result<String, PlotError> {
     page.push_str(&plot::grad_norm_svg(report.records)?);
     page.push_str(&plot::throughput_svg(report.records)?);
     push_evaluations(&mut page, report.records);
+    if let Some(judged) = report.judged {
+        page.push_str(&format!("<h2>Last evaluation</h2>\n{judged}\n"));
+    }
     push_samples(&mut page, report.notes);
     if let Some(memory) = report.memory {
         push_memory(&mut page, memory);
@@ -236,6 +241,7 @@ mod tests {
             notes: &notes,
             config_toml: "[data]\npath = \"a&b.txt\"\n",
             memory: Some(&memory),
+            judged: None,
         };
         html(&report).unwrap()
     }

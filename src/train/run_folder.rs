@@ -182,6 +182,7 @@ pub fn write_report(trainer: &Trainer, device: &str, ending: &str) -> Result<(),
         notes: &notes,
         config_toml: &trainer.config().to_toml(),
         memory: Some(trainer.memory()),
+        judged: trainer.judged().map(|(_, section)| section.as_str()),
     };
     Ok(report::write(&folder.join("report.html"), &report)?)
 }

@@ -3,25 +3,24 @@
 //!
 //! The loop prints nothing. It tells an [`Observer`] what happens, which a tool turns into lines on a terminal.
 
-use super::checkpoint::{self, Best, Checkpoints, Contents, TrainerState};
-use super::config::{Config, Order, Train};
-use super::estimate::{estimate, has_evaluation};
+use super::checkpoint::{self, Best, Checkpoints, Contents, Score, TrainerState};
+use super::config::Config;
+use super::estimate::{Estimate, estimate};
+use super::job::{self, Amount, Job};
 use super::memory::MemoryTable;
 use super::metrics::{EvaluationRecord, JsonLines, METRICS_FILE, NOTES_FILE, Note, NoteKind, StepRecord};
 use super::optimizer::Optimizer;
 use super::outliers::Detector;
-use super::recorded::{Recorded, model_config};
 use super::run_folder;
 use super::schedule::Schedule;
 use super::signals::{self, Signal};
-use super::source::{self, Source};
+use super::source;
 use super::tensorboard::EventWriter;
-use crate::data::{self, Sampler};
-use crate::model::generate::{Generator, Sampling};
+use crate::data;
 use crate::model::huggingface::Wanted;
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Device;
-use crate::tape::{self, Mode, Parameters, RunOptions};
+use crate::tape::{self, Parameters, RunOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,7 +32,7 @@ pub trait Observer {
     /// An update was made.
     fn step(&mut self, report: &StepReport);
     /// An evaluation was made.
-    fn evaluation(&mut self, step: usize, val_loss: f64);
+    fn evaluation(&mut self, step: usize, val_loss: f64, figures: &[(&'static str, f64)]);
 }
 
 /// Figures of an update, for a progress line.
@@ -87,6 +86,8 @@ pub enum Error {
     Write(#[from] crate::util::atomic_file::WriteError),
     #[error(transparent)]
     Folder(#[from] run_folder::Error),
+    #[error(transparent)]
+    Score(#[from] crate::score::Error),
     #[error("cannot resume: {0}")]
     Resume(String),
     #[error("{0}")]
@@ -110,24 +111,20 @@ pub struct Trainer {
     _lock: run_folder::Lock,
     device: Arc<Device>,
     peak_flops: f64,
-    source: Source,
+    job: Box<dyn Job>,
+    amount: Amount,
     model: Transformer,
     parameters: Parameters,
     optimizer: Optimizer,
     schedule: Schedule,
-    sampler: Sampler,
-    training: Recorded,
-    evaluation: Option<Recorded>,
     checkpoints: Checkpoints,
     metrics: JsonLines,
     notes: JsonLines,
     events: EventWriter,
     state: TrainerState,
     memory: MemoryTable,
-    /// What samples go on from; empty where none are written.
-    prompt: Vec<u32>,
-    ids: Vec<i32>,
-    targets: Vec<i32>,
+    /// The last evaluation in detail: a table for the terminal, and a part of the report.
+    judged: Option<(String, String)>,
 }
 
 impl Trainer {
@@ -139,30 +136,31 @@ impl Trainer {
     /// # Errors
     /// Data that cannot be used, a run that does not fit into memory, a checkpoint that does not fit the
     /// configuration, a folder that is in use or cannot be written to.
-    pub fn new(config: Config, folder: &Path, device: Arc<Device>, resume: bool) -> Result<Self, Error> {
+    pub fn new(mut config: Config, folder: &Path, device: Arc<Device>, resume: bool) -> Result<Self, Error> {
         // Before anything in the folder is touched; that of a new run is made when all else is known to be right.
         let resumed = resume.then(|| run_folder::lock(folder)).transpose()?;
-        let (source, vocabulary) = source::open(&config)?;
-        let block = config.model.block;
-        let mut sampler = sampler(&config, &source)?;
-        let prompt = prompt(&config, &source, vocabulary)?;
-        let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
-        let memory = estimate(&config, &device, &source, vocabulary)?.memory;
+        let data = job::open(&config)?;
+        if config.train.epochs > 0.0 {
+            config.train.steps = data.steps(&config, config.train.epochs).max(1);
+        }
+        let Estimate { memory, amount, .. } = estimate(&config, &device, data.as_ref())?;
         memory.check(&device)?;
 
         let (model, mut parameters) =
-            Transformer::new(&device, model_config(&config, vocabulary, end_of_text), config.train.seed)?;
+            Transformer::treated(&device, config.model_config(data.facts()), &config.treatment(), config.train.seed)?;
         let mut optimizer = Optimizer::new(&device, &config.optimizer, &parameters)?;
         let z = config.train.outlier_z;
+        let mut job = data.start(&config, &device, &model, &parameters)?;
         let mut state = TrainerState {
             step: 0,
             optimizer_updates: 0,
             tokens: 0,
             seconds: 0.0,
             seed: config.train.seed,
-            sampler: sampler.state(),
-            data_fingerprint: source.train.fingerprint(),
+            sampler: job.state(),
+            data_fingerprint: job.fingerprint(),
             best: None,
+            evaluations_without_best: 0,
             loss_detector: Detector::new("loss", z),
             norm_detector: Detector::new("gradient norm", z),
         };
@@ -173,22 +171,17 @@ impl Trainer {
         if let Some(newest) = newest {
             let saved = checkpoint::read_state(&newest)?;
             check_resumable(&config, &model, &newest, &saved, &state)?;
-            sampler.restore(&saved.sampler)?;
+            job.restore(&saved.sampler)?;
             checkpoint::read(&newest, &model, &mut parameters, &mut optimizer, &saved)?;
             state = saved;
             state.loss_detector.set_threshold(z);
             state.norm_detector.set_threshold(z);
         } else if let Some(initial) = &config.model.initial {
+            let refuse = |error: crate::model::huggingface::Error| Error::Initial(error.to_string());
             let initial = checkpoint::resolve(initial)?;
-            model
-                .load_parameters(&initial, Wanted::All, &mut parameters)
-                .map_err(|error| Error::Initial(error.to_string()))?;
+            ModelConfig::load(&initial).map_err(refuse)?;
+            model.load_parameters(&initial, Wanted::Trunk, &mut parameters).map_err(refuse)?;
         }
-        let training = Recorded::new(&config, &device, &model, &parameters, Mode::Training)?;
-        let evaluation = has_evaluation(&config, &source)
-            .then(|| Recorded::new(&config, &device, &model, &parameters, Mode::Inference));
-        let evaluation = evaluation.transpose()?;
-        let size = config.train.batch * block;
         let lock = match resumed {
             Some(lock) => lock,
             None => {
@@ -199,7 +192,7 @@ impl Trainer {
         // First of all: a folder with a configuration can be resumed, whenever the run is killed.
         run_folder::write_config(folder, &config)?;
         let checkpoints = Checkpoints::open(folder)?;
-        if let Some(best) = state.best.filter(|_| config.train.keep_best) {
+        if let Some(best) = state.best.as_ref().filter(|_| config.train.keep_best) {
             // The run may have been killed between the checkpoint and the link.
             checkpoints.mark_best(best.step)?;
         }
@@ -213,19 +206,15 @@ impl Trainer {
             _lock: lock,
             config,
             device,
-            source,
+            job,
+            amount,
             model,
             parameters,
             optimizer,
-            sampler,
-            training,
-            evaluation,
             checkpoints,
             state,
             memory,
-            prompt,
-            ids: vec![0; size],
-            targets: vec![0; size],
+            judged: None,
         })
     }
 
@@ -249,9 +238,14 @@ impl Trainer {
         &self.model
     }
 
-    /// The data.
-    pub fn source(&self) -> &Source {
-        &self.source
+    /// How much data there is.
+    pub fn amount(&self) -> &Amount {
+        &self.amount
+    }
+
+    /// The last evaluation in detail, where the task has any: a table for the terminal, and a part of the report.
+    pub fn judged(&self) -> Option<&(String, String)> {
+        self.judged.as_ref()
     }
 
     /// Updates made so far.
@@ -265,8 +259,8 @@ impl Trainer {
     }
 
     /// The best evaluation so far.
-    pub fn best(&self) -> Option<Best> {
-        self.state.best
+    pub fn best(&self) -> Option<&Best> {
+        self.state.best.as_ref()
     }
 
     /// Seconds of training so far, those before a resume included.
@@ -285,7 +279,8 @@ impl Trainer {
             if let Some(signal) = signals::received() {
                 break Outcome::Stopped(signal);
             }
-            if self.state.step >= steps {
+            let patience = self.config.train.early_stop;
+            if self.state.step >= steps || (patience > 0 && self.state.evaluations_without_best >= patience) {
                 break Outcome::Done;
             }
             self.update(observer)?;
@@ -313,17 +308,16 @@ impl Trainer {
     fn update(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         let start = Instant::now();
         let accumulate = self.config.train.accumulate;
-        let (mut sum, mut counted) = (0.0, 0.0f64);
+        let (mut sum, mut counted, mut tokens) = (0.0, 0.0, 0);
         for micro in 0..accumulate {
-            self.sampler.next_batch(&self.source.train, &mut self.ids, &mut self.targets)?;
             let options = self.run_options(micro);
-            let (batch_sum, batch_counted) =
-                self.training.run(&mut self.parameters, &self.ids, &self.targets, &options)?;
-            if !batch_sum.is_finite() {
-                return Err(self.not_finite(micro, format!("loss is {batch_sum}")));
+            let learned = self.job.learn(&mut self.parameters, &options)?;
+            if !learned.loss_sum.is_finite() {
+                return Err(self.not_finite(micro, format!("loss is {}", learned.loss_sum)));
             }
-            sum += batch_sum;
-            counted += batch_counted;
+            sum += learned.loss_sum;
+            counted += learned.weight;
+            tokens += learned.tokens;
         }
         let loss = sum / counted.max(f64::MIN_POSITIVE);
         let learning_rate = self.config.optimizer.learning_rate * self.schedule.factor(self.state.step);
@@ -333,7 +327,6 @@ impl Trainer {
             return Err(self.not_finite(accumulate - 1, format!("gradient's norm is {}", update.grad_norm)));
         }
         let seconds = start.elapsed().as_secs_f64();
-        let tokens = self.config.tokens_per_step();
         self.state.step += 1;
         self.state.tokens += tokens as u64;
         self.state.seconds += seconds;
@@ -362,7 +355,7 @@ impl Trainer {
         tokens_per_second: f64,
     ) -> Result<(), Error> {
         let step = self.state.step;
-        let flops_per_second = tokens_per_second * self.model.flops_per_token(self.config.model.block);
+        let flops_per_second = tokens_per_second * self.model.flops_per_token(self.amount.time);
         let mfu = flops_per_second / self.peak_flops;
         let outliers = [self.state.loss_detector.observe(loss), self.state.norm_detector.observe(grad_norm)];
         for outlier in outliers.into_iter().flatten() {
@@ -396,57 +389,40 @@ impl Trainer {
         Ok(())
     }
 
-    /// Mean loss on the same windows of the validation data each time; whether it is the lowest so far.
+    /// Evaluates; whether that was the best so far.
     ///
     /// A loss that is not finite ends the run: no update can make such a model better.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
-        let Some(evaluation) = &mut self.evaluation else { return Ok(false) };
-        let (batch, block) = (self.config.train.batch, self.config.model.block);
-        let mut sampler =
-            Sampler::new(self.source.val.len(), data::Order::Shuffled, batch, block, self.config.train.seed)?;
-        let batches = self.config.train.eval_batches.max(1).min(sampler.windows_per_epoch().div_ceil(batch));
-        let (mut sum, mut counted) = (0.0, 0.0f64);
-        for _ in 0..batches {
-            sampler.next_batch(&self.source.val, &mut self.ids, &mut self.targets)?;
-            let options = RunOptions::default();
-            let (batch_sum, batch_counted) =
-                evaluation.run(&mut self.parameters, &self.ids, &self.targets, &options)?;
-            if !batch_sum.is_finite() {
-                let found = evaluation.find_non_finite(&mut self.parameters, &self.ids, &self.targets, &options);
-                let what = format!("validation loss is {batch_sum}");
-                return Err(Error::NotFinite { step: self.state.step, what, found });
-            }
-            sum += batch_sum;
-            counted += batch_counted;
+        let step = self.state.step;
+        let Some(found) = self.job.evaluate(&mut self.parameters, step)? else { return Ok(false) };
+        let mut record = EvaluationRecord::new(step, found.loss);
+        record.more.extend(found.figures.iter().map(|&(name, value)| (name.to_owned(), value)));
+        self.events.scalars(step, &[("val/loss", found.loss), ("val/perplexity", record.perplexity)])?;
+        for (name, value) in &found.figures {
+            self.events.scalars(step, &[(&format!("val/{name}"), *value)])?;
         }
-        let (step, val_loss) = (self.state.step, sum / counted.max(f64::MIN_POSITIVE));
-        let record = EvaluationRecord::new(step, val_loss);
-        self.events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", record.perplexity)])?;
         self.metrics.append(&record)?;
-        observer.evaluation(step, val_loss);
-        let is_best = self.state.best.is_none_or(|best| val_loss < best.val_loss);
+        observer.evaluation(step, found.loss, &found.figures);
+        let score = found.best_by.and_then(|wanted| found.figures.iter().find(|(name, _)| *name == wanted));
+        let now = Best {
+            step,
+            val_loss: found.loss,
+            score: score.map(|&(name, value)| Score { name: name.to_owned(), value }),
+        };
+        let is_best = self.state.best.as_ref().is_none_or(|best| now.is_better_than(best));
         if is_best {
-            self.state.best = Some(Best { step, val_loss });
+            self.state.best = Some(now);
+            self.state.evaluations_without_best = 0;
+        } else {
+            self.state.evaluations_without_best += 1;
         }
+        self.judged = found.table.zip(found.section).or(self.judged.take());
         Ok(is_best)
     }
 
     /// Writes some text, to see what the model has learned.
     fn sample(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
-        let Some(tokenizer) = &self.source.tokenizer else { return Ok(()) };
-        let train = &self.config.train;
-        let sampling = Sampling { temperature: train.sample_temperature, seed: train.seed, ..Sampling::default() };
-        let device = Arc::clone(&self.device);
-        let mut generator =
-            Generator::new(device, &self.model, &mut self.parameters, std::slice::from_ref(&self.prompt))?;
-        for draw in 0..train.sample_tokens {
-            let token = sampling.choose(generator.logits(0), 0, draw as u64);
-            if Some(token) == tokenizer.end_of_text() || draw + 1 == train.sample_tokens {
-                break;
-            }
-            generator.push(&mut self.parameters, &[token])?;
-        }
-        let text = tokenizer.decode(generator.tokens(0));
+        let Some(text) = self.job.sample(&self.model, &mut self.parameters)? else { return Ok(()) };
         let step = self.state.step;
         observer.message(&format!("--- sample after step {step}\n{}\n---", text.trim()));
         self.notes.append(&Note { step, kind: NoteKind::Sample, text: text.clone() })?;
@@ -455,7 +431,7 @@ impl Trainer {
     }
 
     fn save(&mut self, is_best: bool) -> Result<(), Error> {
-        self.state.sampler = self.sampler.state();
+        self.state.sampler = self.job.state();
         // Records are cut back to the checkpoint on resume, so they must be on the disk before it is.
         self.metrics.sync()?;
         self.notes.sync()?;
@@ -463,14 +439,14 @@ impl Trainer {
             model: &self.model,
             parameters: &self.parameters,
             optimizer: &self.optimizer,
-            tokenizer: self.source.tokenizer.as_ref(),
+            tokenizer: self.job.tokenizer(),
             state: &self.state,
         };
         self.checkpoints.write(&contents)?;
         if is_best && self.config.train.keep_best {
             self.checkpoints.mark_best(self.state.step)?;
         }
-        let best = self.state.best.filter(|_| self.config.train.keep_best).map(|best| best.step);
+        let best = self.state.best.as_ref().filter(|_| self.config.train.keep_best).map(|best| best.step);
         self.checkpoints.prune(self.config.train.keep_last, best)?;
         Ok(())
     }
@@ -478,40 +454,9 @@ impl Trainer {
     /// Finds the first tensor that is not finite, by running the batch again.
     fn not_finite(&mut self, micro: usize, what: String) -> Error {
         let options = self.run_options(micro);
-        let found = self.training.find_non_finite(&mut self.parameters, &self.ids, &self.targets, &options);
+        let found = self.job.find_non_finite(&mut self.parameters, &options);
         Error::NotFinite { step: self.state.step + 1, what, found }
     }
-}
-
-/// Draws training batches.
-pub(super) fn sampler(config: &Config, source: &Source) -> Result<Sampler, Error> {
-    let order = match config.data.order {
-        Order::Shuffled => data::Order::Shuffled,
-        Order::Random => data::Order::Random,
-        Order::Sequential => data::Order::Sequential,
-    };
-    Ok(Sampler::new(source.train.len(), order, config.train.batch, config.model.block, config.train.seed)?)
-}
-
-/// Tokens that samples go on from. Where the text lacks the default, a newline, the first token of the text stands in.
-pub(super) fn prompt(config: &Config, source: &Source, vocabulary: usize) -> Result<Vec<u32>, Error> {
-    let Some(tokenizer) = source.tokenizer.as_ref().filter(|_| config.train.sample_every > 0) else {
-        return Ok(Vec::new());
-    };
-    let text = &config.train.sample_prompt;
-    let refused = match tokenizer.encode(text) {
-        Ok(tokens) if tokens.is_empty() => None,
-        Ok(tokens) if tokens.iter().all(|&token| (token as usize) < vocabulary) => return Ok(tokens),
-        Ok(_) => Some(format!("{text:?} has tokens beyond model.vocabulary = {vocabulary}; choose another")),
-        Err(error) => Some(format!("{error}; or choose a prompt of characters that occur in the text")),
-    };
-    if let Some(what) = refused.filter(|_| *text != Train::default().sample_prompt) {
-        return Err(Error::Prompt(what));
-    }
-    let mut first = [0];
-    source.train.read(0, &mut first);
-    let stand_in = tokenizer.end_of_text().filter(|&token| (token as usize) < vocabulary);
-    Ok(vec![stand_in.unwrap_or(first[0] as u32)])
 }
 
 /// Refuses to go on with another model or other data.

@@ -71,7 +71,7 @@ impl Arguments {
 
     fn loss_options(&self) -> LossOptions {
         let chunk_rows = self.chunk_rows.map_or(Config::default().train.chunk_rows, |rows| rows as usize);
-        LossOptions { recompute: self.recompute, chunk_rows: Some(chunk_rows) }
+        LossOptions { recompute: self.recompute, chunk_rows: Some(chunk_rows), ..LossOptions::default() }
     }
 }
 

@@ -15,6 +15,7 @@ pub fn apply<V: Vector>(activation: Activation, z: V) -> V {
         Activation::Relu => V::zero().max(z),
         Activation::GeluTanh => math::gelu_tanh(z),
         Activation::GeluErf => math::gelu_erf(z),
+        Activation::Tanh => math::tanh(z),
     }
 }
 
@@ -26,6 +27,7 @@ pub fn derivative<V: Vector>(activation: Activation, z: V) -> V {
         Activation::Relu => V::select(V::zero().less(z), V::splat(1.0), V::zero()),
         Activation::GeluTanh => math::gelu_tanh_gradient(z),
         Activation::GeluErf => math::gelu_erf_gradient(z),
+        Activation::Tanh => math::tanh_gradient(z),
     }
 }
 

@@ -2,10 +2,9 @@
 
 use super::super::Progress;
 use super::super::error::{Error, Result};
-use super::super::text::TextReader;
 use super::Tokenizer;
 use super::byte_level::{for_each_run, spell, word_length};
-use std::path::Path;
+use super::training_text::TrainingText;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
@@ -17,15 +16,13 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 /// The 256 bytes and the end of text.
 const SMALLEST_VOCABULARY: usize = 257;
 
-pub(super) fn train_bpe<P: AsRef<Path>>(paths: &[P], vocabulary: usize, progress: Progress<'_>) -> Result<Tokenizer> {
+pub(super) fn train_bpe(mut texts: TrainingText, vocabulary: usize, progress: Progress<'_>) -> Result<Tokenizer> {
     if vocabulary < SMALLEST_VOCABULARY || u32::try_from(vocabulary).is_err() {
         let what = format!(
             "a byte-level vocabulary has at least {SMALLEST_VOCABULARY} ids (256 bytes and {END_OF_TEXT}), not {vocabulary}"
         );
         return Err(Error::Argument(what));
     }
-    let mut readers = paths.iter().map(TextReader::open).collect::<Result<Vec<_>>>()?;
-    let total: u64 = readers.iter().map(TextReader::remaining).sum();
     let byte_level = ByteLevel::default().add_prefix_space(false).trim_offsets(false);
     let mut trainer = BpeTrainer::builder()
         .show_progress(false)
@@ -34,30 +31,23 @@ pub(super) fn train_bpe<P: AsRef<Path>>(paths: &[P], vocabulary: usize, progress
         .build();
 
     // The trainer takes an iterator that cannot fail: a reading error ends it and is kept aside.
-    let (mut failure, mut done, mut reader) = (None, 0, 0);
+    let (mut failure, mut is_empty) = (None, true);
     let chunks = std::iter::from_fn(|| {
-        while reader < readers.len() {
-            match readers[reader].next_chunk() {
-                Ok(Some(chunk)) => {
-                    done += chunk.text.len() as u64;
-                    progress(done, total);
-                    return Some(chunk.text);
-                }
-                Ok(None) => reader += 1,
-                Err(error) => {
-                    failure = Some(error);
-                    return None;
-                }
-            }
-        }
-        None
+        let next = texts.next_text().unwrap_or_else(|error| {
+            failure = Some(error);
+            None
+        });
+        let (done, total) = texts.progress();
+        progress(done, total);
+        is_empty &= next.is_none();
+        next
     });
     let fed = trainer.feed(chunks, |text| words(text, byte_level));
     if let Some(error) = failure {
         return Err(error);
     }
     fed.map_err(|error| Error::tokenizer("training", error))?;
-    if done == 0 {
+    if is_empty {
         return Err(Error::tokenizer("training", "the text is empty; give it text to learn from"));
     }
     let mut model = BPE::default();

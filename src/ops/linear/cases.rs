@@ -4,8 +4,14 @@ use super::{Activation, Shape};
 use crate::ops::testing::Random;
 
 /// All of them.
-pub const ACTIVATIONS: [Activation; 5] =
-    [Activation::Identity, Activation::Relu, Activation::GeluTanh, Activation::GeluErf, Activation::SwiGlu];
+pub const ACTIVATIONS: [Activation; 6] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::GeluTanh,
+    Activation::GeluErf,
+    Activation::SwiGlu,
+    Activation::Tanh,
+];
 
 /// Operands of one case.
 pub struct Case {

@@ -1,5 +1,6 @@
 //! The types that a configuration key can have, and how each is written in TOML.
 
+pub use crate::model::config::{Architecture, Norm, NormPlace, Pooling};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -53,29 +54,142 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
-/// Kind of network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Architecture {
-    Decoder,
+/// Declares a choice among names: an enum that TOML writes in kebab case.
+macro_rules! choice {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident: $expected:literal { $( $(#[doc = $meaning:literal])+ $variant:ident, )+ }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum $name {
+            $( $(#[doc = $meaning])+ $variant, )+
+        }
+
+        impl Setting for $name {
+            fn expected() -> &'static str {
+                $expected
+            }
+        }
+    };
 }
 
 impl Setting for Architecture {
     fn expected() -> &'static str {
-        "\"decoder\""
+        "\"decoder\", \"encoder\" or \"encoder-decoder\""
     }
 }
 
-/// What a run learns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Task {
-    CausalLm,
+impl Setting for Norm {
+    fn expected() -> &'static str {
+        "\"layer\" or \"rms\""
+    }
 }
 
-impl Setting for Task {
+impl Setting for NormPlace {
     fn expected() -> &'static str {
-        "\"causal-lm\""
+        "\"pre\" or \"post\""
+    }
+}
+
+impl Setting for Pooling {
+    fn expected() -> &'static str {
+        "\"first\" or \"mean\""
+    }
+}
+
+choice! {
+    /// What a run learns.
+    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"multi-label\", \"regression\" or \"question-answering\"" {
+        /// The next token.
+        CausalLm,
+        /// Tokens that are hidden.
+        MaskedLm,
+        /// The class of a text, or of a pair of texts.
+        Classification,
+        /// Any number of classes of a text.
+        MultiLabel,
+        /// A number for a text.
+        Regression,
+        /// Where a text answers a question.
+        QuestionAnswering,
+    }
+}
+
+choice! {
+    /// How a token's place enters the model.
+    PositionKind: "\"learned\", \"sinusoidal\", \"rotary\", \"alibi\", \"relative\" or \"none\"" {
+        /// A table, added to the embeddings.
+        Learned,
+        /// Sines and cosines, added to the embeddings.
+        Sinusoidal,
+        /// Queries and keys are rotated.
+        Rotary,
+        /// A penalty on distance.
+        Alibi,
+        /// A learned bias for each bucket of distances.
+        Relative,
+        /// Not at all.
+        None,
+    }
+}
+
+choice! {
+    /// The function between the two products of the feed-forward layer.
+    ActivationKind: "\"relu\", \"gelu\", \"gelu-tanh\" or \"swiglu\"" {
+        /// `max(x, 0)`.
+        Relu,
+        /// GELU, exactly.
+        Gelu,
+        /// GELU by its tanh approximation.
+        GeluTanh,
+        /// A product of two halves, one through SiLU.
+        Swiglu,
+    }
+}
+
+choice! {
+    /// How examples make up a batch.
+    Layout: "\"packed\" or \"padded\"" {
+        /// Several in a row, each seeing only itself.
+        Packed,
+        /// One in a row, with others of like length.
+        Padded,
+    }
+}
+
+choice! {
+    /// What masked language modelling hides as a whole.
+    MaskUnit: "\"token\", \"word\" or \"span\"" {
+        /// A token.
+        Token,
+        /// All tokens of a word.
+        Word,
+        /// A run of words.
+        Span,
+    }
+}
+
+choice! {
+    /// Which linear layers get adapters.
+    LoraTargets: "\"attention\", \"ffn\" or \"all\"" {
+        /// Queries, keys, values and the projection.
+        Attention,
+        /// Both of the feed-forward network.
+        Ffn,
+        /// All of a block.
+        All,
+    }
+}
+
+choice! {
+    /// Weights of classes in the loss.
+    ClassWeights: "\"none\" or \"balanced\"" {
+        /// All alike.
+        None,
+        /// By their rarity in the training data.
+        Balanced,
     }
 }
 
@@ -289,5 +403,27 @@ pub(super) fn bundled_name(path: &Path) -> Option<&str> {
 impl Setting for Paths {
     fn expected() -> &'static str {
         "a path or a list of paths (strings)"
+    }
+}
+
+/// Weights of the losses that pretraining of an encoder mixes: a table, as in `[train.losses]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LossWeights {
+    /// Of masked language modelling.
+    pub masked_lm: f64,
+    /// Of convolutional sequence modelling.
+    pub csm: f64,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self { masked_lm: 1.0, csm: 0.0 }
+    }
+}
+
+impl Setting for LossWeights {
+    fn expected() -> &'static str {
+        "a table of weights: masked-lm and csm, as in { masked-lm = 1.0, csm = 0.3 }"
     }
 }

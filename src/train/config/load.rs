@@ -68,6 +68,7 @@ impl Config {
         for set in sets {
             reader.read_set(set.as_ref())?;
         }
+        reader.read_initial();
         reader
             .config
             .validate_with(|key| reader.places.get(key).map_or_else(String::new, |place| format!("{place}: ")))?;
@@ -82,6 +83,17 @@ struct Reader {
 }
 
 impl Reader {
+    /// Takes from the folder of the first weights what was not given. One that cannot be read is left to the run, which
+    /// says what is wrong with it.
+    fn read_initial(&mut self) {
+        let Some(initial) = &self.config.model.initial else { return };
+        let folder = crate::train::checkpoint::resolve(initial).ok();
+        if let Some(found) = folder.and_then(|folder| crate::model::ModelConfig::load(&folder).ok()) {
+            let places = &self.places;
+            self.config.model.fill_from(&found, |key| places.contains_key(key));
+        }
+    }
+
     fn read_text(&mut self, text: &str, name: &str) -> Result<(), ConfigError> {
         let place = |span: Range<usize>| {
             let before = &text.as_bytes()[..span.start.min(text.len())];
@@ -146,6 +158,7 @@ impl Reader {
             "model" => set(&mut config.model, key, deserializer),
             "data" => set(&mut config.data, key, deserializer),
             "train" => set(&mut config.train, key, deserializer),
+            "lora" => set(&mut config.lora, key, deserializer),
             "optimizer" => set(&mut config.optimizer, key, deserializer),
             "schedule" => set(&mut config.schedule, key, deserializer),
             "device" => set(&mut config.device, key, deserializer),

@@ -1,8 +1,11 @@
-//! `engine-data`: text -> shards of tokens, and a look into them.
+//! `engine-data`: text -> shards of tokens, rows -> labelled examples, and a look into both.
+
+mod labelled;
+mod tokenizer;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine::data::pack::{self, DEFAULT_SHARD_TOKENS, Document};
-use engine::data::{Error, Format, Tokenizer, inspect, verify};
+use engine::data::{Error, Format, LabelledSet, Tokenizer, inspect, verify};
 use engine::util::atomic_file::plainly;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -22,6 +25,7 @@ Examples:
   engine-data pack --input book.txt --tokenizer char --out data/book --val-fraction 0.1
   engine-data tokenizer --input wiki.txt --vocab-size 32000 --out wiki.json
   engine-data pack --input wiki.txt --tokenizer wiki.json --document blank-line --out data/wiki --val-fraction 0.001
+  engine-data labelled --input train.tsv.gz --task classification --tokenizer bert/tokenizer.json --out data/reviews
   engine-data inspect data/wiki
   engine-data verify data/wiki
   engine-data inspect --raw-u16 nanogpt/data/shakespeare/train.bin
@@ -53,18 +57,21 @@ Examples:
   engine-data pack --input book.txt --tokenizer char --out data/book --val-fraction 0.1
   engine-data pack --input part1.txt part2.txt --tokenizer gpt2/tokenizer.json --document line --out data/parts")]
     Pack(PackArguments),
-    /// Train a byte-level BPE tokenizer, laid out as GPT-2's, on text files.
-    #[command(after_help = "\
-Example:
-  engine-data tokenizer --input wiki.txt --vocab-size 32000 --out wiki.json")]
-    Tokenizer(TokenizerArguments),
-    /// Show what a shard or a folder of shards holds.
+    /// Train a tokenizer: a byte-level BPE laid out as GPT-2's, or one for encoders.
+    #[command(after_help = tokenizer::EXAMPLES)]
+    Tokenizer(tokenizer::TokenizerArguments),
+    /// Tokenise rows of TSV, CSV, JSONL or text into a folder of labelled examples.
+    #[command(after_help = labelled::EXAMPLES)]
+    Labelled(labelled::LabelledArguments),
+    /// Show what a shard, a folder of shards, or a folder of labelled examples holds.
     #[command(after_help = "\
 Examples:
   engine-data inspect data/book
+  engine-data inspect data/reviews --sample 3
   engine-data inspect --raw-u16 train.bin --tokenizer gpt2/tokenizer.json")]
     Inspect(InspectArguments),
-    /// Check all lengths, ids and checksums of a shard or a folder of shards; exit code 1 where something is wrong.
+    /// Check all lengths, ids and checksums of a shard, a folder of shards or of labelled examples; exit code 1 where
+    /// something is wrong.
     #[command(after_help = "\
 Examples:
   engine-data verify data/book
@@ -118,21 +125,8 @@ impl From<DocumentArgument> for Document {
 }
 
 #[derive(Args)]
-struct TokenizerArguments {
-    /// Text files, UTF-8.
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
-    input: Vec<PathBuf>,
-    /// Number of ids: 256 bytes, merges, and the end-of-text token.
-    #[arg(long, value_name = "N")]
-    vocab_size: usize,
-    /// The tokenizer.json to write.
-    #[arg(long, value_name = "FILE.json")]
-    out: PathBuf,
-}
-
-#[derive(Args)]
 struct InspectArguments {
-    /// A .bin file, or a folder of them.
+    /// A .bin file, a folder of them, or a folder of labelled examples.
     path: PathBuf,
     /// The file is headerless u16, as nanoGPT writes it.
     #[arg(long)]
@@ -143,14 +137,14 @@ struct InspectArguments {
     /// How many of the most frequent tokens to show.
     #[arg(long, default_value_t = 10, value_name = "N")]
     top: usize,
-    /// How many of the first tokens to show.
-    #[arg(long, default_value_t = 100, value_name = "N")]
-    sample: usize,
+    /// How many of the first tokens to show (100), or of labelled examples (3).
+    #[arg(long, value_name = "N")]
+    sample: Option<usize>,
 }
 
 #[derive(Args)]
 struct VerifyArguments {
-    /// A .bin file, or a folder of them.
+    /// A .bin file, a folder of them, or a folder of labelled examples.
     path: PathBuf,
     /// The file is headerless u16, as nanoGPT writes it.
     #[arg(long)]
@@ -178,7 +172,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     match &arguments.command {
         Command::Pack(command) => pack_command(command, arguments.json),
-        Command::Tokenizer(command) => tokenizer_command(command, arguments.json),
+        Command::Tokenizer(command) => tokenizer::tokenizer_command(command, arguments.json),
+        Command::Labelled(command) => labelled::labelled_command(command, arguments.json),
         Command::Inspect(command) => inspect_command(command, arguments.json),
         Command::Verify(command) => verify_command(command, arguments.json),
     }
@@ -225,34 +220,18 @@ fn pack_command(arguments: &PackArguments, as_json: bool) -> anyhow::Result<Exit
     print(&text)
 }
 
-fn tokenizer_command(arguments: &TokenizerArguments, as_json: bool) -> anyhow::Result<ExitCode> {
-    let start = Instant::now();
-    let progress = ProgressReport::new("counting words");
-    let tokenizer = Tokenizer::train_bpe(&arguments.input, arguments.vocab_size, &|done, total| {
-        progress.show(done, total);
-    })?;
-    progress.finish();
-    tokenizer.save(&arguments.out)?;
-    let (seconds, vocabulary) = (start.elapsed().as_secs_f64(), tokenizer.vocabulary());
-    if vocabulary < arguments.vocab_size {
-        eprintln!("engine-data: the text gave only {vocabulary} ids of the {} asked for", arguments.vocab_size);
-    }
-    if as_json {
-        return print_json(&json!({
-            "out": arguments.out.display().to_string(), "vocabulary": vocabulary, "end_of_text": tokenizer.end_of_text(), "seconds": seconds,
-        }));
-    }
-    print(&format!("{}: byte-level BPE, {vocabulary} ids, {seconds:.2} s\n", arguments.out.display()))
-}
-
 fn inspect_command(arguments: &InspectArguments, as_json: bool) -> anyhow::Result<ExitCode> {
+    if LabelledSet::is_folder_of(&arguments.path) {
+        return labelled::inspect_command(&arguments.path, arguments.sample.unwrap_or(3), as_json);
+    }
     let tokenizer = match arguments.tokenizer.as_deref() {
         Some("byte") => Some(Tokenizer::byte()),
         Some(file) => Some(Tokenizer::load(file)?),
         None => inspect::find_tokenizer(&arguments.path)?,
     };
     let format = format_of(arguments.raw_u16);
-    let report = inspect::inspect(&arguments.path, format, tokenizer.as_ref(), arguments.top, arguments.sample)?;
+    let report =
+        inspect::inspect(&arguments.path, format, tokenizer.as_ref(), arguments.top, arguments.sample.unwrap_or(100))?;
     if as_json {
         return print_json(&report);
     }
@@ -287,6 +266,9 @@ fn inspect_command(arguments: &InspectArguments, as_json: bool) -> anyhow::Resul
 }
 
 fn verify_command(arguments: &VerifyArguments, as_json: bool) -> anyhow::Result<ExitCode> {
+    if LabelledSet::is_folder_of(&arguments.path) {
+        return labelled::verify_command(&arguments.path, arguments.vocab_size, as_json);
+    }
     let report = verify::verify(&arguments.path, format_of(arguments.raw_u16), arguments.vocab_size)?;
     let is_good = report.findings.is_empty();
     let code = if as_json {

@@ -1,0 +1,107 @@
+//! The examples that a configuration names: folders of labelled shards, or files of rows that are tokenised at start.
+
+use super::config::{Config, Paths, Task as Learned, TokenizerChoice};
+use super::trainer::Error;
+use crate::data::labelled::{Empty, Kind, Long, Options, Task};
+use crate::data::{LabelledSet, Tokenizer};
+use std::path::{Path, PathBuf};
+
+/// What a task with examples learns from.
+pub(super) struct ExampleSource {
+    pub(super) tokenizer: Tokenizer,
+    pub(super) train: LabelledSet,
+    pub(super) val: Option<LabelledSet>,
+}
+
+impl ExampleSource {
+    /// Bytes of memory that the examples take; folders are read in place.
+    pub(super) fn bytes(&self) -> u64 {
+        let sets = [Some(&self.train), self.val.as_ref()];
+        let in_memory = sets.into_iter().flatten().filter(|set| set.path().is_none());
+        in_memory.map(|set| 4 * set.total_tokens() as u64).sum()
+    }
+}
+
+/// Opens what `config` names.
+///
+/// # Errors
+/// Files that cannot be read, or rows that are not what the task needs.
+pub(super) fn open(config: &Config) -> Result<ExampleSource, Error> {
+    let paths =
+        config.data.path.as_ref().ok_or_else(|| unsupported("data.path is not set: name a file of examples"))?;
+    let tokenizer = tokenizer(config, paths)?;
+    let train = set(config, paths, &tokenizer, None)?;
+    let classes = (!train.classes().is_empty()).then(|| train.classes().to_vec());
+    let val = config.data.val_path.as_ref().map(|paths| set(config, paths, &tokenizer, classes)).transpose()?;
+    if let Some(val) = &val {
+        val.check_same_labels(&train)?;
+    }
+    Ok(ExampleSource { tokenizer, train, val })
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::Unsupported(what.to_owned())
+}
+
+fn set(
+    config: &Config,
+    paths: &Paths,
+    tokenizer: &Tokenizer,
+    classes: Option<Vec<String>>,
+) -> Result<LabelledSet, Error> {
+    let folders: Vec<&PathBuf> = paths.as_slice().iter().filter(|path| LabelledSet::is_folder_of(path)).collect();
+    let task = task(config)?;
+    if let [folder] = folders[..] {
+        let set = LabelledSet::open(folder)?;
+        if set.kind() != task.kind() {
+            let (found, wanted) = (set.kind().name(), task.kind().name());
+            let folder = folder.display();
+            return Err(unsupported(&format!("{folder} holds examples for {found}, and train.task needs {wanted}")));
+        }
+        return Ok(set);
+    }
+    if !folders.is_empty() {
+        return Err(unsupported("data.path: name one folder of examples, or files"));
+    }
+    let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
+    let empty = if task.kind() == Kind::Text { Empty::Skip } else { Empty::Refuse };
+    let options = Options { classes, empty, ..Options::new(task, max_tokens) };
+    Ok(LabelledSet::from_files(paths.as_slice(), tokenizer, &options, &|_, _| {})?)
+}
+
+/// What the columns mean.
+fn task(config: &Config) -> Result<Task, Error> {
+    let data = &config.data;
+    let (text, pair, label) = (data.text.clone(), data.text_pair.clone(), data.label.clone());
+    Ok(match config.train.task {
+        Learned::CausalLm | Learned::MaskedLm => Task::Text { text, long: Long::Cut },
+        Learned::Classification => Task::Classification { text, pair, label },
+        Learned::MultiLabel => Task::MultiLabel { text, pair, label, separator: ",".into() },
+        Learned::Regression => Task::Regression { text, pair, label },
+        Learned::QuestionAnswering => Task::Span {
+            question: if text == "text" { "question".into() } else { text },
+            context: pair.unwrap_or_else(|| "context".into()),
+            answers: "answers".into(),
+            answer_start: "answer_start".into(),
+            id: Some("id".into()),
+            stride: data.stride,
+        },
+    })
+}
+
+/// The tokenizer that is named, or else the one beside the data or the first weights.
+fn tokenizer(config: &Config, paths: &Paths) -> Result<Tokenizer, Error> {
+    if let TokenizerChoice::File(path) = &config.data.tokenizer {
+        return Ok(Tokenizer::load(path)?);
+    }
+    let initial = config.model.initial.as_deref().map(super::checkpoint::resolve).transpose()?;
+    let folders = paths.as_slice().iter().filter(|path| path.is_dir()).map(PathBuf::as_path);
+    let beside = folders.chain(initial.as_deref()).map(|folder: &Path| folder.join("tokenizer.json"));
+    let found = beside.into_iter().find(|file| file.is_file()).ok_or_else(|| {
+        unsupported(
+            "data.tokenizer: tasks with examples need a tokenizer.json with special tokens; name one, or make one with \
+             engine-data tokenizer --model wordpiece",
+        )
+    })?;
+    Ok(Tokenizer::load(found)?)
+}

@@ -1,0 +1,140 @@
+//! Extractive question answering: where in its context an answer starts and where it ends (Rajpurkar et al. 2016). A
+//! context that is longer than an example is read in windows; of all windows of a question the best span is taken.
+
+use super::{Evaluation, Objective, Recorded, Targets, Wanted};
+use crate::data::labelled::Label;
+use crate::data::masking::IGNORED;
+use crate::data::{Batch, LabelledSet};
+use crate::model::Transformer;
+use crate::score::squad;
+use crate::tape::{Mode, Tape, Value};
+use crate::train::trainer::Error;
+use std::collections::BTreeMap;
+
+/// Tokens of an answer at most, as in BERT's own evaluation.
+const LONGEST_ANSWER: usize = 30;
+
+/// The best span of a window: example, first token and the one behind the last; and how much better it is than none.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    example: usize,
+    first: usize,
+    end: usize,
+    score: f32,
+}
+
+#[derive(Default)]
+pub(super) struct Spans {
+    /// The best span of each question, by row of the data.
+    found: BTreeMap<usize, Found>,
+}
+
+impl Objective for Spans {
+    fn capacity(&self, _rows: usize, _time: usize, examples: usize) -> usize {
+        examples
+    }
+
+    fn record(
+        &self,
+        tape: &mut Tape<'_>,
+        model: &Transformer,
+        trunk: Value,
+        _documents: Value,
+        capacity: usize,
+    ) -> Result<Recorded, Error> {
+        let (ranges, targets) = (tape.input_ids("spans", &[capacity, 3]), tape.input_ids("targets", &[capacity, 2]));
+        let logits = model.record_span_logits(tape, trunk)?;
+        let loss = tape.span_cross_entropy(logits, ranges, targets)?;
+        let output = (tape.mode() == Mode::Inference).then_some(logits);
+        if let Some(output) = output {
+            tape.keep(output);
+        }
+        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output })
+    }
+
+    fn prepare(
+        &mut self,
+        set: &LabelledSet,
+        batch: &mut Batch,
+        _step: u64,
+        capacity: usize,
+        wanted: &mut Wanted,
+    ) -> Result<(), Error> {
+        wanted.clear(0);
+        for placed in &batch.examples {
+            let first = placed.row * batch.time + placed.start;
+            let (context, at) = (set.context(placed.example), |token: usize| (first + token) as i32);
+            wanted.ranges.extend([at(0), at(context.start), at(context.end)]);
+            wanted.ids.extend(match set.label(placed.example) {
+                Label::Span(Some(answer)) => [at(answer.start), at(answer.end - 1)],
+                // The first token stands for "no answer in this window".
+                _ => [at(0), at(0)],
+            });
+        }
+        let end = (batch.rows * batch.time) as i32;
+        while wanted.ranges.len() < 3 * capacity {
+            wanted.ranges.extend([-1, end, end]);
+        }
+        wanted.ids.resize(2 * capacity, IGNORED);
+        Ok(())
+    }
+
+    fn observe(&mut self, set: &LabelledSet, batch: &Batch, output: &[f32]) {
+        for placed in &batch.examples {
+            let first = placed.row * batch.time + placed.start;
+            let context = set.context(placed.example);
+            let logit = |token: usize, side: usize| output[2 * (first + token) + side];
+            let Some((start, end, score)) = best_span(context, logit) else { continue };
+            let found = Found { example: placed.example, first: start, end, score: score - logit(0, 0) - logit(0, 1) };
+            let best = self.found.entry(set.row(placed.example)).or_insert(found);
+            if found.score > best.score {
+                *best = found;
+            }
+        }
+    }
+
+    fn judge(&mut self, set: &LabelledSet) -> Result<Evaluation, Error> {
+        let (mut predictions, mut golds) = (Vec::new(), Vec::new());
+        let (mut has_unanswerable, mut chinese) = (false, 0);
+        let questions: Result<Vec<_>, _> = (0..set.rows()).map(|row| set.question(row)).collect();
+        let questions = questions?;
+        for question in &questions {
+            has_unanswerable |= question.answers.is_empty();
+            chinese += usize::from(question.context.chars().any(|c| ('\u{4E00}'..='\u{9FFF}').contains(&c)));
+        }
+        for (row, question) in questions.iter().enumerate() {
+            let found = self.found.get(&row).filter(|found| !has_unanswerable || found.score > 0.0);
+            predictions.push(found.map_or(String::new(), |found| text_of(set, found, &question.context)));
+            golds.push(question.answers.clone());
+        }
+        self.found.clear();
+        let language = if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
+        let report = squad::Report::new(&predictions, &golds, squad::Rules { language, has_unanswerable })?;
+        Ok(Evaluation {
+            figures: vec![("exact_match", report.all.exact_match), ("f1", report.all.f1)],
+            best_by: Some("f1"),
+            ..Evaluation::default()
+        })
+    }
+}
+
+/// The span of the context whose start and end have the largest logits together, its end, and that sum.
+fn best_span(context: std::ops::Range<usize>, logit: impl Fn(usize, usize) -> f32) -> Option<(usize, usize, f32)> {
+    let mut best: Option<(usize, usize, f32)> = None;
+    for start in context.clone() {
+        for last in start..context.end.min(start + LONGEST_ANSWER) {
+            let score = logit(start, 0) + logit(last, 1);
+            if best.is_none_or(|(.., other)| score > other) {
+                best = Some((start, last + 1, score));
+            }
+        }
+    }
+    best
+}
+
+/// The characters of the context that a span covers.
+fn text_of(set: &LabelledSet, found: &Found, context: &str) -> String {
+    let (first, _) = set.characters(found.example, found.first);
+    let (_, end) = set.characters(found.example, found.end - 1);
+    context.chars().skip(first).take(end.saturating_sub(first)).collect()
+}

@@ -1,0 +1,134 @@
+//! Numbers for a text: a regression, or for each of several labels whether it applies.
+
+use super::{Evaluation, Objective, Recorded, Targets, Wanted, pool};
+use crate::data::labelled::Label;
+use crate::data::{Batch, LabelledSet};
+use crate::model::Transformer;
+use crate::score::{classification, regression};
+use crate::tape::{Mode, Tape, Value};
+use crate::train::config::Config;
+use crate::train::example_source::ExampleSource;
+use crate::train::trainer::Error;
+
+pub(super) struct Values {
+    settings: Config,
+    /// Numbers of an example: as many as there are labels, or one.
+    columns: usize,
+    is_regression: bool,
+    /// Of the examples that were observed.
+    truths: Vec<f64>,
+    predictions: Vec<f64>,
+}
+
+impl Values {
+    /// A number for each text.
+    pub(super) fn numbers(config: &Config) -> Self {
+        Self::new(config, 1, true)
+    }
+
+    /// Whether each label applies.
+    pub(super) fn labels(config: &Config, source: &ExampleSource) -> Self {
+        Self::new(config, source.train.classes().len(), false)
+    }
+
+    fn new(config: &Config, columns: usize, is_regression: bool) -> Self {
+        Self { settings: config.clone(), columns, is_regression, truths: Vec::new(), predictions: Vec::new() }
+    }
+
+    fn targets(&self, label: &Label) -> Vec<f32> {
+        match label {
+            Label::Value(value) => vec![*value],
+            Label::Classes(classes) => (0..self.columns).map(|class| f32::from(classes.contains(&class))).collect(),
+            _ => vec![self.ignored(); self.columns],
+        }
+    }
+
+    /// The target of a place that is not counted.
+    fn ignored(&self) -> f32 {
+        if self.is_regression { f32::NAN } else { -1.0 }
+    }
+}
+
+impl Objective for Values {
+    fn capacity(&self, _rows: usize, _time: usize, examples: usize) -> usize {
+        examples
+    }
+
+    fn record(
+        &self,
+        tape: &mut Tape<'_>,
+        model: &Transformer,
+        trunk: Value,
+        _documents: Value,
+        capacity: usize,
+    ) -> Result<Recorded, Error> {
+        let ranges = tape.input_ids("ranges", &[capacity, 2]);
+        let targets = tape.input("targets", &[capacity, self.columns]);
+        let pooled = model.record_pooled(tape, trunk, ranges)?;
+        let output = model.record_class_logits(tape, pooled)?;
+        let loss = if self.is_regression {
+            tape.squared_error(output, targets)?
+        } else {
+            tape.binary_cross_entropy(output, targets)?
+        };
+        let output = (tape.mode() == Mode::Inference).then_some(output);
+        if let Some(output) = output {
+            tape.keep(output);
+        }
+        Ok(Recorded { ranges, targets: Targets::Values(targets), loss, output })
+    }
+
+    fn prepare(
+        &mut self,
+        set: &LabelledSet,
+        batch: &mut Batch,
+        _step: u64,
+        capacity: usize,
+        wanted: &mut Wanted,
+    ) -> Result<(), Error> {
+        wanted.clear(capacity);
+        pool(&self.settings, batch, wanted);
+        for placed in &batch.examples {
+            wanted.values.extend(self.targets(&set.label(placed.example)));
+        }
+        wanted.values.resize(capacity * self.columns, self.ignored());
+        Ok(())
+    }
+
+    fn observe(&mut self, set: &LabelledSet, batch: &Batch, output: &[f32]) {
+        for (placed, row) in batch.examples.iter().zip(output.chunks_exact(self.columns)) {
+            self.truths.extend(self.targets(&set.label(placed.example)).into_iter().map(f64::from));
+            self.predictions.extend(row.iter().map(|&value| f64::from(value)));
+        }
+    }
+
+    fn judge(&mut self, set: &LabelledSet) -> Result<Evaluation, Error> {
+        let (truths, predictions) = (std::mem::take(&mut self.truths), std::mem::take(&mut self.predictions));
+        if self.is_regression {
+            let report = regression::Report::new(&predictions, &truths)?;
+            return Ok(Evaluation {
+                figures: vec![
+                    ("mean_absolute_error", report.mean_absolute_error),
+                    ("pearson", report.pearson),
+                    ("spearman", report.spearman),
+                ],
+                best_by: Some("pearson"),
+                ..Evaluation::default()
+            });
+        }
+        let scores: Vec<f32> = predictions.iter().map(|&logit| (1.0 / (1.0 + (-logit).exp())) as f32).collect();
+        let truths: Vec<bool> = truths.iter().map(|&truth| truth > 0.5).collect();
+        let report = classification::MultiLabelReport::at_threshold(set.classes(), &scores, &truths, 0.5)?;
+        Ok(Evaluation {
+            figures: vec![
+                ("subset_accuracy", report.subset_accuracy),
+                ("micro_f1", report.micro_f1),
+                ("macro_f1", report.macro_f1),
+            ],
+            best_by: Some("micro_f1"),
+            section: Some(report.to_html()),
+            table: Some(report.to_string()),
+            ..Evaluation::default()
+        })
+    }
+}
