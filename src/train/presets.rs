@@ -29,6 +29,11 @@ pub const PRESETS: &[Preset] = &[
         summary: "GPT-2 of 124 M parameters; needs data.path and data.tokenizer",
         toml: include_str!("../../presets/gpt2-124m.toml"),
     },
+    Preset {
+        name: "translate-en-zh",
+        summary: "English to Chinese, a small encoder-decoder; needs data.path, data.val_path and data.tokenizer",
+        toml: include_str!("../../presets/translate-en-zh.toml"),
+    },
 ];
 
 /// The preset of that name.
