@@ -284,6 +284,7 @@ fn conclude(arguments: &Arguments, trainer: &Trainer, ending: &str) {
             format!("try     engine-run classify {folder} --text \"It is a truth.\"")
         }
         Task::QuestionAnswering => format!("try     engine-run answer {folder} --question \"...\" --context \"...\""),
+        Task::Translation => format!("try     engine-run translate {folder} --text \"...\""),
     });
 }
 

@@ -44,17 +44,17 @@ pub struct Surroundings<'a> {
     pub position_ids: Option<Value>,
     /// `(H, 2·radius - 1)`: what is added to the scores of self-attention by distance.
     pub relative_bias: Option<Value>,
-    /// What the cross-attention looks at: an encoder's result `(B, S, C)`.
-    pub memory: Option<Memory>,
+    /// What the cross-attention looks at.
+    pub memory: Option<Memory<'a>>,
 }
 
-/// An encoder's result.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    /// `(B, S, C)`
-    pub stream: Value,
-    /// `(B)` ids: how many tokens of each are real.
-    pub lengths: Value,
+/// What a decoder's cross-attention looks at.
+#[derive(Clone, Copy)]
+pub enum Memory<'a> {
+    /// An encoder's result `(B, S, C)`, and `(B)` ids: how many tokens of each are real.
+    Encoded { stream: Value, lengths: Value },
+    /// A step of decoding: keys and values that [`Block::record_memory`] made of it.
+    Cached(&'a Arc<Cache>),
 }
 
 /// How a block is recorded.
@@ -185,6 +185,19 @@ impl Block {
         [&self.qkv, &self.projection, &self.up, &self.down].into_iter().chain(cross)
     }
 
+    /// Records that the keys and values which the cross-attention sees in an encoder's result go into `cache`.
+    ///
+    /// # Errors
+    /// A block without cross-attention; a training tape.
+    pub fn record_memory(&self, tape: &mut Tape<'_>, stream: Value, cache: &Arc<Cache>) -> Result<(), Error> {
+        let Some(cross) = &self.cross else {
+            let what = "this block has no cross-attention: use an encoder-decoder".to_owned();
+            return Err(Error::Shape { operation: "record_memory", what });
+        };
+        let key_value = record_adapted(tape, stream, &cross.key_value, None)?;
+        tape.store_keys_and_values(key_value, cache)
+    }
+
     fn record_attention(
         &self,
         tape: &mut Tape<'_>,
@@ -212,12 +225,18 @@ impl Cross {
         tape: &mut Tape<'_>,
         input: Value,
         config: &ModelConfig,
-        memory: Memory,
+        memory: Memory<'_>,
     ) -> Result<Value, Error> {
         let query = record_adapted(tape, input, &self.query, None)?;
-        let key_value = record_adapted(tape, memory.stream, &self.key_value, None)?;
-        let inputs = AttentionInputs { key_lengths: Some(memory.lengths), ..AttentionInputs::default() };
-        tape.cross_attention(query, key_value, &attention_options(config, Mask::Full), inputs)
+        let attention = attention_options(config, Mask::Full);
+        match memory {
+            Memory::Cached(cache) => tape.cross_attention_cached(query, &attention, cache),
+            Memory::Encoded { stream, lengths } => {
+                let key_value = record_adapted(tape, stream, &self.key_value, None)?;
+                let inputs = AttentionInputs { key_lengths: Some(lengths), ..AttentionInputs::default() };
+                tape.cross_attention(query, key_value, &attention, inputs)
+            }
+        }
     }
 }
 

@@ -75,6 +75,14 @@ impl Sampling {
     }
 }
 
+/// `ln Σ e^logit`: what is taken from a logit to get its token's log-probability.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let level = Level::detect().unwrap_or(Level::Portable);
+    let highest = level.run(Highest { logits });
+    let weights = Weights::new(level, logits, highest, 1.0);
+    f64::from(highest) + weights.sums.iter().map(|&sum| f64::from(sum)).sum::<f64>().ln()
+}
+
 /// Tokens whose weights are summed together: sixteen vectors or more, few enough to walk through.
 const BLOCK: usize = 256;
 

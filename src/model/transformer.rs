@@ -1,8 +1,9 @@
 //! Transformers: embeddings, one or two stacks of blocks, and what is put on top. A [`ModelConfig`] says which; the
 //! parameters themselves are a [`Parameters`].
 
-use super::block::{Affine, Block, BlockOptions, Memory, Surroundings, record_norm};
+use super::block::{Affine, Block, BlockOptions, Surroundings, record_norm};
 use super::config::{Architecture, ModelConfig, NormPlace, Positions};
+use super::encoder_decoder::StackMemory;
 use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
 use super::lora::{Adapter, LoraOptions};
@@ -23,7 +24,7 @@ pub struct Transformer {
     specs: Vec<ParameterSpec>,
     token_embedding: ParameterId,
     /// The encoder before the decoder where there are both.
-    stacks: Vec<Stack>,
+    pub(super) stacks: Vec<Stack>,
     pub(super) heads: super::heads::HeadParameters,
 }
 
@@ -59,13 +60,13 @@ impl Inputs {
 }
 
 /// Embeddings of positions, blocks, and the last norm.
-struct Stack {
+pub(super) struct Stack {
     mask: Mask,
     position_embedding: Option<ParameterId>,
     type_embedding: Option<ParameterId>,
     embedding_norm: Option<Affine>,
     position_bias: Option<ParameterId>,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
     final_norm: Option<Affine>,
 }
 
@@ -201,7 +202,8 @@ impl Transformer {
 
     /// Floating-point operations of training on one token of a sequence of `time`: `6·N + 6·L·C·T`, where N counts
     /// all parameters but the tables of positions and kinds; forward is 2, backward 4 of the 6. Attention is counted as
-    /// causal in a decoder, and twice that where it sees both directions.
+    /// causal in a decoder, and twice that where it sees both directions. A token of an encoder-decoder passes one of
+    /// two stacks, so half the parameters count, and the mean of an encoder's attention and a decoder's two.
     pub fn flops_per_token(&self, time: usize) -> f64 {
         let config = &self.config;
         let is_table = |spec: &&ParameterSpec| {
@@ -210,19 +212,23 @@ impl Transformer {
             !spec.name.ends_with("embedding.weight") || is_output
         };
         let parameters: usize = self.specs.iter().filter(is_table).map(ParameterSpec::elements).sum();
-        let directions = if config.architecture == Architecture::Decoder { 1 } else { 2 };
-        6.0 * (parameters + directions * config.layers * config.channels * time) as f64
+        let (share, attention) = match config.architecture {
+            Architecture::Decoder => (1.0, 1.0),
+            Architecture::Encoder => (1.0, 2.0),
+            Architecture::EncoderDecoder => (0.5, 2.5),
+        };
+        6.0 * (share * parameters as f64 + attention * (config.layers * config.channels * time) as f64)
     }
 
     /// Records one stack; the result is `(B, T, C)`.
-    fn record_stack(
+    pub(super) fn record_stack(
         &self,
         tape: &mut Tape<'_>,
         stack: &Stack,
         inputs: &Inputs,
         recompute: bool,
         caches: Option<&[Arc<Cache>]>,
-        memory: Option<Memory>,
+        memory: Option<StackMemory<'_>>,
     ) -> Result<Value, Error> {
         let config = &self.config;
         let positions = match config.positions {
@@ -257,11 +263,12 @@ impl Transformer {
             documents: inputs.documents,
             position_ids: inputs.position_ids,
             relative_bias,
-            memory,
+            memory: None,
             cache: None,
         };
         for (layer, block) in stack.blocks.iter().enumerate() {
-            let around = Surroundings { cache: caches.map(|caches| &caches[layer]), ..around };
+            let memory = memory.map(|memory| memory.of_layer(layer));
+            let around = Surroundings { cache: caches.map(|caches| &caches[layer]), memory, ..around };
             stream = tape.scoped(&format!("blocks.{layer}"), |tape| {
                 let record = |tape: &mut Tape<'_>| block.record(tape, stream, config, &options, &around);
                 if recompute { tape.recomputed(record) } else { record(tape) }

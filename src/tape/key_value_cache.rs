@@ -1,5 +1,7 @@
 //! Self-attention over a key/value cache, for decoding: inference only, so a training tape refuses it.
 
+mod cross;
+
 use super::memory::{Memory, OutOfMemory};
 use super::run::Run;
 use super::{AttentionOptions, Error, Needs, Operation, Parameters, Tape, Value};

@@ -30,6 +30,8 @@ pub struct RunOptions {
     pub positions: Vec<usize>,
     /// First row of the cache that the batch uses.
     pub cache_row: usize,
+    /// How many tokens each sequence of an encoder has, when a decoder looks at them in a cache.
+    pub memory_lengths: Vec<usize>,
 }
 
 impl Default for RunOptions {
@@ -42,6 +44,7 @@ impl Default for RunOptions {
             loss_weights: Vec::new(),
             positions: Vec::new(),
             cache_row: 0,
+            memory_lengths: Vec::new(),
         }
     }
 }

@@ -182,9 +182,10 @@ section! {
         raw_u16: bool = false;
         /// Text or shards to evaluate on, instead of a share of path.
         val_path: Option<Paths> = None;
-        /// Tasks with examples: the column of the text (the question, for question-answering).
+        /// Tasks with examples: the column of the text (the question, for question-answering; what is translated).
         text: String = "text".to_string();
-        /// Tasks with examples: the column of a second text (the context, for question-answering). Not set: none.
+        /// Tasks with examples: the column of a second text (the context, for question-answering; the translation). Not
+        /// set: none.
         text_pair: Option<String> = None;
         /// Tasks with examples: the column of the label.
         label: String = "label".to_string();
@@ -203,7 +204,7 @@ section! {
     /// The training job.
     ["train"] Train {
         /// What is learned: "causal-lm" (the next token), "masked-lm" (hidden tokens), "classification", "multi-label",
-        /// "regression" or "question-answering".
+        /// "regression", "question-answering" or "translation".
         task: Task = Task::CausalLm;
         /// Sequences in one forward and backward pass.
         batch: usize = 12;
@@ -247,6 +248,8 @@ section! {
         label_smoothing: f64 = 0.0;
         /// "classification": "none", or "balanced" (classes weigh by their rarity in the training data).
         class_weights: ClassWeights = ClassWeights::None;
+        /// "translation": examples of an evaluation that are translated, for its BLEU and chrF. 0: none.
+        eval_translations: usize = 200;
         /// "masked-lm": share of the tokens that are predicted. Of these, 80 % are hidden and 10 % replaced.
         mask_share: f64 = 0.15;
         /// "masked-lm": what is hidden as a whole: "token", "word" or "span".

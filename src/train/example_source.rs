@@ -74,6 +74,7 @@ fn task(config: &Config) -> Result<Task, Error> {
     let data = &config.data;
     let (text, pair, label) = (data.text.clone(), data.text_pair.clone(), data.label.clone());
     Ok(match config.train.task {
+        Learned::Translation => Task::Pair { source: text, target: pair.unwrap_or_default() },
         Learned::CausalLm | Learned::MaskedLm => Task::Text { text, long: Long::Cut },
         Learned::Classification => Task::Classification { text, pair, label },
         Learned::MultiLabel => Task::MultiLabel { text, pair, label, separator: ",".into() },

@@ -5,8 +5,10 @@
 //! known to be right, it becomes a [`Job`].
 
 mod causal_lm;
+mod drawing;
 mod examples;
 mod objective;
+mod translation;
 
 use super::config::{Config, DataFacts, Task};
 use super::trainer::Error;
@@ -100,7 +102,12 @@ pub(super) trait Job {
     /// Runs the last batch again and says which tensor is the first that is not finite.
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String;
     /// Mean loss and figures on the same validation data each time; `None` where there is none.
-    fn evaluate(&mut self, parameters: &mut Parameters, step: usize) -> Result<Option<Evaluation>, Error>;
+    fn evaluate(
+        &mut self,
+        model: &Transformer,
+        parameters: &mut Parameters,
+        step: usize,
+    ) -> Result<Option<Evaluation>, Error>;
     /// Some text, to see what the model has learned.
     fn sample(&mut self, _model: &Transformer, _parameters: &mut Parameters) -> Result<Option<String>, Error> {
         Ok(None)
@@ -119,6 +126,7 @@ pub(super) trait Job {
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
     match config.train.task {
         Task::CausalLm => causal_lm::open(config),
+        Task::Translation => translation::open(config),
         _ => examples::open(config),
     }
 }

@@ -49,6 +49,11 @@ pub const PRESETS: &[Preset] = &[
         summary: "answers within a text, from a pretrained BERT; needs model.initial, data.path and data.val_path",
         toml: include_str!("../../presets/question-answering.toml"),
     },
+    Preset {
+        name: "translate-en-zh",
+        summary: "English to Chinese, a small encoder-decoder; needs data.path, data.val_path and data.tokenizer",
+        toml: include_str!("../../presets/translate-en-zh.toml"),
+    },
 ];
 
 /// The preset of that name.

@@ -88,6 +88,8 @@ pub enum Error {
     Folder(#[from] run_folder::Error),
     #[error(transparent)]
     Score(#[from] crate::score::Error),
+    #[error(transparent)]
+    Translation(#[from] crate::model::translate::Error),
     #[error("cannot resume: {0}")]
     Resume(String),
     #[error("{0}")]
@@ -394,7 +396,7 @@ impl Trainer {
     /// A loss that is not finite ends the run: no update can make such a model better.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, Error> {
         let step = self.state.step;
-        let Some(found) = self.job.evaluate(&mut self.parameters, step)? else { return Ok(false) };
+        let Some(found) = self.job.evaluate(&self.model, &mut self.parameters, step)? else { return Ok(false) };
         let mut record = EvaluationRecord::new(step, found.loss);
         record.more.extend(found.figures.iter().map(|&(name, value)| (name.to_owned(), value)));
         self.events.scalars(step, &[("val/loss", found.loss), ("val/perplexity", record.perplexity)])?;

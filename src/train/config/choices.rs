@@ -101,7 +101,8 @@ impl Setting for Pooling {
 
 choice! {
     /// What a run learns.
-    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"multi-label\", \"regression\" or \"question-answering\"" {
+    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"multi-label\", \"regression\", \"question-answering\" or \
+           \"translation\"" {
         /// The next token.
         CausalLm,
         /// Tokens that are hidden.
@@ -114,6 +115,8 @@ choice! {
         Regression,
         /// Where a text answers a question.
         QuestionAnswering,
+        /// A text in another language.
+        Translation,
     }
 }
 

@@ -13,7 +13,9 @@ use crate::ops::linear::Activation;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DataFacts {
     pub(crate) vocabulary: usize,
-    pub(crate) end_of_text: Option<u32>,
+    /// The tokens that begin and end a text.
+    pub(crate) start: Option<u32>,
+    pub(crate) end: Option<u32>,
     /// Names of the classes, for tasks that have them.
     pub(crate) classes: Vec<String>,
 }
@@ -57,8 +59,8 @@ impl Config {
             residual_dropout: dropout,
             pooling: model.pooling,
             predictions: self.heads(&facts.classes),
-            bos: facts.end_of_text,
-            eos: facts.end_of_text,
+            bos: facts.start,
+            eos: facts.end,
             ..ModelConfig::gpt2()
         }
     }
@@ -89,7 +91,7 @@ impl Config {
     fn heads(&self, classes: &[String]) -> Heads {
         let none = Heads::default();
         match self.train.task {
-            Task::CausalLm | Task::MaskedLm => {
+            Task::CausalLm | Task::MaskedLm | Task::Translation => {
                 let has_surroundings = self.train.task == Task::MaskedLm && self.train.losses.csm > 0.0;
                 let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
                 Heads {

@@ -1,7 +1,7 @@
 //! Values of the right type that make no sense, each refused in one line: what, where it was given, what to do.
 
 use super::choices::bundled_name;
-use super::choices::{Architecture, PositionKind, Task};
+use super::choices::{Architecture, Layout, PositionKind, Task};
 use super::{Config, ConfigError, Paths};
 use crate::ops::gated_conv::TAPS_MAX;
 use crate::train::presets;
@@ -86,7 +86,11 @@ impl Config {
     /// Whether the network can do what is asked of it.
     fn validate_task(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
         let (task, model) = (self.train.task, &self.model);
-        let wanted = if task == Task::CausalLm { Architecture::Decoder } else { Architecture::Encoder };
+        let wanted = match task {
+            Task::CausalLm => Architecture::Decoder,
+            Task::Translation => Architecture::EncoderDecoder,
+            _ => Architecture::Encoder,
+        };
         if model.architecture != wanted {
             return check.refuse(
                 "model.architecture",
@@ -94,11 +98,33 @@ impl Config {
                 &format!("set model.architecture = {}, or another train.task", shown(&wanted)),
             );
         }
+        if task == Task::Translation {
+            self.validate_translation(check)?;
+        }
         if model.positions == PositionKind::Rotary && !(model.channels / model.heads).is_multiple_of(2) {
             return check.refuse(
                 "model.positions",
                 format!("rotary positions rotate pairs, and heads of {} have an odd one", model.channels / model.heads),
                 "choose channels and heads so that a head's size is even",
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the data is laid out as the task needs it.
+    fn validate_translation(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        if self.data.text_pair.is_none() {
+            return check.refuse(
+                "data.text_pair",
+                "data.text_pair is not set, so there are no translations to learn from".into(),
+                "name the column of the translations, and in data.text that of what is translated",
+            );
+        }
+        if self.data.layout == Layout::Packed {
+            return check.refuse(
+                "data.layout",
+                "data.layout is \"packed\", and a decoder cannot look at one of several sources in a row".into(),
+                "set data.layout = \"padded\"",
             );
         }
         Ok(())

@@ -34,7 +34,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
             .then(|| "too little text is kept back for an evaluation; see data.val_fraction".into()),
     };
     let end_of_text = source.tokenizer.as_ref().and_then(|tokenizer| tokenizer.end_of_text());
-    let facts = DataFacts { vocabulary, end_of_text, classes: Vec::new() };
+    let facts = DataFacts { vocabulary, start: end_of_text, end: end_of_text, ..DataFacts::default() };
     let (sampler, prompt) = (sampler(config, &source)?, prompt(config, &source, vocabulary)?);
     Ok(Box::new(Text { source, facts, amount, sampler, prompt }))
 }
@@ -188,7 +188,12 @@ impl Job for CausalLm {
         self.training.find_non_finite(parameters, &self.ids, &self.targets, options)
     }
 
-    fn evaluate(&mut self, parameters: &mut Parameters, step: usize) -> Result<Option<Evaluation>, Error> {
+    fn evaluate(
+        &mut self,
+        _model: &Transformer,
+        parameters: &mut Parameters,
+        step: usize,
+    ) -> Result<Option<Evaluation>, Error> {
         let Some(evaluation) = &mut self.evaluation else { return Ok(None) };
         let (batch, block) = (self.settings.train.batch, self.settings.model.block);
         let seed = self.settings.train.seed;

@@ -1,66 +1,38 @@
 //! Tasks with examples: texts with labels, or texts of which something is hidden. Examples come in batches of a few
 //! shapes, packed or padded; programs of all shapes take turns over one arena.
 
+use super::drawing::Drawing;
 use super::objective::{self, Objective, Recorded, Wanted};
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
-use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
-use crate::data::{Batch, Batcher, LabelledSet, Tokenizer};
+use crate::data::batch::{Arrangement, Halves};
+use crate::data::{Batch, Tokenizer};
 use crate::model::Transformer;
 use crate::model::transformer::Inputs;
 use crate::ops::Device;
 use crate::tape::{self, MemoryUse, Mode, NonFinite, Parameters, Programs, RunOptions, Tape, Value};
-use crate::train::config::{Config, DataFacts, Layout, Task};
-use crate::train::example_source::{self, ExampleSource};
+use crate::train::config::{Config, DataFacts, Task};
 use crate::train::trainer::Error;
 use std::sync::Arc;
 
 struct Examples {
-    source: ExampleSource,
+    drawing: Drawing,
     facts: DataFacts,
-    arrangement: Arrangement,
-    batcher: Batcher,
     objective: Box<dyn Objective>,
-    update_tokens: usize,
 }
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
-    let source = example_source::open(config)?;
-    let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
-    let arrangement = arrangement(config, max_tokens);
-    let visit = Visit::Shuffled { seed: config.train.seed };
-    let batcher = Batcher::new(&source.train, arrangement.clone(), visit, Halves::Together)?;
-    let objective = objective::new(config, &source)?;
+    let drawing = Drawing::open(config, Halves::Together)?;
+    let objective = objective::new(config, &drawing.source)?;
     let classes = match config.train.task {
         Task::Regression => vec![config.data.label.clone()],
-        _ => source.train.classes().to_vec(),
+        _ => drawing.source.train.classes().to_vec(),
     };
-    let vocabulary = config.model.vocabulary.unwrap_or_else(|| source.tokenizer.vocabulary());
-    source.train.check_vocabulary(vocabulary)?;
-    if let Some(val) = &source.val {
-        val.check_vocabulary(vocabulary)?;
-    }
-    let facts = DataFacts { vocabulary, end_of_text: None, classes };
-    let update_tokens = config.train.batch * max_tokens * config.train.accumulate;
-    Ok(Box::new(Examples { source, facts, arrangement, batcher, objective, update_tokens }))
-}
-
-/// Batches of as many tokens as `train.batch` of the longest examples have.
-fn arrangement(config: &Config, max_tokens: usize) -> Arrangement {
-    let (rows, time) = (config.train.batch, max_tokens);
-    match config.data.layout {
-        Layout::Packed => Arrangement::Packed { rows, time, max_documents: rows.max(rows * time / 16) },
-        Layout::Padded => {
-            let buckets = config.data.buckets;
-            let lengths = (1..=buckets).map(|bucket| (time * bucket).div_ceil(buckets)).collect();
-            Arrangement::Padded { buckets: lengths, size: BatchSize::Tokens(rows * time) }
-        }
-    }
+    let facts = DataFacts { vocabulary: drawing.vocabulary, classes, ..DataFacts::default() };
+    Ok(Box::new(Examples { drawing, facts, objective }))
 }
 
 /// Inputs and results of a program.
 struct Shape {
-    rows: usize,
-    time: usize,
     ids: Value,
     positions: Value,
     types: Value,
@@ -78,11 +50,7 @@ impl Examples {
         model: &Transformer,
         parameters: &'p Parameters,
     ) -> Result<Vec<(Tape<'p>, Shape)>, Error> {
-        let modes = [Mode::Training, Mode::Inference];
-        let modes = if self.source.val.is_some() { &modes[..] } else { &modes[..1] };
-        let shapes = self.arrangement.shapes();
-        let each = modes.iter().flat_map(|&mode| shapes.iter().map(move |&shape| (mode, shape)));
-        each.map(|(mode, (rows, time))| {
+        let record = |(mode, rows, time)| {
             let mut tape = Tape::new(Arc::clone(device), parameters, mode);
             let mut input = |name: &str, shape: &[usize]| tape.input_ids(name, shape);
             let (ids, positions) = (input("ids", &[rows, time]), input("position ids", &[rows, time]));
@@ -90,15 +58,15 @@ impl Examples {
             let inputs =
                 Inputs { ids, position_ids: Some(positions), type_ids: Some(types), documents: Some(documents) };
             let trunk = model.record_trunk(&mut tape, &inputs, config.train.recompute && mode == Mode::Training)?;
-            let examples = match &self.arrangement {
+            let examples = match &self.drawing.arrangement {
                 Arrangement::Padded { .. } => rows,
                 Arrangement::Packed { max_documents, .. } => *max_documents,
             };
             let capacity = self.objective.capacity(rows, time, examples);
             let recorded = self.objective.record(&mut tape, model, trunk, documents, capacity)?;
-            Ok((tape, Shape { rows, time, ids, positions, types, documents, capacity, recorded }))
-        })
-        .collect()
+            Ok((tape, Shape { ids, positions, types, documents, capacity, recorded }))
+        };
+        self.drawing.programs().into_iter().map(record).collect()
     }
 }
 
@@ -108,27 +76,11 @@ impl Data for Examples {
     }
 
     fn amount(&self) -> Amount {
-        let (train, val) = (&self.source.train, &self.source.val);
-        let val_tokens = val.as_ref().map_or(0, LabelledSet::total_tokens);
-        let mut line = format!("{} examples of {} tokens to learn from", train.len(), train.total_tokens());
-        match val {
-            Some(val) => line.push_str(&format!(", {} of {val_tokens} kept back", val.len())),
-            None => line.push_str(", none kept back"),
-        }
-        line.push_str(&format!("; {:.1} % of the batches is padding", 100.0 * self.batcher.padding()));
-        Amount {
-            train_tokens: train.total_tokens(),
-            val_tokens,
-            bytes: self.source.bytes(),
-            time: train.total_tokens() / train.len().max(1),
-            update_tokens: self.update_tokens,
-            line,
-            warning: val.is_none().then(|| "nothing is kept back for an evaluation; see data.val_path".into()),
-        }
+        self.drawing.amount()
     }
 
     fn steps(&self, config: &Config, epochs: f64) -> usize {
-        (epochs * self.batcher.batches_of_epoch() as f64 / config.train.accumulate as f64).ceil() as usize
+        self.drawing.steps(config, epochs)
     }
 
     fn measure(
@@ -153,15 +105,11 @@ impl Data for Examples {
     ) -> Result<Box<dyn Job>, Error> {
         let (tapes, shapes): (Vec<Tape<'_>>, Vec<Shape>) =
             self.tapes(config, device, model, parameters)?.into_iter().unzip();
-        let Self { source, arrangement, batcher, objective, .. } = *self;
-        let training_shapes = arrangement.shapes().len();
+        let Self { drawing, objective, .. } = *self;
         Ok(Box::new(WithExamples {
             programs: Programs::new(tapes)?,
             shapes,
-            training_shapes,
-            arrangement,
-            source,
-            batcher,
+            drawing,
             objective,
             batch: Batch::default(),
             wanted: Wanted::default(),
@@ -170,31 +118,16 @@ impl Data for Examples {
 }
 
 struct WithExamples {
-    source: ExampleSource,
-    arrangement: Arrangement,
-    batcher: Batcher,
+    drawing: Drawing,
     objective: Box<dyn Objective>,
     programs: Programs,
     shapes: Vec<Shape>,
-    /// The first so many shapes are for training, the others for evaluation.
-    training_shapes: usize,
     /// The last batch, and what is to be learned from it.
     batch: Batch,
     wanted: Wanted,
 }
 
 impl WithExamples {
-    /// Which program is for the batch.
-    fn shape_of_batch(&self, mode: Mode) -> usize {
-        let shapes = match mode {
-            Mode::Training => 0..self.training_shapes,
-            Mode::Inference => self.training_shapes..self.shapes.len(),
-        };
-        let is_fit =
-            |&index: &usize| (self.shapes[index].rows, self.shapes[index].time) == (self.batch.rows, self.batch.time);
-        shapes.into_iter().find(is_fit).expect("batches come in the shapes of their arrangement")
-    }
-
     /// Writes the batch into its program.
     fn write(&mut self, index: usize) -> Result<(), tape::Error> {
         let (shape, batch) = (&self.shapes[index], &self.batch);
@@ -208,7 +141,7 @@ impl WithExamples {
 
     /// Runs the batch; the sum of its losses and what its counted rows weigh.
     fn run(&mut self, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> Result<(f64, f64), Error> {
-        let index = self.shape_of_batch(mode);
+        let index = self.drawing.program_of(mode, &self.batch);
         self.write(index)?;
         let program = self.programs.select(index)?;
         program.run(parameters, options)?;
@@ -216,11 +149,11 @@ impl WithExamples {
     }
 
     fn prepare(&mut self, mode: Mode, step: u64) -> Result<(), Error> {
-        let index = self.shape_of_batch(mode);
+        let index = self.drawing.program_of(mode, &self.batch);
         let capacity = self.shapes[index].capacity;
-        let set = match (mode, &self.source.val) {
+        let set = match (mode, &self.drawing.source.val) {
             (Mode::Inference, Some(val)) => val,
-            _ => &self.source.train,
+            _ => &self.drawing.source.train,
         };
         self.objective.prepare(set, &mut self.batch, step, capacity, &mut self.wanted)
     }
@@ -228,7 +161,7 @@ impl WithExamples {
 
 impl Job for WithExamples {
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error> {
-        self.batcher.next_batch(&self.source.train, &mut self.batch)?;
+        self.drawing.next(&mut self.batch)?;
         self.prepare(Mode::Training, options.step)?;
         let (loss_sum, weight) = self.run(Mode::Training, parameters, options)?;
         Ok(Learned { loss_sum, weight, tokens: self.batch.tokens() })
@@ -238,9 +171,13 @@ impl Job for WithExamples {
         self.find(Mode::Training, parameters, options)
     }
 
-    fn evaluate(&mut self, parameters: &mut Parameters, step: usize) -> Result<Option<Evaluation>, Error> {
-        let Some(val) = self.source.val.clone() else { return Ok(None) };
-        let mut batcher = Batcher::new(&val, self.arrangement.clone(), Visit::InOrder, Halves::Together)?;
+    fn evaluate(
+        &mut self,
+        _model: &Transformer,
+        parameters: &mut Parameters,
+        step: usize,
+    ) -> Result<Option<Evaluation>, Error> {
+        let Some((val, mut batcher)) = self.drawing.evaluation()? else { return Ok(None) };
         let (mut sum, mut counted) = (0.0, 0.0);
         let options = RunOptions::default();
         for _ in 0..batcher.batches_of_epoch() {
@@ -251,7 +188,7 @@ impl Job for WithExamples {
                 let found = self.find(Mode::Inference, parameters, &options);
                 return Err(not_finite(step, batch_sum, found));
             }
-            let index = self.shape_of_batch(Mode::Inference);
+            let index = self.drawing.program_of(Mode::Inference, &self.batch);
             if let Some(output) = self.shapes[index].recorded.output {
                 let program = self.programs.select(index)?;
                 self.objective.observe(&val, &self.batch, &program.read(output)?);
@@ -264,28 +201,25 @@ impl Job for WithExamples {
     }
 
     fn state(&self) -> DrawState {
-        DrawState::Examples(self.batcher.state())
+        self.drawing.state()
     }
 
     fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        match state {
-            DrawState::Examples(state) => Ok(self.batcher.restore(state)?),
-            DrawState::Windows(_) => Err(Error::Resume("the checkpoint is of a task without examples".into())),
-        }
+        self.drawing.restore(state)
     }
 
     fn fingerprint(&self) -> String {
-        self.source.train.fingerprint()
+        self.drawing.source.train.fingerprint()
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
-        Some(&self.source.tokenizer)
+        Some(&self.drawing.source.tokenizer)
     }
 }
 
 impl WithExamples {
     fn find(&mut self, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> String {
-        let index = self.shape_of_batch(mode);
+        let index = self.drawing.program_of(mode, &self.batch);
         let written = self.write(index);
         name_of_non_finite(written.and_then(|()| self.programs.select(index)?.find_non_finite(parameters, options)))
     }

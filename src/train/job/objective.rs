@@ -99,7 +99,7 @@ pub(super) fn new(config: &Config, source: &ExampleSource) -> Result<Box<dyn Obj
         Task::MultiLabel => Box::new(values::Values::labels(config, source)),
         Task::Regression => Box::new(values::Values::numbers(config)),
         Task::QuestionAnswering => Box::new(spans::Spans::default()),
-        Task::CausalLm => unreachable!("a task without examples"),
+        Task::CausalLm | Task::Translation => unreachable!("a task with a job of its own"),
     })
 }
 

@@ -1,0 +1,124 @@
+//! Examples, and how they come in batches: what all tasks with examples share.
+
+use super::{Amount, DrawState};
+use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
+use crate::data::{Batch, Batcher, LabelledSet};
+use crate::tape::Mode;
+use crate::train::config::{Config, Layout};
+use crate::train::example_source::{self, ExampleSource};
+use crate::train::trainer::Error;
+
+/// The examples of a run, and where their drawing stands.
+pub(super) struct Drawing {
+    pub(super) source: ExampleSource,
+    pub(super) arrangement: Arrangement,
+    halves: Halves,
+    batcher: Batcher,
+    update_tokens: usize,
+    pub(super) vocabulary: usize,
+}
+
+impl Drawing {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// Data that cannot be used.
+    pub(super) fn open(config: &Config, halves: Halves) -> Result<Self, Error> {
+        let source = example_source::open(config)?;
+        let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
+        let arrangement = arrangement(config, max_tokens);
+        let visit = Visit::Shuffled { seed: config.train.seed };
+        let batcher = Batcher::new(&source.train, arrangement.clone(), visit, halves)?;
+        let vocabulary = config.model.vocabulary.unwrap_or_else(|| source.tokenizer.vocabulary());
+        source.train.check_vocabulary(vocabulary)?;
+        if let Some(val) = &source.val {
+            val.check_vocabulary(vocabulary)?;
+        }
+        let sides = if halves == Halves::Apart { 2 } else { 1 };
+        let update_tokens = sides * config.train.batch * max_tokens * config.train.accumulate;
+        Ok(Self { source, arrangement, halves, batcher, update_tokens, vocabulary })
+    }
+
+    pub(super) fn amount(&self) -> Amount {
+        let (train, val) = (&self.source.train, &self.source.val);
+        let val_tokens = val.as_ref().map_or(0, LabelledSet::total_tokens);
+        let mut line = format!("{} examples of {} tokens to learn from", train.len(), train.total_tokens());
+        match val {
+            Some(val) => line.push_str(&format!(", {} of {val_tokens} kept back", val.len())),
+            None => line.push_str(", none kept back"),
+        }
+        line.push_str(&format!("; {:.1} % of the batches is padding", 100.0 * self.batcher.padding()));
+        let sides = if self.halves == Halves::Apart { 2 } else { 1 };
+        Amount {
+            train_tokens: train.total_tokens(),
+            val_tokens,
+            bytes: self.source.bytes(),
+            time: train.total_tokens() / (sides * train.len().max(1)),
+            update_tokens: self.update_tokens,
+            line,
+            warning: val.is_none().then(|| "nothing is kept back for an evaluation; see data.val_path".into()),
+        }
+    }
+
+    /// Updates that `epochs` passes over the data make.
+    pub(super) fn steps(&self, config: &Config, epochs: f64) -> usize {
+        (epochs * self.batcher.batches_of_epoch() as f64 / config.train.accumulate as f64).ceil() as usize
+    }
+
+    /// What programs are needed: all shapes `(rows, time)` for training, then, where there is something to evaluate on,
+    /// all for that.
+    pub(super) fn programs(&self) -> Vec<(Mode, usize, usize)> {
+        let modes = [Mode::Training, Mode::Inference];
+        let modes = if self.source.val.is_some() { &modes[..] } else { &modes[..1] };
+        let shapes = self.arrangement.shapes();
+        modes.iter().flat_map(|&mode| shapes.iter().map(move |&(rows, time)| (mode, rows, time))).collect()
+    }
+
+    /// Which of the [`programs`](Self::programs) is for a batch.
+    pub(super) fn program_of(&self, mode: Mode, batch: &Batch) -> usize {
+        let wanted = (mode, batch.rows, batch.time);
+        let found = self.programs().into_iter().position(|program| program == wanted);
+        found.expect("batches come in the shapes of their arrangement")
+    }
+
+    /// Draws the next batch to learn from.
+    pub(super) fn next(&mut self, batch: &mut Batch) -> Result<(), Error> {
+        Ok(self.batcher.next_batch(&self.source.train, batch)?)
+    }
+
+    /// The examples to evaluate on, and their batches in order; None where there are none.
+    pub(super) fn evaluation(&self) -> Result<Option<(LabelledSet, Batcher)>, Error> {
+        let Some(val) = self.source.val.clone() else { return Ok(None) };
+        let batcher = Batcher::new(&val, self.arrangement.clone(), Visit::InOrder, self.halves)?;
+        Ok(Some((val, batcher)))
+    }
+
+    pub(super) fn state(&self) -> DrawState {
+        DrawState::Examples(self.batcher.state())
+    }
+
+    pub(super) fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
+        match state {
+            DrawState::Examples(state) => Ok(self.batcher.restore(state)?),
+            DrawState::Windows(_) => Err(Error::Resume("the checkpoint is of a task without examples".into())),
+        }
+    }
+}
+
+/// The shortest rows: a token between those that frame it.
+const SHORTEST: usize = 3;
+
+/// Batches of as many tokens as `train.batch` of the longest examples have.
+fn arrangement(config: &Config, max_tokens: usize) -> Arrangement {
+    let (rows, time) = (config.train.batch, max_tokens);
+    match config.data.layout {
+        Layout::Packed => Arrangement::Packed { rows, time, max_documents: rows.max(rows * time / 16) },
+        Layout::Padded => {
+            let count = config.data.buckets;
+            let length = |bucket: usize| (time * bucket).div_ceil(count).max(SHORTEST.min(time));
+            let mut buckets: Vec<usize> = (1..=count).map(length).collect();
+            buckets.dedup();
+            Arrangement::Padded { buckets, size: BatchSize::Tokens(rows * time) }
+        }
+    }
+}
