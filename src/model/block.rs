@@ -1,6 +1,6 @@
 //! Transformer blocks out of tape operations, shared by every architecture.
 
-use super::config::{ModelConfig, Norm, NormPlace};
+use super::config::{ModelConfig, Norm, NormPlace, Positions};
 use super::convolution::ConvolutionLayer;
 use super::lora::{self, Adapted, LoraOptions};
 use crate::ops::attention::Mask;
@@ -8,7 +8,7 @@ use crate::ops::gated_conv::Window;
 use crate::ops::layer_norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
-    AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, Tape, Value,
+    AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, RotaryOptions, Tape, Value,
 };
 use std::sync::Arc;
 
@@ -206,7 +206,16 @@ impl Block {
         options: &BlockOptions,
         around: &Surroundings<'_>,
     ) -> Result<Value, Error> {
-        let qkv = record_adapted(tape, input, &self.qkv, None)?;
+        let mut qkv = record_adapted(tape, input, &self.qkv, None)?;
+        if let Positions::Rotary { theta } = config.positions {
+            let rotary = RotaryOptions {
+                heads: config.heads,
+                key_value_heads: config.kv_heads,
+                rotary_columns: None,
+                base: f64::from(theta),
+            };
+            qkv = tape.rotary(qkv, &rotary, around.position_ids)?;
+        }
         let attention = attention_options(config, options.mask);
         match around.cache {
             Some(cache) => tape.attention_cached(qkv, &attention, cache, around.relative_bias),

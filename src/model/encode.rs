@@ -3,7 +3,7 @@
 //! Texts come as token ids, of any lengths and in any order. They are laid out in batches of a few shapes ([`arrange`]),
 //! padded or packed, and each shape is a program of its own; the programs take turns over one arena. Attention is kept
 //! inside each text by the documents of a row, in both arrangements, so a text's result is its own whatever lies beside
-//! it (to the bit on the CPU, where a product has more than eight rows).
+//! it.
 
 mod arrange;
 mod figures;
