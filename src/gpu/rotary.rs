@@ -16,26 +16,25 @@ const HEADS_OF_THREAD: usize = 4;
 /// See [`crate::ops::rotary::forward`].
 pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
     let addresses = [arguments.input.address(), arguments.output.address()];
-    let heads = shape.heads + 2 * shape.key_value_heads;
-    apply(gpu, shape, addresses, heads, arguments.position_ids.as_ref(), false)
+    apply(gpu, shape, addresses, arguments.position_ids.as_ref(), false)
 }
 
 /// See [`crate::ops::rotary::backward`].
 pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()> {
     let addresses = [arguments.gradient.address(); 2];
-    apply(gpu, shape, addresses, shape.turned_heads(), arguments.position_ids.as_ref(), true)
+    apply(gpu, shape, addresses, arguments.position_ids.as_ref(), true)
 }
 
-/// The first `heads` of each row.
+/// All heads of each row: in place, those that are not turned cost nothing but an idle thread.
 fn apply(
     gpu: &Gpu,
     shape: &Shape,
     [input, output]: [u64; 2],
-    heads: usize,
     position_ids: Option<&View<'_, i32>>,
     is_backward: bool,
 ) -> Result<()> {
     let (rows, pairs) = (shape.batch * shape.time, shape.rotary_columns / 2);
+    let heads = shape.heads + 2 * shape.key_value_heads;
     let is_aligned = shape.head_size.is_multiple_of(4) && pairs.is_multiple_of(4);
     let is_wide = is_aligned && input.is_multiple_of(16) && output.is_multiple_of(16);
     let (kernel, width) = if is_wide { ("rotary_apply_4", 4) } else { ("rotary_apply_1", 1) };
