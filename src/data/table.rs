@@ -15,7 +15,7 @@ use crate::util::edit_distance::nearest_first;
 use lines::{Counted, LineReader, open, reading};
 use serde_json::Value;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -336,21 +336,6 @@ impl Table {
 pub(super) fn open_bytes(path: &Path) -> Result<Box<dyn Read + Send>> {
     let is_gzipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
     Ok(open(path, is_gzipped)?.read)
-}
-
-/// Opens several files, which must all have the columns `wanted`: missing files and columns are found before any work.
-///
-/// # Errors
-/// There is no file, or one of them cannot be opened or lacks a column.
-pub fn check_files<P: AsRef<Path>>(paths: &[P], quotes: Quotes, wanted: &[&str]) -> Result<Vec<PathBuf>> {
-    if paths.is_empty() {
-        return Err(Error::Argument("no file of rows given; name at least one".into()));
-    }
-    for path in paths {
-        let table = Table::open(path, quotes)?;
-        wanted.iter().try_for_each(|name| table.column(name).map(|_| ()))?;
-    }
-    Ok(paths.iter().map(|path| path.as_ref().to_path_buf()).collect())
 }
 
 /// The object of a line, nested ones flattened.

@@ -5,8 +5,9 @@ use crate::data::permutation::Permutation;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Examples that may wait for the next batch because they fit into no row of this one. More fill rows better and bring the
-/// order closer to one by length; 64 leaves 1 to 3 % of the positions empty.
+/// Examples that may wait for the next batch because they fit into no row of this one. With 64, of reviews of up to 512 tokens
+/// (IMDB) 5 % of the positions stay empty in rows of 512 and 1 % in rows of 2048; 16 leave 6 % and 256 leave 4 %, but bring the
+/// order closer to one by length. Putting each into the fullest row that fits instead of the first gains a quarter of a point.
 const LOOK_AHEAD: usize = 64;
 
 /// Set in the number of the permutation that shuffles batches, so that it is another one than that of the examples.

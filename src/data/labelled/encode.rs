@@ -87,11 +87,12 @@ impl<'a> Encoder<'a> {
     /// An option is out of range, or the tokenizer has no special tokens although the task needs them.
     pub(super) fn new(tokenizer: &'a Tokenizer, options: &'a Options) -> Result<Self> {
         options.check()?;
-        let special = SpecialTokens::find(tokenizer);
-        let frame = match special {
-            Some(special) => Frame { start: Some(special.start), end: Some(special.end) },
-            None if options.task.kind() == Kind::Text => Frame { start: None, end: tokenizer.end_of_text() },
-            None => return Err(SpecialTokens::of(tokenizer).err().unwrap_or(Error::Argument(String::new()))),
+        let framed = |special: SpecialTokens| Frame { start: Some(special.start), end: Some(special.end) };
+        let frame = if options.task.kind() == Kind::Text {
+            let bare = Frame { start: None, end: tokenizer.end_of_text() };
+            SpecialTokens::find(tokenizer).map_or(bare, framed)
+        } else {
+            framed(SpecialTokens::of(tokenizer)?)
         };
         Ok(Self { tokenizer, options, frame })
     }

@@ -4,7 +4,7 @@ use super::super::Progress;
 use super::super::error::{Error, Result};
 use super::super::manifest::{Source, TOKENIZER_FILE};
 use super::super::shard::TokenType;
-use super::super::table::{Row, Table, check_files};
+use super::super::table::{Row, Table};
 use super::super::tokenizer::{SpecialTokens, Tokenizer};
 use super::classes::Classes;
 use super::encode::{Columns, EncodedRow, Encoder, RowLabel};
@@ -88,9 +88,13 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
 ) -> Result<(W, Description)> {
     let encoder = Encoder::new(tokenizer, options)?;
     let task = &options.task;
-    let paths = check_files(paths, options.quotes, &[])?;
+    let Some(first) = paths.first() else {
+        return Err(Error::Argument("no file of rows given; name at least one".into()));
+    };
+    // Missing files and columns are found before any work.
     let mut sources = Vec::new();
-    for path in &paths {
+    for path in paths {
+        let path = path.as_ref();
         let table = Table::open(path, options.quotes)?;
         Columns::find(&table, task)?;
         sources.push(Source { name: path.display().to_string(), bytes: table.progress().1 });
@@ -101,7 +105,7 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
     let mut builder = Builder::new(out, task.kind(), token_type).map_err(fail)?;
     let mut classes = Classes::new(options.classes.as_deref());
     let (mut before, mut skipped, mut truncated, mut tokens) = (0, 0, 0, 0);
-    for path in &paths {
+    for path in paths {
         let mut table = Table::open(path, options.quotes)?;
         let columns = Columns::find(&table, task)?;
         loop {
@@ -128,11 +132,7 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
         before += table.progress().1;
     }
     if builder.examples() == 0 {
-        return Err(Error::table(
-            &paths[0],
-            "all rows were skipped: their texts have no tokens",
-            "give it rows with text",
-        ));
+        return Err(Error::table(first, "all rows were skipped: their texts have no tokens", "give it rows with text"));
     }
     let (names, numbers) = classes.finish();
     let (rows, examples) = (builder.rows(), builder.examples());

@@ -2,6 +2,7 @@ use super::*;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::io::Write;
+use std::path::PathBuf;
 
 fn file(folder: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = folder.path().join(name);

@@ -238,7 +238,7 @@ fn word_piece(counts: &BTreeMap<String, u64>, size: usize) -> Result<WordPiece> 
         "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": CONTINUES,
         "max_input_chars_per_word": LONGEST_WORD, "vocab": vocabulary,
     });
-    // From text: the crate reads some of it by reference.
+    // Only from text: the crate's reader borrows the name of the model.
     serde_json::from_str(&model.to_string()).map_err(|error| Error::tokenizer("training", error))
 }
 
