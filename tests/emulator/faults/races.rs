@@ -116,16 +116,15 @@ pub(super) const RACES: [Seed; 20] = [
         "setp.lt.u32 %p1, %t, 32;
          @%p1 bra PRODUCE;
          bar.arrive 1, 64;
-         ld.shared.u32 %r2, [%s+-128];
+         ld.shared.u32 %r2, [%s+-128]; // !
          st.global.u32 [%a2], %r2;
          bra DONE;
          PRODUCE:
-         st.shared.u32 [%s], %t;
+         st.shared.u32 [%s], %t; // !
          bar.sync 1, 64;
          bar.warp.sync 0xffffffff;
          DONE:
-         bar.sync 0;
-         st.shared.u32 [tile], 0; // !",
+         bar.sync 0;",
         "setp.lt.u32 %p1, %t, 32;
          @%p1 bra PRODUCE;
          bar.sync 1, 64;

@@ -242,8 +242,8 @@ impl Block {
             return Err(Stopped::new(FaultKind::Illegal(format!("barrier {id}: a block has 16")), lane as u32));
         }
         if O::IS_ON {
-            let (mask, live, is_aligned) = (mask, warp.live, op.is_aligned);
-            let event = BarrierEvent { pc, block: self.index, warp: index as u32, mask, live, is_aligned, id };
+            let (live, is_aligned, waits) = (warp.live, op.is_aligned, op.waits);
+            let event = BarrierEvent { pc, block: self.index, warp: index as u32, mask, live, is_aligned, waits, id };
             worker.observer.barrier(worker.launch, &event);
         }
         let barrier = &mut self.barriers[id as usize];

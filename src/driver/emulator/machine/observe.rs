@@ -93,6 +93,8 @@ pub struct BarrierEvent {
     pub live: u32,
     /// The instruction demands that all lanes come to it together.
     pub is_aligned: bool,
+    /// False for those that only arrive and go on.
+    pub waits: bool,
     pub id: u32,
 }
 

@@ -83,8 +83,8 @@ struct Memory {
 #[derive(Debug, Default)]
 struct BlockState {
     shared: Memory,
-    /// Warps at each barrier.
-    arrived: FastMap<u32, Vec<u32>>,
+    /// Warps at each barrier, and what those knew that only arrived.
+    arrived: FastMap<u32, Vec<(u32, Option<Clock>)>>,
 }
 
 /// An asynchronous copy in flight: where it writes, and the number of its group among those of its thread.
@@ -167,18 +167,32 @@ impl Races {
 
     pub fn arrived(&mut self, event: &BarrierEvent) {
         let warp = self.warp_id(event.block, event.warp);
-        self.blocks.entry(event.block).or_default().arrived.entry(event.id).or_default().push(warp);
+        // Who only arrives tells the others what it has done so far, and learns nothing.
+        let given = (!event.waits).then(|| {
+            let clock = self.clocks.entry(warp).or_default();
+            clock.entry(warp).or_insert(1);
+            clock.clone()
+        });
+        if given.is_some() {
+            self.step(warp);
+        }
+        self.blocks.entry(event.block).or_default().arrived.entry(event.id).or_default().push((warp, given));
     }
 
     pub fn barrier_released(&mut self, block: [u32; 3], id: u32) {
         let Some(arrived) = self.blocks.get_mut(&block).and_then(|state| state.arrived.remove(&id)) else { return };
         let mut joined = Clock::default();
-        for warp in &arrived {
-            let clock = self.clocks.entry(*warp).or_default();
-            clock.entry(*warp).or_insert(1);
-            join(&mut joined, clock);
+        for (warp, given) in &arrived {
+            match given {
+                Some(clock) => join(&mut joined, clock),
+                None => {
+                    let clock = self.clocks.entry(*warp).or_default();
+                    clock.entry(*warp).or_insert(1);
+                    join(&mut joined, clock);
+                }
+            }
         }
-        for warp in arrived {
+        for (warp, _) in arrived.into_iter().filter(|(_, given)| given.is_none()) {
             let own = joined.get(&warp).copied().unwrap_or(1) + 1;
             let clock = self.clocks.entry(warp).or_default();
             *clock = joined.clone();
