@@ -4,7 +4,7 @@ use crate::classify::Meaning;
 use crate::model::{Loaded, ModelArguments, check_vocabulary};
 use crate::output::Output as Lines;
 use crate::texts::{BatchArguments, open, run_in_order};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use engine::data::batch::Placed;
 use engine::data::labelled::{Empty, Label, Long, Options, Task};
@@ -263,11 +263,8 @@ fn judge_masks(
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let count_all = set.total_tokens();
     if count == 0 {
-        None.with_context(|| {
-            format!("none of the {count_all} tokens can be masked; give it texts of ordinary tokens")
-        })?;
+        bail!("none of the {} tokens can be masked; give it texts of ordinary tokens", set.total_tokens());
     }
     let object = json!({
         "examples": set.len(),
