@@ -1,4 +1,6 @@
-// Layer norm (Ba, Kiros, Hinton 2016) with an optional fused residual: s = x + r, y = (s - mean) / sqrt(var + e) * w + b.
+// Norms with an optional fused residual, s = x + r: layer norm (Ba, Kiros, Hinton 2016), y = (s - mean) / sqrt(var + e)
+// * w + b, and RMS norm (Zhang and Sennrich 2019), y = s / sqrt(mean(s * s) + e) * w, which is the former with a mean of
+// zero that nobody computes.
 //
 // A row is read from memory once, kept in shared memory, and its variance taken around its mean in a second pass: that
 // loses no digits where the mean is far from zero, and costs nothing where memory is the bound. The backward pass
@@ -23,6 +25,8 @@ constexpr unsigned BLOCK_THREADS = 256;
 // Threads that share out the partial sums of a column, and columns in a block.
 constexpr unsigned FINISH_ROWS = 8;
 
+enum class Norm { LAYER, RMS };
+
 struct ForwardArguments {
     const float *input, *residual, *weight, *bias;
     float *sum, *output, *mean, *reciprocal_deviation;
@@ -30,7 +34,7 @@ struct ForwardArguments {
     unsigned rows, channels;
 };
 
-template <Team TEAM, unsigned N, bool CACHED>
+template <Norm NORM, Team TEAM, unsigned N, bool CACHED>
 __device__ __forceinline__ void forward(const ForwardArguments& a) {
     const unsigned row = team_index(), channels = a.channels;
     if (row >= a.rows) {
@@ -47,7 +51,7 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
         return CACHED ? load<N>(cache + c) : load<N>((residual ? sum : input) + c);
     };
 
-    float total = 0.0f;
+    float total = 0.0f;  // of the values, or of their squares
     for (unsigned c = first; c < channels; c += stride) {
         Pack<N> x = load<N>(input + c);
         if (residual) {
@@ -59,35 +63,41 @@ __device__ __forceinline__ void forward(const ForwardArguments& a) {
         }
 #pragma unroll
         for (unsigned j = 0; j < N; ++j) {
-            total += x.at[j];
+            total += NORM == Norm::LAYER ? x.at[j] : x.at[j] * x.at[j];
         }
     }
-    const float mean = team_sum<TEAM>(total) / (float)channels;
-
-    float squares = 0.0f;
-    for (unsigned c = first; c < channels; c += stride) {
-        const Pack<N> x = value(c);
+    float mean = team_sum<TEAM>(total) / (float)channels, variance = mean;
+    if constexpr (NORM == Norm::LAYER) {
+        float squares = 0.0f;
+        for (unsigned c = first; c < channels; c += stride) {
+            const Pack<N> x = value(c);
 #pragma unroll
-        for (unsigned j = 0; j < N; ++j) {
-            const float centred = x.at[j] - mean;
-            squares += centred * centred;
+            for (unsigned j = 0; j < N; ++j) {
+                const float centred = x.at[j] - mean;
+                squares += centred * centred;
+            }
         }
+        variance = team_sum<TEAM>(squares) / (float)channels;
+    } else {
+        mean = 0.0f;
     }
-    const float variance = team_sum<TEAM>(squares) / (float)channels;
     const float reciprocal_deviation = 1.0f / sqrtf(variance + a.epsilon);
 
     for (unsigned c = first; c < channels; c += stride) {
         const Pack<N> x = value(c), weight = load<N>(a.weight + c);
-        const Pack<N> bias = a.bias ? load<N>(a.bias + c) : Pack<N>{};
+        const Pack<N> bias = NORM == Norm::LAYER && a.bias ? load<N>(a.bias + c) : Pack<N>{};
         Pack<N> y;
 #pragma unroll
         for (unsigned j = 0; j < N; ++j) {
-            y.at[j] = (x.at[j] - mean) * reciprocal_deviation * weight.at[j] + bias.at[j];
+            const float scaled = (x.at[j] - mean) * reciprocal_deviation;
+            y.at[j] = NORM == Norm::LAYER ? scaled * weight.at[j] + bias.at[j] : scaled * weight.at[j];
         }
         store(a.output + start + c, y);
     }
-    if (threadIdx.x == 0 && a.mean) {
-        a.mean[row] = mean;
+    if (threadIdx.x == 0 && a.reciprocal_deviation) {
+        if constexpr (NORM == Norm::LAYER) {
+            a.mean[row] = mean;
+        }
         a.reciprocal_deviation[row] = reciprocal_deviation;
     }
 }
@@ -98,7 +108,7 @@ struct BackwardArguments {
     unsigned accumulate, rows, channels, rows_per_team;
 };
 
-template <Team TEAM, unsigned N, bool CACHED>
+template <Norm NORM, Team TEAM, unsigned N, bool CACHED>
 __device__ __forceinline__ void backward(const BackwardArguments& a) {
     const unsigned channels = a.channels;
     const unsigned first = N * threadIdx.x, stride = N * blockDim.x;
@@ -119,7 +129,9 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
     if (partials) {
         for (unsigned c = first; c < channels; c += stride) {
             store_sum(weight_sums + c, Pack<N>{});
-            store_sum(bias_sums + c, Pack<N>{});
+            if constexpr (NORM == Norm::LAYER) {
+                store_sum(bias_sums + c, Pack<N>{});
+            }
         }
     }
 
@@ -128,7 +140,8 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
     for (unsigned row = row_start; row < row_end; ++row) {
         const unsigned long long start = (unsigned long long)row * channels;
         const float *input = a.input + start, *grad_output = a.grad_output + start;
-        const float mean = a.mean[row], reciprocal_deviation = a.reciprocal_deviation[row];
+        const float mean = NORM == Norm::LAYER ? a.mean[row] : 0.0f;
+        const float reciprocal_deviation = a.reciprocal_deviation[row];
         const auto normalise = [&](float x, float) { return (x - mean) * reciprocal_deviation; };
         const auto multiply = [](float x, float y) { return x * y; };
 
@@ -139,7 +152,7 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
             const Pack<N> scaled = zip(gradient, load<N>(a.weight + c), multiply);
 #pragma unroll
             for (unsigned j = 0; j < N; ++j) {
-                sums.x += scaled.at[j];
+                sums.x += NORM == Norm::LAYER ? scaled.at[j] : 0.0f;
                 sums.y += scaled.at[j] * normalised.at[j];
             }
             if constexpr (CACHED) {
@@ -148,7 +161,9 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
             }
             if (partials) {
                 store_sum(weight_sums + c, load<N>(weight_sums + c) + zip(gradient, normalised, multiply));
-                store_sum(bias_sums + c, load<N>(bias_sums + c) + gradient);
+                if constexpr (NORM == Norm::LAYER) {
+                    store_sum(bias_sums + c, load<N>(bias_sums + c) + gradient);
+                }
             }
         }
         if (!a.grad_input) {
@@ -177,7 +192,8 @@ __device__ __forceinline__ void backward(const BackwardArguments& a) {
         // Of all warps of the block, in order; a team that is a block has its own sums only.
         __syncthreads();
         const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
-        for (unsigned c = N * thread; c < 2 * channels; c += N * blockDim.x * blockDim.y) {
+        const unsigned count = (NORM == Norm::LAYER ? 2 : 1) * channels;
+        for (unsigned c = N * thread; c < count; c += N * blockDim.x * blockDim.y) {
             Pack<N> total = load<N>(cache + 2 * channels + c);
             for (unsigned team = 1; team < blockDim.y; ++team) {
                 total = total + load<N>(cache + (4 * team + 2) * channels + c);
@@ -194,17 +210,18 @@ using namespace engine::layer_norm;
 // Normalises rows.
 //
 // input, residual, sum, output: (rows, channels) f32. residual may be null; else sum = input + residual is normalised.
-// weight, bias: (channels) f32; bias may be null. mean, reciprocal_deviation: (rows) f32, or both null.
+// weight, bias: (channels) f32; bias may be null. mean, reciprocal_deviation: (rows) f32, or both null. An RMS norm
+// (rms_norm_forward_*) reads no bias and writes no mean.
 // Launch: warp: grid (rows / blockDim.y), block (32, 1 to 4); block and long: grid (rows), block (32 to 256).
 // Shared: warp and block: 4 * blockDim.y * channels bytes, dynamic; long: none. Block and long: 128 bytes for sums.
 // Traffic: least and moved: 8 bytes per value (16 with a residual), 8 per row of statistics, weight and bias once.
-#define FORWARD(NAME, TEAM, N, CACHED, THREADS)                                                                      \
+#define FORWARD(PREFIX, NORM, NAME, TEAM, N, CACHED, THREADS)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                            \
-        layer_norm_forward_##NAME(const float* input, const float* residual, const float* weight, const float* bias, \
-                                  float* sum, float* output, float* mean, float* reciprocal_deviation, float epsilon, \
-                                  unsigned rows, unsigned channels) {                                                \
-        forward<TEAM, N, CACHED>({input, residual, weight, bias, sum, output, mean, reciprocal_deviation, epsilon,   \
-                                  rows, channels});                                                                  \
+        PREFIX##_forward_##NAME(const float* input, const float* residual, const float* weight, const float* bias,   \
+                                float* sum, float* output, float* mean, float* reciprocal_deviation, float epsilon,  \
+                                unsigned rows, unsigned channels) {                                                  \
+        forward<NORM, TEAM, N, CACHED>({input, residual, weight, bias, sum, output, mean, reciprocal_deviation,      \
+                                        epsilon, rows, channels});                                                   \
     }
 
 // Gradient of the input, and each block's sums for the gradients of weight and bias:
@@ -213,31 +230,35 @@ using namespace engine::layer_norm;
 //     partials[block] = (sum over rows of grad_output * n, sum over rows of grad_output)
 //
 // input, grad_output, grad_input: (rows, channels) f32; weight: (channels) f32; mean, reciprocal_deviation: (rows) f32.
+// An RMS norm (rms_norm_backward_*) has a mean of zero, no mean(g), and leaves the second half of the partials alone.
+//
 // partials: (blocks, 2, channels) f32. grad_input and partials may be null: not wanted. accumulate is for grad_input.
 // Launch: warp: block (32, 4); block and long: block (32 to 256). Team i takes rows_per_team rows from
 // i * rows_per_team on.
 // Shared: warp and block: 16 * blockDim.y * channels bytes, dynamic; long: none. Block and long: 256 bytes for sums.
 // Traffic: least: 12 bytes per value (16 where accumulated), 8 per row, the weight once; moved: that and the partials.
-#define BACKWARD(NAME, TEAM, N, CACHED, THREADS)                                                                     \
+#define BACKWARD(PREFIX, NORM, NAME, TEAM, N, CACHED, THREADS)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                            \
-        layer_norm_backward_##NAME(const float* input, const float* weight, const float* mean,                       \
-                                   const float* reciprocal_deviation, const float* grad_output, float* grad_input,   \
-                                   unsigned accumulate, float* partials, unsigned rows, unsigned channels,           \
-                                   unsigned rows_per_team) {                                                         \
-        backward<TEAM, N, CACHED>({input, weight, mean, reciprocal_deviation, grad_output, grad_input, partials,     \
-                                   accumulate, rows, channels, rows_per_team});                                      \
+        PREFIX##_backward_##NAME(const float* input, const float* weight, const float* mean,                         \
+                                 const float* reciprocal_deviation, const float* grad_output, float* grad_input,     \
+                                 unsigned accumulate, float* partials, unsigned rows, unsigned channels,             \
+                                 unsigned rows_per_team) {                                                           \
+        backward<NORM, TEAM, N, CACHED>({input, weight, mean, reciprocal_deviation, grad_output, grad_input,         \
+                                         partials, accumulate, rows, channels, rows_per_team});                      \
     }
 
-#define VARIANTS(KERNEL)                                               \
-    KERNEL(warp_1, Team::WARP, 1, true, WARP* WARP_ROWS)               \
-    KERNEL(warp_4, Team::WARP, 4, true, WARP* WARP_ROWS)               \
-    KERNEL(block_1, Team::BLOCK, 1, true, BLOCK_THREADS)               \
-    KERNEL(block_4, Team::BLOCK, 4, true, BLOCK_THREADS)               \
-    KERNEL(long_1, Team::BLOCK, 1, false, BLOCK_THREADS)               \
-    KERNEL(long_4, Team::BLOCK, 4, false, BLOCK_THREADS)
+#define VARIANTS(KERNEL, PREFIX, NORM)                                         \
+    KERNEL(PREFIX, NORM, warp_1, Team::WARP, 1, true, WARP* WARP_ROWS)         \
+    KERNEL(PREFIX, NORM, warp_4, Team::WARP, 4, true, WARP* WARP_ROWS)         \
+    KERNEL(PREFIX, NORM, block_1, Team::BLOCK, 1, true, BLOCK_THREADS)         \
+    KERNEL(PREFIX, NORM, block_4, Team::BLOCK, 4, true, BLOCK_THREADS)         \
+    KERNEL(PREFIX, NORM, long_1, Team::BLOCK, 1, false, BLOCK_THREADS)         \
+    KERNEL(PREFIX, NORM, long_4, Team::BLOCK, 4, false, BLOCK_THREADS)
 
-VARIANTS(FORWARD)
-VARIANTS(BACKWARD)
+VARIANTS(FORWARD, layer_norm, Norm::LAYER)
+VARIANTS(BACKWARD, layer_norm, Norm::LAYER)
+VARIANTS(FORWARD, rms_norm, Norm::RMS)
+VARIANTS(BACKWARD, rms_norm, Norm::RMS)
 
 // Adds up the blocks' sums in order: grad_weight and grad_bias = sum over parts of partials, set or accumulated.
 //

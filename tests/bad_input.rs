@@ -221,14 +221,6 @@ fn heads_that_do_not_divide_the_channels() {
 }
 
 #[test]
-fn fewer_key_value_heads_than_heads() {
-    let scratch = Scratch::new();
-    let parts = ["model.kv_heads is 1", "leave model.kv_heads out"];
-    refuse(&scratch, scratch.tiny("run", &["model.kv_heads=1"], &[]), USAGE, &parts);
-    refuse(&scratch, scratch.tiny("run", &["model.kv_heads=1"], &["--dry-run"]), USAGE, &parts);
-}
-
-#[test]
 fn a_preset_that_does_not_exist() {
     let scratch = Scratch::new();
     let mut command = Command::new(common::TRAIN);

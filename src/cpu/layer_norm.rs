@@ -1,4 +1,5 @@
-//! Layer norm on the CPU: a row is read from memory once and stays in the first-level cache for the passes over it.
+//! Layer norm and RMS norm on the CPU: a row is read from memory once and stays in the first-level cache for the passes
+//! over it. An RMS norm is a layer norm whose mean is zero and is not computed.
 //!
 //! Forward: sum, then squares around the mean (a second pass costs nothing there and loses no digits), then scale and
 //! shift. Backward, with x̂ = (x - mean) · rstd and g = grad_output · w:
@@ -6,6 +7,8 @@
 //! ```text
 //! grad_input = rstd · (g - mean(g) - x̂ · mean(g · x̂))     grad_weight = Σ_rows grad_output · x̂     grad_bias = Σ_rows grad_output
 //! ```
+//!
+//! without `mean(g)` for an RMS norm.
 //!
 //! The sums over rows are taken per chunk of rows, then over chunks in order; the number of chunks depends on the
 //! problem only. Rows are handled in groups, so that the running sums are loaded and stored once for all of them, and
@@ -35,7 +38,7 @@ const STREAMING_VALUES: usize = 4 * 1024 * 1024;
 
 /// Normalises each row.
 pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
-    let Shape { rows, channels, epsilon } = *shape;
+    let Shape { kind, rows, channels, epsilon } = *shape;
     if channels == 0 {
         return;
     }
@@ -43,25 +46,26 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
     let residual = arguments.residual.map(|(residual, sum)| (residual.host(), Disjoint::new(sum.host())));
     let (weight, bias) = (arguments.weight.host(), arguments.bias.map(|bias| bias.host()));
     let output = Disjoint::new(arguments.output.host());
-    let statistics = arguments.statistics.map(|(mean, rstd)| (Disjoint::new(mean.host()), Disjoint::new(rstd.host())));
+    let statistics = arguments.statistics.map(|Statistics { mean, reciprocal_deviation }| {
+        (mean.map(|mean| Disjoint::new(mean.host())), Disjoint::new(reciprocal_deviation.host()))
+    });
     cpu.pool().run_pieces(rows, TASK_VALUES / channels, |_, range| {
         let values = range.start * channels..range.end * channels;
         // SAFETY: the ranges of different tasks do not overlap.
         let part = |target: &Disjoint<'_, f32>, range: &Range<usize>| unsafe { target.get(range.clone()) }.as_mut_ptr();
-        let (mean, reciprocal_deviation) = match &statistics {
-            Some((mean, rstd)) => (part(mean, &range), part(rstd, &range)),
-            None => (std::ptr::null_mut(), std::ptr::null_mut()),
-        };
+        let statistics =
+            statistics.as_ref().map(|(mean, rstd)| (mean.as_ref().map(|mean| part(mean, &range)), part(rstd, &range)));
         cpu.level().run(ForwardRows {
             rows: range.len(),
             channels,
+            is_centred: kind == Norm::Layer,
             epsilon,
             input: input[values.clone()].as_ptr(),
             residual: residual.as_ref().map(|(residual, sum)| (residual[values.clone()].as_ptr(), part(sum, &values))),
             weight,
             bias,
             output: part(&output, &values),
-            statistics: (mean, reciprocal_deviation),
+            statistics,
             is_streaming: rows * channels > STREAMING_VALUES,
         });
     });
@@ -71,14 +75,16 @@ pub fn forward(cpu: &Cpu, shape: &Shape, arguments: Forward<'_>) {
 struct ForwardRows<'a> {
     rows: usize,
     channels: usize,
+    /// The mean is taken off first.
+    is_centred: bool,
     epsilon: f32,
     input: *const f32,
     residual: Option<(*const f32, *mut f32)>,
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
     output: *mut f32,
-    /// Null where they are not wanted.
-    statistics: (*mut f32, *mut f32),
+    /// Mean, of a layer norm, and reciprocal deviation, where they are wanted.
+    statistics: Option<(Option<*mut f32>, *mut f32)>,
     is_streaming: bool,
 }
 
@@ -101,7 +107,7 @@ impl Kernel for ForwardRows<'_> {
                         sum.add(start).cast_const()
                     }
                 };
-                let mean = row_sum::<V>(x, channels) / channels as f32;
+                let mean = if self.is_centred { row_sum::<V>(x, channels) / channels as f32 } else { 0.0 };
                 let variance = row_squares::<V>(x, mean, channels) / channels as f32;
                 let reciprocal_deviation = 1.0 / (variance + self.epsilon).sqrt();
                 let scale = Scale { row: x, mean: V::splat(mean), rstd: V::splat(reciprocal_deviation) };
@@ -114,9 +120,11 @@ impl Kernel for ForwardRows<'_> {
                 if whole < channels {
                     self.scale::<V, false>(&scale, output, whole, false);
                 }
-                if !self.statistics.0.is_null() {
-                    *self.statistics.0.add(row) = mean;
-                    *self.statistics.1.add(row) = reciprocal_deviation;
+                if let Some((means, reciprocal_deviations)) = self.statistics {
+                    if let Some(means) = means {
+                        *means.add(row) = mean;
+                    }
+                    *reciprocal_deviations.add(row) = reciprocal_deviation;
                 }
             }
         }
@@ -245,7 +253,8 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
     let chunk_rows = rows.div_ceil(chunks).next_multiple_of(GROUP_MAX);
     let chunks = rows.div_ceil(chunk_rows.max(1));
     let (input, weight, grad_output) = (arguments.input.host(), arguments.weight.host(), arguments.grad_output.host());
-    let (mean, rstd) = (arguments.mean.host(), arguments.reciprocal_deviation.host());
+    let Statistics { mean, reciprocal_deviation } = arguments.statistics;
+    let (mean, rstd) = (mean.map(|mean| mean.host()), reciprocal_deviation.host());
     let grad_input = arguments.grad_input.map(|(grad, write)| (Disjoint::new(grad.host()), write));
     // A line of padding between the chunks' sums, so that no two threads write to one.
     let stride = channels.next_multiple_of(16);
@@ -269,7 +278,7 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
                 channels,
                 input: input[values.clone()].as_ptr(),
                 weight: weight.as_ptr(),
-                mean: &mean[range.clone()],
+                mean: mean.map(|mean| &mean[range.clone()]),
                 reciprocal_deviation: &rstd[range],
                 grad_output: grad_output[values].as_ptr(),
                 grad_input,
@@ -298,7 +307,8 @@ struct BackwardRows<'a> {
     channels: usize,
     input: *const f32,
     weight: *const f32,
-    mean: &'a [f32],
+    /// Of a layer norm.
+    mean: Option<&'a [f32]>,
     reciprocal_deviation: &'a [f32],
     grad_output: *const f32,
     grad_input: Option<(*mut f32, Write)>,
@@ -366,7 +376,7 @@ impl BackwardRows<'_> {
         let whole = channels / V::LANES * V::LANES;
         let mut group = Group {
             start: std::array::from_fn(|r| (row + r) * channels),
-            mean: std::array::from_fn(|r| V::splat(self.mean[row + r])),
+            mean: std::array::from_fn(|r| V::splat(self.mean.map_or(0.0, |mean| mean[row + r]))),
             rstd: std::array::from_fn(|r| V::splat(self.reciprocal_deviation[row + r])),
             sum_g: [V::zero(); R],
             sum_g_normalised: [V::zero(); R],
@@ -386,7 +396,7 @@ impl BackwardRows<'_> {
                 Write::Set => Store::Set,
             };
             for r in 0..R {
-                let mean_g = group.sum_g[r].reduce_add() / channels as f32;
+                let mean_g = if self.mean.is_some() { group.sum_g[r].reduce_add() / channels as f32 } else { 0.0 };
                 let mean_g_normalised = group.sum_g_normalised[r].reduce_add() / channels as f32;
                 let rstd = self.reciprocal_deviation[row + r];
                 let line = Line {

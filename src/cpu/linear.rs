@@ -186,7 +186,7 @@ pub(super) fn activate(cpu: &Cpu, activation: Activation, z: &[f32], y: &mut [f3
 }
 
 /// `grad_z = grad_y ⊙ activation'(z)`.
-fn multiply_by_derivative(
+pub(super) fn multiply_by_derivative(
     cpu: &Cpu,
     activation: Activation,
     outputs: usize,

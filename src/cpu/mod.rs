@@ -4,12 +4,14 @@
 //! result depend on the SIMD level but not on the number of threads. Arguments were checked by `ops`; functions here
 //! assert only what a bug of ours could break. No state outlives a call except the thread pool and scratch memory.
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
+pub mod gated_conv;
 pub mod gemm;
 pub mod grad_norm;
 pub mod key_value_cache;
@@ -21,7 +23,9 @@ pub mod peak;
 pub mod pointwise_loss;
 pub mod pool;
 pub mod relative_bias;
+pub mod rotary;
 mod rows;
+pub mod scale;
 pub mod scratch;
 pub mod sgd;
 pub mod simd;

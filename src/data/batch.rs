@@ -128,20 +128,46 @@ impl Batch {
         }
     }
 
-    /// Places the tokens `part` of an example at `start` of a row.
-    fn place(&mut self, set: &LabelledSet, example: usize, part: std::ops::Range<usize>, row: usize, start: usize) {
-        let length = part.len();
+    /// Places a document of `length` at `start` of a row.
+    fn place(&mut self, example: usize, length: usize, row: usize, start: usize) {
         let at = row * self.time + start;
-        set.tokens(example).range(part.clone()).copy_to(&mut self.ids[at..at + length]);
         self.positions[at..at + length].iter_mut().zip(0..).for_each(|(position, index)| *position = index);
-        // Half an example is all of one text.
-        let second = if part.end == set.length(example) && part.start > 0 { length } else { set.second(example) };
-        self.token_types[at + second.min(length)..at + length].fill(1);
         for document in self.documents[2 * at..2 * (at + length)].chunks_exact_mut(2) {
             document.copy_from_slice(&[start as i32, (start + length) as i32]);
         }
         self.examples.push(Placed { example, row, start, end: start + length });
     }
+
+    /// Fills in the tokens of the examples: a part of each.
+    fn fill(&mut self, set: &LabelledSet, part: Part) -> Result<()> {
+        for placed in &self.examples {
+            let (second, length) = (set.second(placed.example), set.length(placed.example));
+            let range = match part {
+                Part::Whole => 0..length,
+                Part::First => 0..second,
+                Part::Second => second..length,
+            };
+            let at = placed.row * self.time + placed.start;
+            let end = at + range.len();
+            if range.len() != placed.end - placed.start {
+                let what = format!("example {} is not as long as when the batcher was made", placed.example);
+                return Err(Error::Argument(format!("{what}; give it the data that it was made for")));
+            }
+            set.tokens(placed.example).range(range).copy_to(&mut self.ids[at..end]);
+            if part == Part::Whole {
+                self.token_types[at + second..end].fill(1);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which of an example's texts are meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    First,
+    Second,
 }
 
 /// Where a batcher is; enough to go on exactly from there.
@@ -175,21 +201,39 @@ impl Batcher {
     ///
     /// # Errors
     /// The set is empty or an example does not fit; a number is zero; texts are to be kept apart that are no translations.
-    pub fn new(set: &LabelledSet, mut arrangement: Arrangement, visit: Visit, halves: Halves) -> Result<Self> {
-        check(&mut arrangement)?;
+    pub fn new(set: &LabelledSet, arrangement: Arrangement, visit: Visit, halves: Halves) -> Result<Self> {
         if halves == Halves::Apart && set.kind() != Kind::Pair {
             let what = format!("only texts of pairs can be kept apart, not those for {}", set.kind().name());
             return Err(Error::Argument(what));
         }
-        if set.is_empty() {
-            return Err(Error::Argument("the data has no examples".into()));
+        let lengths = (0..set.len()).map(|example| {
+            let (length, second) = (set.length(example) as u32, set.second(example) as u32);
+            if halves == Halves::Apart { [second, length - second] } else { [length, 0] }
+        });
+        let pad = set.description().special.map_or(0, |special| special.pad as i32);
+        Self::of(lengths.collect(), arrangement, visit, halves, pad)
+    }
+
+    /// A batcher of things that are not tokens, such as images of so many patches: see [`next_places`](Self::next_places).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_lengths(lengths: &[usize], arrangement: Arrangement, visit: Visit) -> Result<Self> {
+        let lengths = lengths.iter().map(|&length| [u32::try_from(length).unwrap_or(u32::MAX), 0]).collect();
+        Self::of(lengths, arrangement, visit, Halves::Together, 0)
+    }
+
+    fn of(
+        lengths: Vec<[u32; 2]>,
+        mut arrangement: Arrangement,
+        visit: Visit,
+        halves: Halves,
+        pad: i32,
+    ) -> Result<Self> {
+        check(&mut arrangement)?;
+        if lengths.is_empty() || u32::try_from(lengths.len()).is_err() {
+            return Err(Error::Argument(format!("{} examples are not in 1..2^32", lengths.len())));
         }
-        let lengths: Vec<[u32; 2]> = (0..set.len())
-            .map(|example| {
-                let (length, second) = (set.length(example) as u32, set.second(example) as u32);
-                if halves == Halves::Apart { [second, length - second] } else { [length, 0] }
-            })
-            .collect();
         let longest = arrangement.longest();
         let too_long = lengths.iter().enumerate().find(|(_, [a, b])| *a.max(b) as usize > longest);
         if let Some((example, [a, b])) = too_long {
@@ -200,8 +244,7 @@ impl Batcher {
             );
             return Err(Error::Argument(what));
         }
-        let pad = set.description().special.map_or(0, |special| special.pad as i32);
-        let state = BatcherState { examples: set.len(), arrangement, visit, halves, epoch: 0, batch: 0 };
+        let state = BatcherState { examples: lengths.len(), arrangement, visit, halves, epoch: 0, batch: 0 };
         let plan = Plan::new(&state, &lengths);
         Ok(Self { state, lengths, pad, plan })
     }
@@ -238,6 +281,18 @@ impl Batcher {
             let what = format!("the batcher was made for {} examples, the data has {}", self.state.examples, set.len());
             return Err(Error::Argument(what));
         }
+        self.next_places(batch);
+        match self.state.halves {
+            Halves::Together => batch.fill(set, Part::Whole),
+            Halves::Apart => {
+                batch.fill(set, Part::First)?;
+                batch.target.as_mut().map_or(Ok(()), |target| target.fill(set, Part::Second))
+            }
+        }
+    }
+
+    /// The next batch with its examples in their places, but without tokens: ids are padding, token types 0.
+    pub fn next_places(&mut self, batch: &mut Batch) {
         if self.state.batch == self.plan.batches.len() {
             self.state.epoch += 1;
             self.state.batch = 0;
@@ -246,26 +301,21 @@ impl Batcher {
             }
         }
         let planned = &self.plan.batches[self.state.batch];
+        let mut target = (self.state.halves == Halves::Apart).then(|| batch.target.take().unwrap_or_default());
         batch.clear(planned.rows, planned.time, self.pad);
-        if self.state.halves == Halves::Apart {
-            let mut target = batch.target.take().unwrap_or_default();
+        if let Some(target) = &mut target {
             target.clear(planned.rows, planned.time, self.pad);
-            for slot in &self.plan.slots[planned.slots.clone()] {
-                let (example, row) = (slot.example as usize, slot.row as usize);
-                let (split, end) = (set.second(example), set.length(example));
-                batch.place(set, example, 0..split, row, slot.starts[0] as usize);
-                target.place(set, example, split..end, row, slot.starts[1] as usize);
-            }
-            batch.target = Some(target);
-        } else {
-            batch.target = None;
-            for slot in &self.plan.slots[planned.slots.clone()] {
-                let example = slot.example as usize;
-                batch.place(set, example, 0..set.length(example), slot.row as usize, slot.starts[0] as usize);
+        }
+        for slot in &self.plan.slots[planned.slots.clone()] {
+            let (example, row) = (slot.example as usize, slot.row as usize);
+            let [a, b] = self.lengths[example].map(|length| length as usize);
+            batch.place(example, a, row, slot.starts[0] as usize);
+            if let Some(target) = &mut target {
+                target.place(example, b, row, slot.starts[1] as usize);
             }
         }
+        batch.target = target;
         self.state.batch += 1;
-        Ok(())
     }
 
     /// Where the batcher is.

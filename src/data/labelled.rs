@@ -19,6 +19,7 @@ mod span;
 mod summary;
 mod task;
 
+pub use encode::longest_first;
 pub use folder::{DESCRIPTION_FILE, Description, EXAMPLES_FILE};
 pub use reading::write;
 pub use span::Question;

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod dataset;
 pub mod error;
 mod hash;
+pub mod images;
 pub mod inspect;
 pub mod labelled;
 pub mod manifest;

@@ -332,6 +332,12 @@ impl Table {
     }
 }
 
+/// The content of a file, decompressed where its name ends in `.gz`.
+pub(super) fn open_bytes(path: &Path) -> Result<Box<dyn Read + Send>> {
+    let is_gzipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    Ok(open(path, is_gzipped)?.read)
+}
+
 /// Opens several files, which must all have the columns `wanted`: missing files and columns are found before any work.
 ///
 /// # Errors

@@ -2,8 +2,12 @@
 //! `cargo test` and `engine-bench sanitize`, a real one in `engine-bench verify`.
 
 use super::span_cross_entropy;
-use super::{adamw, add, attention, dropout, embedding, ffn, grad_norm, key_value_cache, layer_norm};
-use super::{linear, linear_cross_entropy, mean_rows, pointwise_loss, relative_bias, sgd, softmax_cross_entropy};
+use super::{
+    activation, adamw, add, attention, dropout, embedding, ffn, gated_conv, grad_norm, key_value_cache, layer_norm,
+};
+use super::{
+    linear, linear_cross_entropy, mean_rows, pointwise_loss, relative_bias, rotary, scale, sgd, softmax_cross_entropy,
+};
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -33,11 +37,14 @@ impl Check {
 pub fn all() -> impl Iterator<Item = &'static Check> {
     [
         add::checks::ALL,
+        scale::checks::ALL,
         dropout::checks::ALL,
         embedding::checks::ALL,
         layer_norm::checks::ALL,
         linear::checks::ALL,
+        activation::checks::ALL,
         ffn::checks::ALL,
+        gated_conv::checks::ALL,
         attention::checks::ALL,
         key_value_cache::checks::ALL,
         relative_bias::checks::ALL,
@@ -46,6 +53,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         mean_rows::checks::ALL,
         pointwise_loss::checks::ALL,
         span_cross_entropy::checks::ALL,
+        rotary::checks::ALL,
         grad_norm::checks::ALL,
         adamw::checks::ALL,
         sgd::checks::ALL,

@@ -3,7 +3,7 @@
 use super::rows::{Launch, Rows, Team, access_width};
 use super::{Arguments, Gpu, Source, source};
 use crate::driver::{LaunchConfig, Result};
-use crate::ops::layer_norm::{Backward, Forward, Shape};
+use crate::ops::layer_norm::{Backward, Forward, Norm, Shape};
 use crate::ops::{View, ViewMut, Write};
 
 static SOURCE: Source = source!("layer_norm");
@@ -17,25 +17,37 @@ const TEAM_ROWS: usize = 4;
 /// The kernel that adds up the sums: columns in a block, threads to a column.
 const FINISH_BLOCK: [u32; 3] = [32, 8, 1];
 
-fn forward_kernel(team: Team, width: usize) -> &'static str {
-    match (team, width) {
-        (Team::Warp, 4) => "layer_norm_forward_warp_4",
-        (Team::Warp, _) => "layer_norm_forward_warp_1",
-        (Team::Block, 4) => "layer_norm_forward_block_4",
-        (Team::Block, _) => "layer_norm_forward_block_1",
-        (Team::Long, 4) => "layer_norm_forward_long_4",
-        (Team::Long, _) => "layer_norm_forward_long_1",
+fn forward_kernel(kind: Norm, team: Team, width: usize) -> &'static str {
+    match (kind, team, width) {
+        (Norm::Layer, Team::Warp, 4) => "layer_norm_forward_warp_4",
+        (Norm::Layer, Team::Warp, _) => "layer_norm_forward_warp_1",
+        (Norm::Layer, Team::Block, 4) => "layer_norm_forward_block_4",
+        (Norm::Layer, Team::Block, _) => "layer_norm_forward_block_1",
+        (Norm::Layer, Team::Long, 4) => "layer_norm_forward_long_4",
+        (Norm::Layer, Team::Long, _) => "layer_norm_forward_long_1",
+        (Norm::Rms, Team::Warp, 4) => "rms_norm_forward_warp_4",
+        (Norm::Rms, Team::Warp, _) => "rms_norm_forward_warp_1",
+        (Norm::Rms, Team::Block, 4) => "rms_norm_forward_block_4",
+        (Norm::Rms, Team::Block, _) => "rms_norm_forward_block_1",
+        (Norm::Rms, Team::Long, 4) => "rms_norm_forward_long_4",
+        (Norm::Rms, Team::Long, _) => "rms_norm_forward_long_1",
     }
 }
 
-fn backward_kernel(team: Team, width: usize) -> &'static str {
-    match (team, width) {
-        (Team::Warp, 4) => "layer_norm_backward_warp_4",
-        (Team::Warp, _) => "layer_norm_backward_warp_1",
-        (Team::Block, 4) => "layer_norm_backward_block_4",
-        (Team::Block, _) => "layer_norm_backward_block_1",
-        (Team::Long, 4) => "layer_norm_backward_long_4",
-        (Team::Long, _) => "layer_norm_backward_long_1",
+fn backward_kernel(kind: Norm, team: Team, width: usize) -> &'static str {
+    match (kind, team, width) {
+        (Norm::Layer, Team::Warp, 4) => "layer_norm_backward_warp_4",
+        (Norm::Layer, Team::Warp, _) => "layer_norm_backward_warp_1",
+        (Norm::Layer, Team::Block, 4) => "layer_norm_backward_block_4",
+        (Norm::Layer, Team::Block, _) => "layer_norm_backward_block_1",
+        (Norm::Layer, Team::Long, 4) => "layer_norm_backward_long_4",
+        (Norm::Layer, Team::Long, _) => "layer_norm_backward_long_1",
+        (Norm::Rms, Team::Warp, 4) => "rms_norm_backward_warp_4",
+        (Norm::Rms, Team::Warp, _) => "rms_norm_backward_warp_1",
+        (Norm::Rms, Team::Block, 4) => "rms_norm_backward_block_4",
+        (Norm::Rms, Team::Block, _) => "rms_norm_backward_block_1",
+        (Norm::Rms, Team::Long, 4) => "rms_norm_backward_long_4",
+        (Norm::Rms, Team::Long, _) => "rms_norm_backward_long_1",
     }
 }
 
@@ -49,10 +61,11 @@ pub fn forward(gpu: &Gpu, shape: &Shape, arguments: Forward<'_>) -> Result<()> {
 }
 
 fn forward_launch(gpu: &Gpu, shape: &Shape, arguments: &Forward<'_>) -> Launch {
-    let Shape { rows, channels, epsilon } = *shape;
+    let Shape { kind, rows, channels, epsilon } = *shape;
     let Forward { input, residual, weight, bias, output, statistics } = arguments;
     let (residual, sum) = (residual.as_ref().map(|(values, _)| values), residual.as_ref().map(|(_, sum)| sum));
-    let (mean, deviation) = (statistics.as_ref().map(|(mean, _)| mean), statistics.as_ref().map(|(_, rstd)| rstd));
+    let mean = statistics.as_ref().and_then(|found| found.mean.as_ref());
+    let deviation = statistics.as_ref().map(|found| &found.reciprocal_deviation);
     let addresses = [
         input.address(),
         residual.map_or(0, View::address),
@@ -77,7 +90,7 @@ fn forward_launch(gpu: &Gpu, shape: &Shape, arguments: &Forward<'_>) -> Launch {
         .float(epsilon)
         .size(rows)
         .size(channels);
-    (forward_kernel(team, width), team.config(rows, &row, width, BLOCK_THREADS), list)
+    (forward_kernel(kind, team, width), team.config(rows, &row, width, BLOCK_THREADS), list)
 }
 
 /// See [`crate::ops::layer_norm::backward`].
@@ -152,12 +165,12 @@ impl BackwardPlan {
     }
 
     fn launch(&self, shape: &Shape, arguments: &Backward<'_>, partials: u64) -> Launch {
-        let Backward { input, weight, mean, reciprocal_deviation, grad_output, grad_input, .. } = arguments;
+        let Backward { input, weight, statistics, grad_output, grad_input, .. } = arguments;
         let list = Arguments::new()
             .view(input)
             .view(weight)
-            .view(mean)
-            .view(reciprocal_deviation)
+            .optional(statistics.mean.as_ref())
+            .view(&statistics.reciprocal_deviation)
             .view(grad_output)
             .optional_mut(grad_input.as_ref().map(|(grad, _)| grad))
             .write(grad_input.as_ref().map_or(Write::Set, |(_, write)| *write))
@@ -166,7 +179,7 @@ impl BackwardPlan {
             .size(shape.channels)
             .size(self.rows_per_team);
         let config = self.team.config(self.teams, &self.row, self.width, BLOCK_THREADS);
-        (backward_kernel(self.team, self.width), config, list)
+        (backward_kernel(shape.kind, self.team, self.width), config, list)
     }
 }
 
@@ -176,6 +189,7 @@ pub(crate) mod checks {
     use super::*;
     use crate::gpu::checks::Check;
     use crate::gpu::testing::Buffer;
+    use crate::ops::layer_norm::Statistics;
     use crate::ops::testing::{Random, assert_close, double};
     use crate::ops::{Device, layer_norm};
 
@@ -203,16 +217,17 @@ pub(crate) mod checks {
     fn forward_matches_reference_over_odd_sizes_and_options(device: &Device) {
         let mut random = Random::fresh();
         for (rows, channels) in SIZES {
-            let shape = Shape { rows, channels, epsilon: EPSILON };
             // A mean far from zero is where a one-pass variance would lose its digits.
             let shift = if channels > 3 { 8.0 } else { 0.0 };
-            let input: Vec<f32> = normal(&mut random, &shape).iter().map(|x| x + shift).collect();
-            let residual = normal(&mut random, &shape);
+            let input: Vec<f32> = random.normal(rows * channels).iter().map(|x| x + shift).collect();
+            let residual = random.normal(rows * channels);
             let [weight, bias] = [0; 2].map(|_| random.normal(channels));
             let [on_input, on_residual] = [&input, &residual].map(|values| Buffer::upload(device, values));
             let [on_weight, on_bias] = [&weight, &bias].map(|values| Buffer::upload(device, values));
-            for options in 0..8 {
-                let (has_residual, has_bias, has_statistics) = (options & 1 > 0, options & 2 > 0, options & 4 > 0);
+            for options in 0..12 {
+                let (has_residual, has_statistics) = (options & 1 > 0, options & 2 > 0);
+                let (kind, has_bias) = [(Norm::Layer, false), (Norm::Layer, true), (Norm::Rms, false)][options / 4];
+                let shape = Shape { kind, rows, channels, epsilon: EPSILON };
                 let (residual, bias) = (double(&residual), double(&bias));
                 let expected = layer_norm::reference::forward(
                     &shape,
@@ -229,7 +244,10 @@ pub(crate) mod checks {
                     weight: on_weight.view(),
                     bias: has_bias.then(|| on_bias.view()),
                     output: output.view_mut(),
-                    statistics: has_statistics.then(|| (mean.view_mut(), rstd.view_mut())),
+                    statistics: has_statistics.then(|| Statistics {
+                        mean: (kind == Norm::Layer).then(|| mean.view_mut()),
+                        reciprocal_deviation: rstd.view_mut(),
+                    }),
                 };
                 layer_norm::forward(device, &shape, arguments).unwrap();
                 let name = format!("{rows}x{channels}, options {options}");
@@ -239,7 +257,9 @@ pub(crate) mod checks {
                 }
                 if has_statistics {
                     let deviation = &expected.reciprocal_deviation;
-                    assert_close(&format!("mean, {name}"), &mean.download(), &expected.mean, 1e-6, 0.0);
+                    if kind == Norm::Layer {
+                        assert_close(&format!("mean, {name}"), &mean.download(), &expected.mean, 1e-6, 0.0);
+                    }
                     assert_close(&format!("deviation, {name}"), &rstd.download(), deviation, 1e-5, 0.0);
                 }
             }
@@ -257,8 +277,8 @@ pub(crate) mod checks {
     }
 
     impl<'d> Case<'d> {
-        fn new(device: &'d Device, random: &mut Random, rows: usize, channels: usize) -> Self {
-            let shape = Shape { rows, channels, epsilon: EPSILON };
+        fn new(device: &'d Device, random: &mut Random, (kind, rows, channels): (Norm, usize, usize)) -> Self {
+            let shape = Shape { kind, rows, channels, epsilon: EPSILON };
             let [input, grad_output] = [0; 2].map(|_| normal(random, &shape));
             let weight = random.normal(channels);
             let statistics = layer_norm::reference::forward(&shape, &double(&input), None, &double(&weight), None);
@@ -280,12 +300,11 @@ pub(crate) mod checks {
             let arguments = Backward {
                 input,
                 weight,
-                mean,
-                reciprocal_deviation,
+                statistics: Statistics { mean: (self.shape.kind == Norm::Layer).then_some(mean), reciprocal_deviation },
                 grad_output,
                 grad_input: wanted[0].then_some(grad_input),
                 grad_weight: wanted[1].then_some(grad_weight),
-                grad_bias: wanted[2].then_some(grad_bias),
+                grad_bias: (wanted[2] && self.shape.kind == Norm::Layer).then_some(grad_bias),
             };
             layer_norm::backward(self.device, &self.shape, arguments).unwrap();
             gradients.map(|gradient| gradient.download())
@@ -294,8 +313,9 @@ pub(crate) mod checks {
 
     fn backward_matches_reference_over_odd_sizes_and_options(device: &Device) {
         let mut random = Random::fresh();
-        for (rows, channels) in SIZES.into_iter().chain([(1023, 12)]) {
-            let case = Case::new(device, &mut random, rows, channels);
+        let sizes = SIZES.into_iter().chain([(1023, 12)]);
+        for (kind, rows, channels) in sizes.flat_map(|(r, c)| [(Norm::Layer, r, c), (Norm::Rms, r, c)]) {
+            let case = Case::new(device, &mut random, (kind, rows, channels));
             let (input, weight) = (double(&case.input), double(&case.weight));
             let expected = layer_norm::reference::backward(&case.shape, &input, &weight, &double(&case.grad_output));
             let before = [normal(&mut random, &case.shape), random.normal(channels), random.normal(channels)];
@@ -306,11 +326,14 @@ pub(crate) mod checks {
                 let found = case.run([true; 3], write, &before);
                 let names = ["input", "weight", "bias"];
                 for (i, gradient) in [&expected.input, &expected.weight, &expected.bias].into_iter().enumerate() {
+                    if kind == Norm::Rms && i == 2 {
+                        continue;
+                    }
                     let expected: Vec<f64> = match write {
                         Write::Set => gradient.clone(),
                         Write::Add => gradient.iter().zip(&before[i]).map(|(g, &b)| g + f64::from(b)).collect(),
                     };
-                    let name = format!("{}, {rows}x{channels}, {write:?}", names[i]);
+                    let name = format!("{}, {kind:?}, {rows}x{channels}, {write:?}", names[i]);
                     assert_close(&name, &found[i], &expected, 1e-5, floor);
                 }
             }
@@ -320,7 +343,7 @@ pub(crate) mod checks {
     fn each_gradient_can_be_asked_for_alone_with_the_same_bits(device: &Device) {
         let mut random = Random::fresh();
         for (rows, channels) in [(67, 48), (13, 516), (3, 12_289)] {
-            let case = Case::new(device, &mut random, rows, channels);
+            let case = Case::new(device, &mut random, (Norm::Layer, rows, channels));
             let before = [vec![0.0; rows * channels], vec![0.0; channels], vec![0.0; channels]];
             let bits = |gradient: &[f32]| -> Vec<u32> { gradient.iter().map(|x| x.to_bits()).collect() };
             let together = case.run([true; 3], Write::Set, &before);
@@ -334,7 +357,7 @@ pub(crate) mod checks {
     }
 
     fn no_rows_have_gradients_of_zero(device: &Device) {
-        let case = Case::new(device, &mut Random::fresh(), 0, 5);
+        let case = Case::new(device, &mut Random::fresh(), (Norm::Layer, 0, 5));
         let [_, weight, bias] = case.run([true; 3], Write::Set, &[vec![], vec![0.0; 5], vec![0.0; 5]]);
         assert!(weight == [0.0; 5] && bias == [0.0; 5]);
     }
@@ -346,7 +369,7 @@ pub(crate) mod checks {
         let values = |count: usize| vec![1.0f32; count];
         // A warp's rows and a block's.
         for (rows, channels) in [(64, 128), (64, 1536)] {
-            let shape = Shape { rows, channels, epsilon: EPSILON };
+            let shape = Shape { kind: Norm::Layer, rows, channels, epsilon: EPSILON };
             let (row_bytes, all_bytes, statistic_bytes) = (4 * channels as u64, 4 * (rows * channels) as u64, 4 * 64);
             let arguments = Forward {
                 input: counting.upload(&values(rows * channels)),
@@ -357,7 +380,10 @@ pub(crate) mod checks {
                 weight: counting.upload(&values(channels)),
                 bias: Some(counting.upload(&values(channels))),
                 output: counting.upload_mut(&values(rows * channels)),
-                statistics: Some((counting.upload_mut(&values(rows)), counting.upload_mut(&values(rows)))),
+                statistics: Some(Statistics {
+                    mean: Some(counting.upload_mut(&values(rows))),
+                    reciprocal_deviation: counting.upload_mut(&values(rows)),
+                }),
             };
             let counts = counting.count(&SOURCE, forward_launch(&gpu, &shape, &arguments));
             assert_eq!(counts.dram_read_bytes, 2 * all_bytes + 2 * row_bytes);
@@ -370,8 +396,10 @@ pub(crate) mod checks {
             let arguments = Backward {
                 input: counting.upload(&values(rows * channels)),
                 weight: counting.upload(&values(channels)),
-                mean: counting.upload(&values(rows)),
-                reciprocal_deviation: counting.upload(&values(rows)),
+                statistics: Statistics {
+                    mean: Some(counting.upload(&values(rows))),
+                    reciprocal_deviation: counting.upload(&values(rows)),
+                },
                 grad_output: counting.upload(&values(rows * channels)),
                 grad_input: Some((counting.upload_mut(&values(rows * channels)), Write::Set)),
                 grad_weight: None,

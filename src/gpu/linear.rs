@@ -69,10 +69,22 @@ pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()>
     let grad_z_bytes = (rows * columns * size_of::<f32>()).next_multiple_of(256) as u64;
     let workspace = gpu.workspace(grad_z_bytes + grads.workspace_bytes())?;
     // SAFETY: the start of the workspace, which nothing else uses before the next operation.
-    let grad_z = unsafe { ViewMut::on_device(workspace, rows * columns) };
-    let list = Arguments::new().view(&z).view(&grad_output).view_mut(&grad_z);
-    launch_elements(gpu, "linear_activation_backward", list, rows, outputs, activation)?;
+    let mut grad_z = unsafe { ViewMut::on_device(workspace, rows * columns) };
+    activation_backward(gpu, activation, [rows, outputs], z, grad_output, grad_z.reborrow())?;
     grads.compute(gpu, grad_z.as_view(), workspace + grad_z_bytes)
+}
+
+/// Computes `grad_z = grad_output ⊙ activation'(z)`.
+pub(super) fn activation_backward(
+    gpu: &Gpu,
+    activation: Activation,
+    [rows, outputs]: [usize; 2],
+    z: View<'_, f32>,
+    grad_output: View<'_, f32>,
+    grad_z: ViewMut<'_, f32>,
+) -> Result<()> {
+    let list = Arguments::new().view(&z).view(&grad_output).view_mut(&grad_z);
+    launch_elements(gpu, "linear_activation_backward", list, rows, outputs, activation)
 }
 
 /// Computes `output = activation(z)`, with the bits of the forward pass.

@@ -3,6 +3,7 @@
 //! A launcher turns the checked arguments of `ops` into launches of the kernels in the `.cu` file of its name, all on
 //! one stream. Views hold device addresses. Nothing here waits, except where an operation returns a number to the host.
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -12,6 +13,7 @@ mod counting;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
+pub mod gated_conv;
 pub mod grad_norm;
 pub mod key_value_cache;
 pub mod layer_norm;
@@ -21,7 +23,9 @@ pub mod mean_rows;
 pub mod peak;
 pub mod pointwise_loss;
 pub mod relative_bias;
+pub mod rotary;
 mod rows;
+pub mod scale;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod span_cross_entropy;

@@ -1,7 +1,11 @@
 //! Transformer blocks out of tape operations, shared by every architecture.
 
-use super::config::{ModelConfig, NormPlace};
+use super::config::{ModelConfig, Norm, NormPlace};
+use super::convolution::ConvolutionLayer;
+use super::lora::{self, Adapted, LoraOptions};
 use crate::ops::attention::Mask;
+use crate::ops::gated_conv::Window;
+use crate::ops::layer_norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
     AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, Tape, Value,
@@ -38,7 +42,7 @@ pub struct Surroundings<'a> {
     pub documents: Option<Value>,
     /// `(B, T)` ids: where each token stands in its document.
     pub position_ids: Option<Value>,
-    /// `(H, 2·radius - 1)`: what is added to the scores by distance.
+    /// `(H, 2·radius - 1)`: what is added to the scores of self-attention by distance.
     pub relative_bias: Option<Value>,
     /// What the cross-attention looks at.
     pub memory: Option<Memory<'a>>,
@@ -65,23 +69,24 @@ pub struct BlockOptions {
 #[derive(Clone, Copy, Debug)]
 struct Cross {
     norm: Affine,
-    query: Affine,
-    key_value: Affine,
-    projection: Affine,
+    query: Adapted,
+    key_value: Adapted,
+    projection: Adapted,
 }
 
 /// A block: `x ← x + attention(norm(x))`, `x ← x + ffn(norm(x))` where the norm comes first, and
 /// `x ← norm(x + attention(x))`, `x ← norm(x + ffn(x))` where it comes last; with cross-attention between the two in the
-/// decoder of an encoder-decoder.
+/// decoder of an encoder-decoder, and a convolution before both where the configuration has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
+    convolution: Option<(Affine, ConvolutionLayer)>,
     attention_norm: Affine,
-    qkv: Affine,
-    projection: Affine,
+    qkv: Adapted,
+    projection: Adapted,
     cross: Option<Cross>,
     ffn_norm: Affine,
-    up: Affine,
-    down: Affine,
+    up: Adapted,
+    down: Adapted,
 }
 
 /// Records the norm of `value` that `config` asks for.
@@ -91,27 +96,34 @@ pub(super) fn record_norm(
     value: Value,
     norm: &Affine,
 ) -> Result<Value, Error> {
-    tape.layer_norm(value, norm.weight, norm.bias, config.norm_epsilon)
+    let kind = match config.norm {
+        Norm::Layer => layer_norm::Norm::Layer,
+        Norm::Rms => layer_norm::Norm::Rms,
+    };
+    tape.layer_norm(kind, value, norm.weight, norm.bias, config.norm_epsilon)
 }
 
 impl Block {
     /// The block whose parameters' names start with `prefix`.
-    pub fn find(parameters: &Parameters, prefix: &str) -> Self {
+    pub fn find(parameters: &Parameters, prefix: &str, lora: &LoraOptions) -> Self {
         let part = |name: &str| Affine::find(parameters, &format!("{prefix}.{name}"));
+        let linear = |name: &str| Adapted::find(parameters, part(name), lora);
         let cross = parameters.find(&format!("{prefix}.cross.query.weight")).map(|_| Cross {
             norm: part("cross_norm"),
-            query: part("cross.query"),
-            key_value: part("cross.key_value"),
-            projection: part("cross.projection"),
+            query: linear("cross.query"),
+            key_value: linear("cross.key_value"),
+            projection: linear("cross.projection"),
         });
+        let convolution = ConvolutionLayer::find(parameters, &format!("{prefix}.convolution"));
         Self {
+            convolution: convolution.map(|layer| (part("convolution_norm"), layer)),
             attention_norm: part("attention_norm"),
-            qkv: part("attention.qkv"),
-            projection: part("attention.projection"),
+            qkv: linear("attention.qkv"),
+            projection: linear("attention.projection"),
             cross,
             ffn_norm: part("ffn_norm"),
-            up: part("ffn.up"),
-            down: part("ffn.down"),
+            up: linear("ffn.up"),
+            down: linear("ffn.down"),
         }
     }
 
@@ -127,26 +139,42 @@ impl Block {
         options: &BlockOptions,
         around: &Surroundings<'_>,
     ) -> Result<Value, Error> {
+        let stream = match (&self.convolution, config.convolution) {
+            (Some((norm, layer)), Some(convolution)) => {
+                if around.cache.is_some() {
+                    let what = "blocks with a convolution keep no cache of what came before: decode without one".into();
+                    return Err(Error::Shape { operation: "convolution", what });
+                }
+                branch(tape, config, "convolution", stream, norm, |tape, input, residual| {
+                    let window = match options.mask {
+                        Mask::Causal => Window::Causal,
+                        Mask::Full => Window::Centred { excludes_self: false },
+                    };
+                    layer.record(tape, input, convolution, window, around.documents, residual)
+                })?
+            }
+            _ => stream,
+        };
         let stream = branch(tape, config, "attention", stream, &self.attention_norm, |tape, input, residual| {
             let mixed = self.record_attention(tape, input, config, options, around)?;
-            record_linear(tape, mixed, &self.projection, residual)
+            record_adapted(tape, mixed, &self.projection, residual)
         })?;
         let stream = match (&self.cross, around.memory) {
             (Some(cross), Some(memory)) => {
                 branch(tape, config, "cross", stream, &cross.norm, |tape, input, residual| {
                     let mixed = cross.record_attention(tape, input, config, memory)?;
-                    record_linear(tape, mixed, &cross.projection, residual)
+                    record_adapted(tape, mixed, &cross.projection, residual)
                 })?
             }
             _ => stream,
         };
         branch(tape, config, "ffn", stream, &self.ffn_norm, |tape, input, residual| {
-            let parameters = FfnParameters {
-                weight_in: self.up.weight,
-                bias_in: self.up.bias,
-                weight_out: self.down.weight,
-                bias_out: self.down.bias,
-            };
+            if self.up.adapter.is_some() || self.down.adapter.is_some() {
+                return lora::record_ffn(tape, input, &self.up, &self.down, config.activation, residual);
+            }
+            let (up, down) = (&self.up.layer, &self.down.layer);
+            let parameters =
+                FfnParameters { weight_in: up.weight, bias_in: up.bias, weight_out: down.weight, bias_out: down.bias };
             tape.ffn(input, parameters, config.activation, residual, options.recomputes_hidden)
         })
     }
@@ -160,8 +188,14 @@ impl Block {
             let what = "this block has no cross-attention: use an encoder-decoder".to_owned();
             return Err(Error::Shape { operation: "record_memory", what });
         };
-        let key_value = record_linear(tape, stream, &cross.key_value, None)?;
+        let key_value = record_adapted(tape, stream, &cross.key_value, None)?;
         tape.store_keys_and_values(key_value, cache)
+    }
+
+    /// The linear layers that may have adapters.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Adapted> {
+        let cross = self.cross.iter().flat_map(|cross| [&cross.query, &cross.key_value, &cross.projection]);
+        [&self.qkv, &self.projection, &self.up, &self.down].into_iter().chain(cross)
     }
 
     fn record_attention(
@@ -172,12 +206,13 @@ impl Block {
         options: &BlockOptions,
         around: &Surroundings<'_>,
     ) -> Result<Value, Error> {
-        let qkv = record_linear(tape, input, &self.qkv, None)?;
+        let qkv = record_adapted(tape, input, &self.qkv, None)?;
         let attention = attention_options(config, options.mask);
         match around.cache {
-            Some(cache) => tape.attention_cached(qkv, &attention, cache, None),
+            Some(cache) => tape.attention_cached(qkv, &attention, cache, around.relative_bias),
             None => {
-                let inputs = AttentionInputs { documents: around.documents, ..AttentionInputs::default() };
+                let Surroundings { documents, relative_bias, .. } = *around;
+                let inputs = AttentionInputs { documents, relative_bias, ..AttentionInputs::default() };
                 tape.attention(qkv, &attention, inputs)
             }
         }
@@ -192,12 +227,12 @@ impl Cross {
         config: &ModelConfig,
         memory: Memory<'_>,
     ) -> Result<Value, Error> {
-        let query = record_linear(tape, input, &self.query, None)?;
+        let query = record_adapted(tape, input, &self.query, None)?;
         let attention = attention_options(config, Mask::Full);
         match memory {
             Memory::Cached(cache) => tape.cross_attention_cached(query, &attention, cache),
             Memory::Encoded { stream, lengths } => {
-                let key_value = record_linear(tape, stream, &self.key_value, None)?;
+                let key_value = record_adapted(tape, stream, &self.key_value, None)?;
                 let inputs = AttentionInputs { key_lengths: Some(lengths), ..AttentionInputs::default() };
                 tape.cross_attention(query, key_value, &attention, inputs)
             }
@@ -217,6 +252,11 @@ pub(super) fn record_linear(
     residual: Option<Value>,
 ) -> Result<Value, Error> {
     tape.linear(input, layer.weight, layer.bias, Activation::Identity, residual)
+}
+
+/// Records a linear layer that may have an adapter.
+fn record_adapted(tape: &mut Tape<'_>, input: Value, layer: &Adapted, residual: Option<Value>) -> Result<Value, Error> {
+    lora::record_linear(tape, input, layer, Activation::Identity, residual)
 }
 
 /// Records a branch from the stream and back into it, and the norm before or after.

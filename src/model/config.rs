@@ -72,11 +72,23 @@ pub enum Pooling {
     Mean,
 }
 
+/// A gated depthwise convolution over time; see [`gated_conv`](crate::ops::gated_conv).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Convolution {
+    /// Positions that it looks at; odd where they lie around the position itself.
+    pub taps: usize,
+    /// Positions from one tap to the next.
+    pub dilation: usize,
+}
+
 /// What is put on top of the last block. A model may have several.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heads {
     /// Predicts tokens.
     pub language: Option<LanguageHead>,
+    /// Predicts tokens from their surroundings alone (convolutional sequence modelling), through the head `language`.
+    #[serde(default)]
+    pub surroundings: Option<Convolution>,
     /// A linear layer and tanh on the pooled vector, before the classes (BERT's pooler).
     pub pooler: bool,
     /// Names of the classes, or of the figures of a regression.
@@ -110,6 +122,9 @@ pub struct ModelConfig {
     #[serde(with = "activation_name")]
     pub activation: Activation,
     pub positions: Positions,
+    /// A convolution at the start of each block.
+    #[serde(default)]
+    pub convolution: Option<Convolution>,
     /// Whether linear layers have biases.
     pub biases: bool,
     /// Kinds of tokens that a table of their own tells apart (first and second text); 0 for no such table.
@@ -155,6 +170,7 @@ impl ModelConfig {
             norm_epsilon: 1e-5,
             activation: Activation::GeluTanh,
             positions: Positions::Learned,
+            convolution: None,
             biases: true,
             token_types: 0,
             embedding_norm: false,

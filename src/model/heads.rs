@@ -3,6 +3,8 @@
 use super::Transformer;
 use super::block::{Affine, record_linear, record_norm};
 use super::config::Pooling;
+use super::convolution::ConvolutionLayer;
+use crate::ops::gated_conv::Window;
 use crate::ops::linear::Activation;
 use crate::tape::{Error, Loss, ParameterId, Parameters, Tape, Value};
 
@@ -13,6 +15,7 @@ pub(super) struct HeadParameters {
     pub(super) output_bias: Option<ParameterId>,
     /// The layer before the output projection, and its norm.
     pub(super) transform: Option<(Affine, Affine)>,
+    pub(super) surroundings: Option<ConvolutionLayer>,
     pub(super) pooler: Option<Affine>,
     pub(super) classifier: Option<Affine>,
     pub(super) spans: Option<Affine>,
@@ -25,6 +28,7 @@ impl HeadParameters {
             output_projection: parameters.find("head.weight"),
             output_bias: parameters.find("head.bias"),
             transform: layer("head.transform").zip(layer("head.norm")),
+            surroundings: ConvolutionLayer::find(parameters, "surroundings"),
             pooler: layer("pooler"),
             classifier: layer("classifier"),
             spans: layer("spans"),
@@ -78,6 +82,26 @@ impl Transformer {
         record_norm(tape, self.config(), activated, norm)
     }
 
+    /// Records what a convolution makes of the surroundings of each position, without the position itself: `(B, T, C)`
+    /// of the trunk `(B, T, C)`. From it [`record_token_loss`](Self::record_token_loss) predicts tokens, which is
+    /// convolutional sequence modelling.
+    ///
+    /// # Errors
+    /// A model without that head.
+    pub fn record_surroundings(
+        &self,
+        tape: &mut Tape<'_>,
+        trunk: Value,
+        documents: Option<Value>,
+    ) -> Result<Value, Error> {
+        let (Some(layer), Some(convolution)) = (&self.heads.surroundings, self.config().predictions.surroundings)
+        else {
+            return Err(missing("a head that predicts tokens from their surroundings"));
+        };
+        let window = Window::Centred { excludes_self: true };
+        layer.record(tape, trunk, convolution, window, documents, None)
+    }
+
     /// Records the vector that stands for each of several texts, `(M, C)`; see [`Pooling::range`] for `ranges (M, 2)`.
     ///
     /// # Errors
@@ -85,7 +109,7 @@ impl Transformer {
     pub fn record_pooled(&self, tape: &mut Tape<'_>, trunk: Value, ranges: Value) -> Result<Value, Error> {
         let pooled = tape.mean_rows(trunk, ranges)?;
         match &self.heads.pooler {
-            Some(layer) => tape.linear(pooled, layer.weight, layer.bias, Activation::Identity, None), // TANH
+            Some(layer) => tape.linear(pooled, layer.weight, layer.bias, Activation::Tanh, None),
             None => Ok(pooled),
         }
     }

@@ -1,6 +1,6 @@
 //! The parameters that a configuration implies: names, shapes and how they start, in the order in which they are used.
 
-use super::config::{Architecture, LanguageHead, ModelConfig, Norm, NormPlace, Positions};
+use super::config::{Architecture, Convolution, LanguageHead, ModelConfig, Norm, NormPlace, Positions};
 use crate::tape::{Initial, Specification};
 
 /// Prefixes of the names of each stack's parameters.
@@ -43,6 +43,17 @@ impl List<'_> {
         }
     }
 
+    /// The layers of a gated convolution: to two halves, depthwise, and back into the stream.
+    fn convolution(&mut self, name: &str, taps: usize) {
+        let channels = self.config.channels;
+        self.linear(&format!("{name}.gate"), 2 * channels, channels, self.config.biases);
+        self.push(format!("{name}.depthwise.weight"), &[channels, taps]);
+        if self.config.biases {
+            self.push(format!("{name}.depthwise.bias"), &[channels]);
+        }
+        self.linear(&format!("{name}.projection"), channels, channels, self.config.biases);
+    }
+
     fn stack(&mut self, prefix: &str, has_cross_attention: bool) {
         let &ModelConfig { channels, block, layers, token_types, norm_place, .. } = self.config;
         if self.config.positions == Positions::Learned {
@@ -68,6 +79,10 @@ impl List<'_> {
     fn block(&mut self, name: &str, has_cross_attention: bool) {
         let &ModelConfig { channels, ffn, biases, activation, heads, kv_heads, .. } = self.config;
         let head_size = self.config.head_size();
+        if let Some(Convolution { taps, .. }) = self.config.convolution {
+            self.norm(&format!("{name}.convolution_norm"));
+            self.convolution(&format!("{name}.convolution"), taps);
+        }
         self.norm(&format!("{name}.attention_norm"));
         self.linear(&format!("{name}.attention.qkv"), (heads + 2 * kv_heads) * head_size, channels, biases);
         self.linear(&format!("{name}.attention.projection"), channels, heads * head_size, biases);
@@ -96,6 +111,9 @@ impl List<'_> {
             if transform {
                 self.push("head.bias".into(), &[vocabulary]);
             }
+        }
+        if let Some(Convolution { taps, .. }) = self.config.predictions.surroundings {
+            self.convolution("surroundings", taps);
         }
         if self.config.predictions.pooler {
             self.linear("pooler", channels, channels, true);
@@ -132,12 +150,14 @@ pub(super) fn specifications(config: &ModelConfig) -> Vec<Specification> {
             && (name.ends_with("projection.weight") || name.ends_with("down.weight"));
         let initial = match (is_matrix, name.ends_with("norm.weight")) {
             (true, _) if name.ends_with("position_bias.weight") => Initial::Constant(0.0),
+            // Taps see one channel each: a mean of the window to start from.
+            (true, _) if name.ends_with("depthwise.weight") => Initial::Normal(1.0 / (shape[1] as f32).sqrt()),
             (true, _) if writes_to_stream => Initial::Normal(branch_deviation),
             (true, _) => Initial::Normal(config.initializer_range),
             (false, true) => Initial::Constant(1.0),
             (false, false) => Initial::Constant(0.0),
         };
-        Specification { name, shape, initial, decays: is_matrix, trainable: true }
+        Specification { decays: is_matrix, ..Specification::new(name, &shape, initial) }
     };
     layouts(config).into_iter().map(specification).collect()
 }

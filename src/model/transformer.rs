@@ -6,9 +6,11 @@ use super::config::{Architecture, ModelConfig, NormPlace, Positions};
 use super::encoder_decoder::StackMemory;
 use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
+use super::lora::{Adapter, LoraOptions};
+use super::treatment::Treatment;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
-use crate::ops::linear::Activation;
+use crate::ops::relative_bias::Kind;
 use crate::tape::{
     Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
     Parameters, Tape, Value,
@@ -69,7 +71,7 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    fn find(config: &ModelConfig, parameters: &Parameters, prefix: &str) -> Self {
+    fn find(config: &ModelConfig, parameters: &Parameters, prefix: &str, lora: &LoraOptions) -> Self {
         let find = |name: &str| parameters.find(&format!("{prefix}{name}.weight"));
         let norm = |name: &str| Affine::find(parameters, &format!("{prefix}{name}"));
         let is_encoder = config.architecture == Architecture::Encoder || prefix == "encoder.";
@@ -80,7 +82,7 @@ impl Stack {
             embedding_norm: config.embedding_norm.then(|| norm("embedding_norm")),
             position_bias: find("position_bias"),
             blocks: (0..config.layers)
-                .map(|layer| Block::find(parameters, &format!("{prefix}blocks.{layer}")))
+                .map(|layer| Block::find(parameters, &format!("{prefix}blocks.{layer}"), lora))
                 .collect(),
             final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("final_norm")),
         }
@@ -93,24 +95,42 @@ impl Transformer {
     /// # Errors
     /// Not enough memory.
     pub fn new(device: &Arc<Device>, config: ModelConfig, seed: u64) -> Result<(Self, Parameters), ParameterError> {
-        let parameters = Parameters::new(device, specifications(&config), seed)?;
-        Ok((Self::bind(config, &parameters), parameters))
+        Self::treated(device, config, &Treatment::default(), seed)
+    }
+
+    /// A model with fresh parameters, and how they are trained.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn treated(
+        device: &Arc<Device>,
+        config: ModelConfig,
+        treatment: &Treatment,
+        seed: u64,
+    ) -> Result<(Self, Parameters), ParameterError> {
+        let mut list = specifications(&config);
+        treatment.apply(&config, &mut list);
+        let parameters = Parameters::new(device, list, seed)?;
+        Ok((Self::bind(config, treatment, &parameters), parameters))
     }
 
     /// A model whose parameters have no memory, to measure what it would need.
     ///
     /// # Errors
     /// Sizes beyond all memory.
-    pub fn unallocated(config: ModelConfig) -> Result<(Self, Parameters), ParameterError> {
-        let parameters = Parameters::unallocated(specifications(&config))?;
-        Ok((Self::bind(config, &parameters), parameters))
+    pub fn unallocated(config: ModelConfig, treatment: &Treatment) -> Result<(Self, Parameters), ParameterError> {
+        let mut list = specifications(&config);
+        treatment.apply(&config, &mut list);
+        let parameters = Parameters::unallocated(list)?;
+        Ok((Self::bind(config, treatment, &parameters), parameters))
     }
 
-    fn bind(config: ModelConfig, parameters: &Parameters) -> Self {
+    fn bind(config: ModelConfig, treatment: &Treatment, parameters: &Parameters) -> Self {
+        let lora = treatment.lora.map_or_else(LoraOptions::default, |lora| lora.options);
         let prefixes = super::layout::stack_prefixes(config.architecture);
         Self {
             token_embedding: parameters.find("token_embedding.weight").expect("a name of every model"),
-            stacks: prefixes.iter().map(|prefix| Stack::find(&config, parameters, prefix)).collect(),
+            stacks: prefixes.iter().map(|prefix| Stack::find(&config, parameters, prefix, &lora)).collect(),
             heads: super::heads::HeadParameters::find(parameters),
             specs: config.parameters(),
             config,
@@ -127,7 +147,7 @@ impl Transformer {
         // Every value is about to be replaced; drawing random ones first takes seconds for a large model.
         list.iter_mut().for_each(|specification| specification.initial = Initial::Constant(0.0));
         let mut parameters = Parameters::new(device, list, 0)?;
-        let model = Self::bind(config, &parameters);
+        let model = Self::bind(config, &Treatment::default(), &parameters);
         model.load_parameters(folder, Wanted::All, &mut parameters)?;
         Ok((model, parameters))
     }
@@ -148,13 +168,26 @@ impl Transformer {
         })
     }
 
-    /// Writes `config.json` and `model.safetensors` as `transformers` reads them.
+    /// Writes `config.json` and `model.safetensors` as `transformers` reads them; adapters are merged into their weights.
     ///
     /// # Errors
     /// A file cannot be written.
     pub fn save(&self, folder: &Path, parameters: &Parameters) -> Result<(), huggingface::Error> {
         let ids: Vec<ParameterId> = parameters.ids().collect();
-        huggingface::save_parameters(folder, &self.config, |index| Ok(parameters.values(ids[index])?))
+        huggingface::save_parameters(folder, &self.config, |index| match self.adapter_of(ids[index]) {
+            Some(adapter) => Ok(adapter.merged(parameters, ids[index])?.into()),
+            None => Ok(parameters.values(ids[index])?),
+        })
+    }
+
+    fn adapter_of(&self, weight: ParameterId) -> Option<&Adapter> {
+        self.adapted().find(|(adapted, _)| *adapted == weight).map(|(_, adapter)| adapter)
+    }
+
+    /// The weights that have an adapter, and these.
+    pub fn adapted(&self) -> impl Iterator<Item = (ParameterId, &Adapter)> {
+        let linears = self.stacks.iter().flat_map(|stack| stack.blocks.iter().flat_map(Block::linears));
+        linears.filter_map(|linear| Some((linear.layer.weight, linear.adapter.as_ref()?)))
     }
 
     /// The model's sizes and choices.
@@ -203,6 +236,10 @@ impl Transformer {
             Positions::Sinusoidal => Some(EmbeddingPositions::Sinusoidal),
             _ => None,
         };
+        if stack.type_embedding.is_some() && inputs.type_ids.is_none() {
+            let what = "this model tells kinds of tokens apart: give the kind of each".to_owned();
+            return Err(Error::Shape { operation: "embedding", what });
+        }
         let types = stack.type_embedding.zip(inputs.type_ids);
         let embedding = EmbeddingInputs { positions, position_ids: inputs.position_ids, types };
         let mut stream = tape.embedding(inputs.ids, self.token_embedding, embedding)?;
@@ -210,11 +247,22 @@ impl Transformer {
             stream = record_norm(tape, config, stream, norm)?;
         }
         stream = tape.dropout(stream, config.embedding_dropout, None)?;
+        // A step of decoding may look back over all of a cache.
+        let time = tape.shape(inputs.ids).last().copied().unwrap_or(0);
+        let radius = if caches.is_some() { config.block } else { time };
+        let relative_bias = match config.positions {
+            Positions::Relative { buckets, max_distance } => {
+                let kind = Kind::Buckets { buckets, max_distance, bidirectional: stack.mask == Mask::Full };
+                Some(tape.relative_bias(kind, config.heads, radius, stack.position_bias)?)
+            }
+            Positions::Alibi => Some(tape.relative_bias(Kind::Alibi, config.heads, radius, None)?),
+            _ => None,
+        };
         let options = BlockOptions { mask: stack.mask, recomputes_hidden: recompute };
         let around = Surroundings {
             documents: inputs.documents,
             position_ids: inputs.position_ids,
-            relative_bias: None,
+            relative_bias,
             memory: None,
             cache: None,
         };
@@ -252,14 +300,7 @@ impl Transformer {
         options: LossOptions,
     ) -> Result<Loss, Error> {
         let trunk = self.record_trunk(tape, &Inputs::rows(ids), options.recompute)?;
-        tape.linear_cross_entropy(
-            trunk,
-            self.output_projection(),
-            self.heads.output_bias,
-            targets,
-            0.0,
-            options.chunk_rows,
-        )
+        self.record_token_loss(tape, trunk, targets, 0.0, options.chunk_rows)
     }
 
     /// Records the logits of all positions, `(B, T, V)`.
@@ -268,7 +309,7 @@ impl Transformer {
     /// More tokens than the model has positions.
     pub fn record_logits(&self, tape: &mut Tape<'_>, ids: Value) -> Result<Value, Error> {
         let trunk = self.record_trunk(tape, &Inputs::rows(ids), false)?;
-        tape.linear(trunk, self.output_projection(), None, Activation::Identity, None)
+        self.record_token_logits(tape, trunk)
     }
 
     /// Records a step of decoding: the logits that follow the last of the new tokens, `(B, V)`. One token of each of
@@ -284,7 +325,7 @@ impl Transformer {
         let inputs = Inputs::rows(ids);
         let trunk = self.record_stack(tape, &self.stacks[0], &inputs, false, Some(caches), None)?;
         let last = if time == 1 { tape.rows(trunk, 0, batch)? } else { tape.rows(trunk, time - 1, 1)? };
-        tape.linear(last, self.output_projection(), None, Activation::Identity, None)
+        self.record_token_logits(tape, last)
     }
 
     /// The table that turns the stream into logits of tokens.

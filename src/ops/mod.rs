@@ -8,12 +8,14 @@
 //! heads, `D` head size, `F` FFN width, `V` vocabulary. Gradients written into an argument called `grad_*` overwrite
 //! it, or add to it where the call says [`Write::Add`].
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod ffn;
+pub mod gated_conv;
 pub mod grad_norm;
 pub mod key_value_cache;
 pub mod layer_norm;
@@ -23,6 +25,8 @@ pub mod mean_rows;
 pub mod philox;
 pub mod pointwise_loss;
 pub mod relative_bias;
+pub mod rotary;
+pub mod scale;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod span_cross_entropy;

@@ -4,6 +4,7 @@
 //! (`benches/pytorch/train_step.py`) does the same with the same settings.
 
 use crate::model::ModelConfig;
+use crate::model::treatment::Treatment;
 use crate::model::{LossOptions, Transformer};
 use crate::ops::{self, Device, philox};
 use crate::tape::{self, Loss, Mode, OutOfMemory, ParameterError, Parameters, Program, RunOptions, Tape, Value};
@@ -85,7 +86,7 @@ impl TrainingStep {
     /// # Errors
     /// Sizes beyond all memory.
     pub fn memory(shape: &Shape, options: LossOptions, device: &Arc<Device>) -> Result<MemoryTable, Error> {
-        let (model, parameters) = Transformer::unallocated(shape.model())?;
+        let (model, parameters) = Transformer::unallocated(shape.model(), &Treatment::default())?;
         let measured = record(shape, options, device, &model, &parameters)?.0.measure()?;
         Ok(MemoryTable::of_step(&config::Optimizer::default(), &parameters, &measured))
     }

@@ -14,13 +14,13 @@
 //! then one that has no tokens, such as an empty one, with F1 1, and gold answers that have no tokens do not count.
 //! SQuAD 1.1 knows nothing of them: the F1 with an empty list is 0, even for two of them.
 //!
-//! One word bounds another way here than in Python: a combining vowel sign (as of Devanagari) belongs to the word.
+//! One thing is not as in Python: combining vowel signs (as of Devanagari) and circled letters belong to a word here,
+//! so that a letter `a` right before one is no article.
 //!
 //! # Source
 //! Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, `evaluate-v1.1.py`;
 //! "Know What You Don't Know: Unanswerable Questions for SQuAD", 2018, `evaluate-v2.0.py`; Lewis et al., "MLQA:
-//! Evaluating Cross-lingual Extractive Question Answering", 2020, `mlqa_evaluation_v1.py`, whose Chinese also XQuAD's
-//! is evaluated by.
+//! Evaluating Cross-lingual Extractive Question Answering", 2020, `mlqa_evaluation_v1.py`.
 
 use super::punctuation::is_punctuation;
 use super::white_space::words;

@@ -18,13 +18,7 @@
 //! use engine::tape::{Initial, Mode, Parameters, RunOptions, Specification, Tape};
 //!
 //! let device = std::sync::Arc::new(Device::Cpu(engine::cpu::Cpu::new()?));
-//! let weight = |name: &str, shape: [usize; 2]| Specification {
-//!     name: name.into(),
-//!     shape: shape.to_vec(),
-//!     initial: Initial::Normal(0.5),
-//!     decays: true,
-//!     trainable: true,
-//! };
+//! let weight = |name: &str, shape: [usize; 2]| Specification::new(name, &shape, Initial::Normal(0.5));
 //! let mut parameters = Parameters::new(&device, vec![weight("first", [8, 4]), weight("second", [3, 8])], 42)?;
 //! let (first, second) = (parameters.find("first").unwrap(), parameters.find("second").unwrap());
 //!
@@ -59,11 +53,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod activation;
 mod add;
 mod attention;
 mod dropout;
 mod embedding;
 mod ffn;
+mod gated_conv;
 mod key_value_cache;
 mod layer_norm;
 mod linear;
@@ -78,8 +74,10 @@ mod pointwise_loss;
 mod program;
 mod programs;
 mod relative_bias;
+mod rotary;
 mod rows;
 mod run;
+mod scale;
 mod softmax_cross_entropy;
 mod span_cross_entropy;
 #[cfg(test)]
@@ -88,6 +86,7 @@ mod tests;
 pub use attention::{AttentionInputs, AttentionOptions};
 pub use embedding::{EmbeddingInputs, Positions as EmbeddingPositions};
 pub use ffn::FfnParameters;
+pub use gated_conv::GatedConvOptions;
 pub use key_value_cache::Cache;
 pub use loss::{Loss, Targets};
 pub(crate) use memory::Memory;
@@ -95,6 +94,7 @@ pub use memory::OutOfMemory;
 pub use parameters::{Error as ParameterError, Initial, ParameterId, Parameters, Run as ParameterRun, Specification};
 pub use program::{MemoryUse, NonFinite, Program, RunOptions};
 pub use programs::Programs;
+pub use rotary::RotaryOptions;
 
 use crate::ops::Device;
 use loss::LossInfo;

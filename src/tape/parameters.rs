@@ -9,6 +9,7 @@ use crate::ops::philox::{philox, stream, uniform};
 use crate::ops::{Device, View, ViewMut};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub enum Initial {
     Constant(f32),
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
+    /// Uniform between minus and plus this bound.
+    Uniform(f32),
 }
 
 /// Describes a parameter before memory is allocated.
@@ -39,6 +42,22 @@ pub struct Specification {
     pub decays: bool,
     /// Frozen parameters have no gradient.
     pub trainable: bool,
+    /// Of the optimizer's learning rate: layer-wise decay, for example (Howard and Ruder 2018).
+    pub learning_rate_factor: f32,
+}
+
+impl Specification {
+    /// A trainable parameter at the full learning rate, whose matrices decay and whose vectors do not.
+    pub fn new(name: impl Into<String>, shape: &[usize], initial: Initial) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            initial,
+            decays: shape.len() > 1,
+            trainable: true,
+            learning_rate_factor: 1.0,
+        }
+    }
 }
 
 struct Parameter {
@@ -61,7 +80,7 @@ pub struct Parameters {
 }
 
 /// A range of parameters next to each other that the optimizer treats alike.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// In elements, of the block of values.
     pub values: Range<usize>,
@@ -69,6 +88,15 @@ pub struct Run {
     pub gradients: Range<usize>,
     /// Whether weight decay applies.
     pub decays: bool,
+    /// Of the learning rate.
+    pub learning_rate_factor: f32,
+}
+
+impl Run {
+    /// Whether the optimizer treats a parameter as this run.
+    fn takes(&self, specification: &Specification) -> bool {
+        (self.decays, self.learning_rate_factor) == (specification.decays, specification.learning_rate_factor)
+    }
 }
 
 /// Parameters that cannot be made.
@@ -127,10 +155,15 @@ impl Parameters {
             total = total.checked_add(length).filter(|&total| total <= LARGEST).ok_or_else(too_large)?;
             lengths.push(length);
         }
-        // Groups in order: decayed, not decayed, frozen; gradients have the same offsets as values, as frozen is last.
+        // Groups in order: decayed, not decayed, each by its factors, frozen; gradients have the same offsets as values,
+        // as frozen is last.
         let group = |s: &Specification| if s.trainable { usize::from(!s.decays) } else { 2 };
         let mut order: Vec<usize> = (0..specifications.len()).collect();
-        order.sort_by_key(|&index| group(&specifications[index]));
+        order.sort_by(|&left, &right| {
+            let (left, right) = (&specifications[left], &specifications[right]);
+            let by_factor = || left.learning_rate_factor.total_cmp(&right.learning_rate_factor);
+            group(left).cmp(&group(right)).then_with(|| if left.trainable { by_factor() } else { Ordering::Equal })
+        });
         let mut ranges = vec![0..0; specifications.len()];
         let mut runs: Vec<Run> = Vec::new();
         let (mut offset, mut trainable) = (0usize, 0usize);
@@ -140,11 +173,16 @@ impl Parameters {
             ranges[index] = offset..offset + lengths[index];
             if specification.trainable {
                 match runs.last_mut() {
-                    Some(run) if run.decays == specification.decays => {
+                    Some(run) if run.takes(specification) => {
                         (run.values.end, run.gradients.end) = (end, end);
                     }
                     _ => {
-                        runs.push(Run { values: offset..end, gradients: offset..end, decays: specification.decays });
+                        runs.push(Run {
+                            values: offset..end,
+                            gradients: offset..end,
+                            decays: specification.decays,
+                            learning_rate_factor: specification.learning_rate_factor,
+                        });
                     }
                 }
                 trainable = end;
@@ -288,15 +326,18 @@ fn bytes(elements: &Range<usize>) -> Range<usize> {
 fn fill(values: &mut [f32], initial: Initial, seed: u64, index: usize) {
     /// Elements that a thread fills at a time, a multiple of the four that one Philox call gives.
     const PIECE: usize = 1 << 16;
-    let deviation = match initial {
-        Initial::Constant(value) => return values.fill(value),
-        Initial::Normal(deviation) => deviation,
-    };
+    if let Initial::Constant(value) = initial {
+        return values.fill(value);
+    }
     let (key, upper) = stream(seed, 0, index as u32);
     values.par_chunks_mut(PIECE).enumerate().for_each(|(piece, values)| {
         for (block, four) in values.chunks_mut(4).enumerate() {
             let block = (piece * PIECE / 4 + block) as u64;
             let words = philox([block as u32, (block >> 32) as u32, upper[0], upper[1]], key);
+            if let Initial::Uniform(bound) = initial {
+                four.iter_mut().zip(words).for_each(|(value, word)| *value = (2.0 * uniform(word) - 1.0) * bound);
+            }
+            let Initial::Normal(deviation) = initial else { continue };
             for (pair, words) in four.chunks_mut(2).zip(words.chunks(2)) {
                 // 1 - u lies in (0, 1], so the logarithm is finite.
                 let radius = (-2.0 * (1.0 - f64::from(uniform(words[0]))).ln()).sqrt();
@@ -319,7 +360,7 @@ mod tests {
     }
 
     fn specification(name: &str, length: usize, decays: bool, trainable: bool) -> Specification {
-        Specification { name: name.into(), shape: vec![length], initial: Initial::Normal(0.5), decays, trainable }
+        Specification { decays, trainable, ..Specification::new(name, &[length], Initial::Normal(0.5)) }
     }
 
     #[test]
@@ -337,6 +378,38 @@ mod tests {
         assert!(parameters.gradient(parameters.find("d").unwrap()).unwrap().is_none());
         assert_eq!(parameters.gradient(parameters.find("c").unwrap()).unwrap().unwrap().len(), 17);
         assert_eq!(parameters.count(), 34);
+    }
+
+    #[test]
+    fn runs_are_cut_by_learning_rate_factor_too() {
+        let with = |name: &str, decays, factor| Specification {
+            learning_rate_factor: factor,
+            ..specification(name, 16, decays, true)
+        };
+        let list = vec![
+            with("a", true, 1.0),
+            with("b", false, 1.0),
+            with("c", true, 0.5),
+            with("d", false, 0.5),
+            with("e", true, 1.0),
+            Specification { trainable: false, ..with("f", true, 0.1) },
+        ];
+        let parameters = Parameters::new(&device(), list, 1).unwrap();
+        let found: Vec<_> =
+            parameters.runs().iter().map(|run| (run.decays, run.learning_rate_factor, run.values.len())).collect();
+        assert_eq!(found, [(true, 0.5, 16), (true, 1.0, 32), (false, 0.5, 16), (false, 1.0, 16)]);
+        assert_eq!(parameters.bytes(), (6 * 64, 5 * 64), "frozen parameters have no gradient");
+    }
+
+    #[test]
+    fn uniform_values_fill_their_range() {
+        let list = vec![Specification::new("a", &[100_001], Initial::Uniform(0.25))];
+        let parameters = Parameters::new(&device(), list, 1).unwrap();
+        let values = parameters.values(ParameterId(0)).unwrap();
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 1e-3 && (variance - 0.0625 / 3.0).abs() < 5e-4, "mean {mean}, variance {variance}");
+        assert!(values.iter().all(|v| v.abs() <= 0.25) && values.iter().any(|v| *v > 0.249));
     }
 
     #[test]

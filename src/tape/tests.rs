@@ -54,11 +54,8 @@ impl Network {
     /// Parameters whose names start with one of `frozen` are frozen.
     fn new(frozen: &[&str]) -> Self {
         let specification = |name: &str, shape: &[usize]| Specification {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-            initial: Initial::Normal(0.3),
-            decays: shape.len() > 1,
             trainable: !frozen.iter().any(|prefix| name.starts_with(prefix)),
+            ..Specification::new(name, shape, Initial::Normal(0.3))
         };
         let mut list = vec![specification("tokens", &[VOCABULARY, CHANNELS])];
         for layer in 0..LAYERS {
@@ -317,13 +314,7 @@ fn constants_are_there_in_every_run_and_weights_of_classes_are_checked() {
 
 #[test]
 fn a_loss_overwrites_its_logits_unless_they_are_kept() {
-    let specification = Specification {
-        name: "weight".into(),
-        shape: vec![VOCABULARY, CHANNELS],
-        initial: Initial::Normal(0.5),
-        decays: true,
-        trainable: true,
-    };
+    let specification = Specification::new("weight", &[VOCABULARY, CHANNELS], Initial::Normal(0.5));
     let mut parameters = Parameters::new(&device(), vec![specification], 1).unwrap();
     let weight = parameters.find("weight").unwrap();
     let mut random = Random::fresh();

@@ -9,8 +9,9 @@ use super::optimizer::Optimizer;
 use super::outliers::Detector;
 use crate::data::Tokenizer;
 use crate::model::Transformer;
-use crate::model::huggingface::{self, Wanted};
-use crate::tape::{ParameterId, Parameters};
+use crate::model::huggingface::{self, ParameterSpec, Wanted};
+use crate::model::lora;
+use crate::tape::{ParameterId, Parameters, Specification};
 use crate::util::atomic_file::{PARTIAL_SUFFIX, WriteError, plainly, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -242,9 +243,10 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
 fn write_files(folder: &Path, contents: &Contents<'_>) -> Result<(), Error> {
     let Contents { model, parameters, optimizer, tokenizer, state } = contents;
     model.save(folder, parameters)?;
-    let ids: Vec<ParameterId> = parameters.ids().collect();
+    lora::save(folder, model, parameters)?;
+    let (specs, ids) = trainable(parameters);
     let metadata = BTreeMap::from([("updates".to_owned(), optimizer.updates().to_string())]);
-    huggingface::save_optimizer(folder, model.specs(), optimizer.states(), &metadata, |index, state| {
+    huggingface::save_optimizer(folder, &specs, optimizer.states(), &metadata, |index, state| {
         Ok(optimizer.state(parameters, ids[index], state)?)
     })?;
     if let Some(tokenizer) = tokenizer {
@@ -255,6 +257,16 @@ fn write_files(folder: &Path, contents: &Contents<'_>) -> Result<(), Error> {
     text.push(b'\n');
     write_atomically(folder.join(TRAINER_FILE), |file| file.write_all(&text))?;
     sync_folder(folder)
+}
+
+/// The parameters that the optimizer has a state for: their names and shapes, and which they are.
+fn trainable(parameters: &Parameters) -> (Vec<ParameterSpec>, Vec<ParameterId>) {
+    let trainable = parameters.ids().filter(|&id| parameters.specification(id).trainable);
+    let spec = |id: ParameterId| {
+        let Specification { name, shape, .. } = parameters.specification(id);
+        ParameterSpec { name: name.clone(), shape: shape.clone(), stored: Vec::new(), is_head: false }
+    };
+    trainable.map(|id| (spec(id), id)).unzip()
 }
 
 fn sync_folder(folder: &Path) -> Result<(), Error> {
@@ -292,8 +304,9 @@ pub fn read(
     state: &TrainerState,
 ) -> Result<(), Error> {
     model.load_parameters(folder, Wanted::All, parameters)?;
-    let ids: Vec<ParameterId> = parameters.ids().collect();
-    huggingface::load_optimizer(folder, model.specs(), optimizer.states(), |index, state, values| {
+    lora::load(folder, model, parameters)?;
+    let (specs, ids) = trainable(parameters);
+    huggingface::load_optimizer(folder, &specs, optimizer.states(), |index, state, values| {
         Ok(optimizer.set_state(parameters, ids[index], state, values)?)
     })
     .map_err(|error| match error {

@@ -13,8 +13,8 @@ mod model;
 mod validate;
 
 pub use choices::{
-    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, MaskUnit, Norm, NormPlace, OptimizerName, Order,
-    Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, LoraTargets, LossWeights, MaskUnit, Norm,
+    NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
 pub(crate) use model::DataFacts;
@@ -137,6 +137,14 @@ section! {
         position_buckets: usize = 32;
         /// "relative": distance from which all share a bucket.
         position_max_distance: usize = 128;
+        /// Taps of a gated convolution at the start of each block, odd in an encoder. 0: none.
+        convolution_taps: usize = 0;
+        /// Positions from one tap to the next.
+        convolution_dilation: usize = 1;
+        /// Taps of the head that predicts tokens from their surroundings (train.losses.csm), odd.
+        csm_taps: usize = 9;
+        /// Positions from one of its taps to the next.
+        csm_dilation: usize = 1;
         /// Whether linear layers have biases.
         biases: bool = true;
         /// Kinds of tokens with vectors of their own, for pairs of texts; 0: none.
@@ -149,6 +157,8 @@ section! {
         pooling: Pooling = Pooling::First;
         /// Whether a linear layer and tanh come between that vector and the classes, as in BERT.
         pooler: bool = false;
+        /// How many of the first blocks are frozen, and with any of them the embeddings. 0: none.
+        frozen_layers: usize = 0;
         /// Folder to take the first weights from: a checkpoint, or a Hugging Face model folder. Not set: random ones.
         /// The keys of [model] that are not given are then those of that folder; heads of other tasks are left out.
         initial: Option<PathBuf> = None;
@@ -244,6 +254,9 @@ section! {
         mask_share: f64 = 0.15;
         /// "masked-lm": what is hidden as a whole: "token", "word" or "span".
         mask_unit: MaskUnit = MaskUnit::Token;
+        /// "masked-lm": weights of its losses, masked-lm and csm (convolutional sequence modelling). A section of its own,
+        /// [train.losses], says the same.
+        losses: LossWeights = LossWeights::default();
         /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
         chunk_rows: usize = 256;
     }
@@ -266,6 +279,8 @@ section! {
         weight_decay: f64 = 0.1;
         /// SGD: share of the last update that is kept.
         momentum: f64 = 0.0;
+        /// Factor of the learning rate from each block to the one below it, and to the embeddings. 1: all learn alike.
+        layer_decay: f64 = 1.0;
     }
 }
 
@@ -286,6 +301,20 @@ section! {
 }
 
 section! {
+    /// Low-rank adaptation: small matrices beside the weights learn, all else but the heads is frozen.
+    ["lora"] Lora {
+        /// Rank of the matrices, 8 for example. 0: no adaptation, all weights learn.
+        rank: usize = 0;
+        /// The adapters' result is scaled by alpha / rank.
+        alpha: f64 = 16.0;
+        /// Chance that an element of an adapter's input is zeroed while training.
+        dropout: f64 = 0.0;
+        /// Which linear layers get adapters: "attention", "ffn" or "all".
+        targets: LoraTargets = LoraTargets::All;
+    }
+}
+
+section! {
     /// What to compute on.
     ["device"] Device {
         /// "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "cuda:N" or "emulator".
@@ -302,6 +331,7 @@ pub struct Config {
     pub model: Model,
     pub data: Data,
     pub train: Train,
+    pub lora: Lora,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub device: Device,
@@ -335,6 +365,7 @@ impl Config {
         visit(SectionView::of(&self.model));
         visit(SectionView::of(&self.data));
         visit(SectionView::of(&self.train));
+        visit(SectionView::of(&self.lora));
         visit(SectionView::of(&self.optimizer));
         visit(SectionView::of(&self.schedule));
         visit(SectionView::of(&self.device));

@@ -27,7 +27,7 @@ pub fn estimate_run(config: &Config, device: &Arc<Device>) -> Result<Estimate, E
 
 pub(super) fn estimate(config: &Config, device: &Arc<Device>, data: &dyn Data) -> Result<Estimate, Error> {
     let facts = data.facts();
-    let (model, parameters) = Transformer::unallocated(config.model_config(facts))?;
+    let (model, parameters) = Transformer::unallocated(config.model_config(facts), &config.treatment())?;
     let (training, evaluation) = data.measure(config, device, &model, &parameters)?;
     let amount = data.amount();
     let mut memory = MemoryTable::of_step(&config.optimizer, &parameters, &training);

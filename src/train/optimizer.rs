@@ -83,7 +83,8 @@ impl Optimizer {
         let grad_factor = ops::grad_norm::clip_factor(grad_norm, (clip > 0.0).then_some(clip));
         self.updates += 1;
         for run in parameters.runs().to_vec() {
-            self.update_run(device, parameters, &run, learning_rate as f32, grad_factor)?;
+            let learning_rate = (learning_rate * f64::from(run.learning_rate_factor)) as f32;
+            self.update_run(device, parameters, &run, learning_rate, grad_factor)?;
         }
         Ok(Update { grad_norm, is_finite: true })
     }
@@ -176,4 +177,65 @@ impl Optimizer {
 fn state<'m>(memory: &'m Memory, run: &ParameterRun) -> ViewMut<'m, f32> {
     // SAFETY: the caller holds the optimizer exclusively and asks once for each of its two blocks.
     unsafe { memory.view_mut(run.gradients.start * 4..run.gradients.end * 4) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Cpu;
+    use crate::ops::linear::Activation;
+    use crate::tape::{Initial, Mode, RunOptions, Specification, Tape};
+    use crate::train::config::Config;
+    use crate::train::memory::MemoryTable;
+
+    /// Two layers of which `change` changes the second's specification; what three updates leave of both weights.
+    fn trained(name: OptimizerName, change: impl Fn(&mut Specification)) -> [Vec<f32>; 2] {
+        let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
+        let mut list = ["first", "second"].map(|name| Specification::new(name, &[8, 8], Initial::Normal(0.3))).to_vec();
+        change(&mut list[1]);
+        let mut parameters = Parameters::new(&device, list, 3).unwrap();
+        let ids: Vec<ParameterId> = parameters.ids().collect();
+        let mut tape = Tape::new(Arc::clone(&device), &parameters, Mode::Training);
+        let (input, targets) = (tape.input("input", &[4, 8]), tape.input_ids("targets", &[4]));
+        let hidden = tape.linear(input, ids[0], None, Activation::Tanh, None).unwrap();
+        let logits = tape.linear(hidden, ids[1], None, Activation::Identity, None).unwrap();
+        tape.softmax_cross_entropy(logits, targets, 0.0).unwrap();
+        let mut program = tape.finish().unwrap();
+        let settings = config::Optimizer { name, ..Config::default().optimizer };
+        let mut optimizer = Optimizer::new(&device, &settings, &parameters).unwrap();
+        for _ in 0..3 {
+            let data: Vec<f32> = (0..32).map(|i| (i as f32 * 0.7).sin()).collect();
+            program.write(input, &data).unwrap();
+            program.write_ids(targets, &[1, 7, 0, 3]).unwrap();
+            program.run(&mut parameters, &RunOptions::default()).unwrap();
+            optimizer.update(&device, &mut parameters, 0.01, 0.0).unwrap();
+        }
+        [0, 1].map(|index| parameters.values(ids[index]).unwrap().into_owned())
+    }
+
+    #[test]
+    fn a_factor_of_the_learning_rate_changes_its_own_parameter_alone_in_the_first_step() {
+        for name in [OptimizerName::AdamW, OptimizerName::Sgd] {
+            let plain = trained(name, |_| ());
+            assert!(plain == trained(name, |second| second.learning_rate_factor = 1.0), "{name:?}");
+            let held = trained(name, |second| second.learning_rate_factor = 0.0);
+            let frozen = trained(name, |second| second.trainable = false);
+            assert!(held[1] == frozen[1] && held[1] != plain[1], "a factor of 0 holds it, {name:?}");
+            assert!(held[0] == frozen[0] && held[0] != plain[0], "{name:?}");
+        }
+    }
+
+    #[test]
+    fn frozen_parameters_take_neither_gradients_nor_optimizer_state() {
+        let bytes = |trainable| {
+            let frozen = Specification { trainable, ..Specification::new("a", &[32, 16], Initial::Constant(0.0)) };
+            let other = Specification::new("b", &[16], Initial::Constant(0.0));
+            let parameters = Parameters::unallocated(vec![frozen, other]).unwrap();
+            let table = MemoryTable::of_step(&Config::default().optimizer, &parameters, &Default::default());
+            let of = |name: &str| table.rows().iter().find(|(row, _)| row == name).unwrap().1;
+            ["parameters", "gradients", "optimizer state"].map(of)
+        };
+        assert_eq!(bytes(true), [2112, 2112, 4224]);
+        assert_eq!(bytes(false), [2112, 64, 128]);
+    }
 }

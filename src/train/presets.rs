@@ -30,6 +30,26 @@ pub const PRESETS: &[Preset] = &[
         toml: include_str!("../../presets/gpt2-124m.toml"),
     },
     Preset {
+        name: "masked-lm",
+        summary: "a small encoder from scratch, from hidden tokens; needs data.path and data.tokenizer",
+        toml: include_str!("../../presets/masked-lm.toml"),
+    },
+    Preset {
+        name: "masked-lm-csm",
+        summary: "the same, with convolutional sequence modelling beside it",
+        toml: include_str!("../../presets/masked-lm-csm.toml"),
+    },
+    Preset {
+        name: "imdb",
+        summary: "sentiment of reviews, from a pretrained BERT; needs model.initial, data.path and data.val_path",
+        toml: include_str!("../../presets/imdb.toml"),
+    },
+    Preset {
+        name: "question-answering",
+        summary: "answers within a text, from a pretrained BERT; needs model.initial, data.path and data.val_path",
+        toml: include_str!("../../presets/question-answering.toml"),
+    },
+    Preset {
         name: "translate-en-zh",
         summary: "English to Chinese, a small encoder-decoder; needs data.path, data.val_path and data.tokenizer",
         toml: include_str!("../../presets/translate-en-zh.toml"),

@@ -148,7 +148,8 @@ impl Trainer {
         let Estimate { memory, amount, .. } = estimate(&config, &device, data.as_ref())?;
         memory.check(&device)?;
 
-        let (model, mut parameters) = Transformer::new(&device, config.model_config(data.facts()), config.train.seed)?;
+        let (model, mut parameters) =
+            Transformer::treated(&device, config.model_config(data.facts()), &config.treatment(), config.train.seed)?;
         let mut optimizer = Optimizer::new(&device, &config.optimizer, &parameters)?;
         let z = config.train.outlier_z;
         let mut job = data.start(&config, &device, &model, &parameters)?;
@@ -178,10 +179,10 @@ impl Trainer {
             state.loss_detector.set_threshold(z);
             state.norm_detector.set_threshold(z);
         } else if let Some(initial) = &config.model.initial {
+            let refuse = |error: crate::model::huggingface::Error| Error::Initial(error.to_string());
             let initial = checkpoint::resolve(initial)?;
-            model
-                .load_parameters(&initial, Wanted::Trunk, &mut parameters)
-                .map_err(|error| Error::Initial(error.to_string()))?;
+            ModelConfig::load(&initial).map_err(refuse)?;
+            model.load_parameters(&initial, Wanted::Trunk, &mut parameters).map_err(refuse)?;
         }
         let lock = match resumed {
             Some(lock) => lock,

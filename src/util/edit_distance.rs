@@ -33,6 +33,6 @@ mod tests {
             assert_eq!((edit_distance(from, to), edit_distance(to, from)), (edits, edits));
         }
         let names = ["label", "text", "id"].map(String::from);
-        assert_eq!(nearest_first("TXET", &names), ["text", "id", "label"]);
+        assert_eq!(nearest_first("TXET", &names), ["text", "label", "id"]);
     }
 }

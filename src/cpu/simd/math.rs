@@ -187,8 +187,8 @@ pub fn sigmoid<V: Vector>(x: V) -> V {
 #[inline(always)]
 pub fn sigmoid_gradient<V: Vector>(x: V) -> V {
     let (s, e) = sigmoid_parts(V::splat(-87.0).max(x));
-    // 1 - s = e s, without the cancellation.
-    s.mul(s).mul(e)
+    // 1 - s = e s, without the cancellation, and s² would be a denormal far out.
+    s.mul(e.mul(s))
 }
 
 /// x sigmoid(x) (Elfwing et al. 2017), the gate of SwiGLU.

@@ -135,6 +135,8 @@ fn a_state_of_other_data_or_settings_is_refused() {
     state.batch = 10_000;
     assert!(batcher.restore(&state).is_err());
     assert!(batcher.next_batch(&documents(&[3]), &mut Batch::default()).is_err());
+    let message = batcher.next_batch(&documents(&[3; 53]), &mut Batch::default()).unwrap_err().to_string();
+    assert!(message.contains("is not as long as when the batcher was made"), "{message}");
     batcher.next_batch(&set, &mut Batch::default()).unwrap();
 }
 
@@ -236,4 +238,18 @@ fn what_does_not_fit_is_refused() {
     ] {
         fail(zero, Halves::Together, "all numbers must be at least 1");
     }
+}
+
+#[test]
+fn things_that_are_not_tokens_are_placed_too() {
+    let rows = Arrangement::Padded { buckets: vec![49], size: BatchSize::Rows(4) };
+    let mut batcher = Batcher::of_lengths(&[49; 10], rows, VISITS[1]).unwrap();
+    let (mut batch, mut seen) = (Batch::default(), Vec::new());
+    for _ in 0..batcher.batches_of_epoch() {
+        batcher.next_places(&mut batch);
+        assert_eq!((batch.rows, batch.time), (4, 49));
+        seen.extend(batch.examples.iter().map(|placed| placed.example));
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..10).collect::<Vec<_>>());
 }

@@ -225,7 +225,7 @@ pub(super) fn in_row(error: Error, row: &Row) -> Error {
 
 /// How much of two texts is kept in `room` tokens, as the `tokenizers` library cuts "longest first": the shorter one is
 /// left whole while the longer one can give; two long ones get half each, the longer one the odd token.
-pub(super) fn longest_first(first: usize, second: usize, room: usize) -> (usize, usize) {
+pub fn longest_first(first: usize, second: usize, room: usize) -> (usize, usize) {
     if first + second <= room {
         return (first, second);
     }

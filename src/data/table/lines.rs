@@ -36,13 +36,13 @@ pub(super) fn open(path: &Path, is_gzipped: bool) -> Result<Counted> {
     let file = File::open(path).map_err(Error::read(path))?;
     let metadata = file.metadata().map_err(Error::read(path))?;
     if metadata.is_dir() {
-        return Err(Error::table(path, "is a folder, not a file of rows", "name the files inside it"));
+        return Err(Error::table(path, "is a folder, not a file", "name the files inside it"));
     }
     let consumed = Arc::new(AtomicU64::new(0));
     let buffered = BufReader::with_capacity(BUFFER_BYTES, CountingFile { file, consumed: Arc::clone(&consumed) });
     // A pipe has no size, but may well have content.
     if metadata.is_file() && metadata.len() == 0 {
-        return Err(Error::table(path, "the file is empty", "give a file with rows"));
+        return Err(Error::table(path, "the file is empty", "give a file with something in it"));
     }
     let read: Box<dyn Read + Send> =
         if is_gzipped { Box::new(MultiGzDecoder::new(buffered)) } else { Box::new(buffered) };

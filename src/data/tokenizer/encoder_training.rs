@@ -238,7 +238,8 @@ fn word_piece(counts: &BTreeMap<String, u64>, size: usize) -> Result<WordPiece> 
         "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": CONTINUES,
         "max_input_chars_per_word": LONGEST_WORD, "vocab": vocabulary,
     });
-    serde_json::from_value(model).map_err(|error| Error::tokenizer("training", error))
+    // From text: the crate reads some of it by reference.
+    serde_json::from_str(&model.to_string()).map_err(|error| Error::tokenizer("training", error))
 }
 
 fn unigram(counts: BTreeMap<String, u64>, size: usize) -> Result<Unigram> {
@@ -274,3 +275,6 @@ fn too_small(letters: usize) -> Error {
     let what = format!("the text has {letters} different letters, so the vocabulary needs at least {least} ids");
     Error::Argument(format!("{what}; ask for more, or train a byte-level BPE"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -180,6 +180,8 @@ pub(super) fn stored(config: &ModelConfig, name: &str, shape: &[usize]) -> Vec<S
         ("head", _) => whole("cls.predictions"),
         ("classifier", _) => whole("classifier"),
         ("spans", _) => whole("qa_outputs"),
+        // No class of `transformers` has these.
+        _ if module.starts_with("surroundings.") => whole(module),
         _ => {
             let (layer, part) = super::block_part(module);
             let block = format!("bert.encoder.layer.{layer}");

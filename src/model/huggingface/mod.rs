@@ -178,8 +178,8 @@ impl Family {
     fn is_head(self, name: &str) -> bool {
         let beginnings: &[&str] = match self {
             Self::Gpt2 | Self::Llama => &["lm_head.", "score."],
-            Self::Bert => &["cls.", "classifier.", "qa_outputs.", "bert.pooler."],
-            Self::Native => &["head.", "pooler.", "classifier.", "spans."],
+            Self::Bert => &["cls.", "classifier.", "qa_outputs.", "bert.pooler.", "surroundings."],
+            Self::Native => &["head.", "pooler.", "classifier.", "spans.", "surroundings."],
         };
         beginnings.iter().any(|beginning| name.starts_with(beginning))
     }

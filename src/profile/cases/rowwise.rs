@@ -4,7 +4,8 @@ use super::{Call, Case, Error, Family, Floats, Ids, Work};
 use crate::ops::{Device, Dropout, IGNORED, Write, dropout, embedding, layer_norm, softmax_cross_entropy};
 use std::sync::Arc;
 
-const NORM: layer_norm::Shape = layer_norm::Shape { rows: 8192, channels: 768, epsilon: 1e-5 };
+const NORM: layer_norm::Shape =
+    layer_norm::Shape { kind: layer_norm::Norm::Layer, rows: 8192, channels: 768, epsilon: 1e-5 };
 const LOSS: softmax_cross_entropy::Shape =
     softmax_cross_entropy::Shape { rows: 2048, vocabulary: 50257, label_smoothing: 0.0, ignored: IGNORED };
 const EMBEDDING: embedding::Shape = embedding::Shape {
@@ -91,7 +92,10 @@ fn prepare_norm(device: Arc<Device>, with_backward: bool) -> Result<Call, Error>
             weight: (&weight).into(),
             bias: Some((&bias).into()),
             output: (&mut output).into(),
-            statistics: Some(((&mut mean).into(), (&mut reciprocal_deviation).into())),
+            statistics: Some(layer_norm::Statistics {
+                mean: Some((&mut mean).into()),
+                reciprocal_deviation: (&mut reciprocal_deviation).into(),
+            }),
         };
         layer_norm::forward(&device, &NORM, arguments)?;
         if !with_backward {
@@ -100,8 +104,10 @@ fn prepare_norm(device: Arc<Device>, with_backward: bool) -> Result<Call, Error>
         let arguments = layer_norm::Backward {
             input: (&input).into(),
             weight: (&weight).into(),
-            mean: (&mean).into(),
-            reciprocal_deviation: (&reciprocal_deviation).into(),
+            statistics: layer_norm::Statistics {
+                mean: Some((&mean).into()),
+                reciprocal_deviation: (&reciprocal_deviation).into(),
+            },
             grad_output: (&grad_output).into(),
             grad_input: Some(((&mut grad_input).into(), Write::Set)),
             grad_weight: Some(((&mut grad_weight).into(), Write::Set)),

@@ -157,7 +157,9 @@ impl ConfusionMatrix {
     /// The mean F1 of the classes, each weighted by its support.
     pub fn weighted_f1(&self) -> f64 {
         let examples = self.examples();
-        self.outcomes().into_iter().map(|outcomes| outcomes.f1() * share(outcomes.support(), examples)).sum()
+        let weighted = |outcomes: Outcomes| outcomes.f1() * share(outcomes.support(), examples);
+        // Not `sum`, which begins with -0: that would be the figure of no classes.
+        self.outcomes().into_iter().map(weighted).fold(0.0, |sum, f1| sum + f1)
     }
 
     /// F1 of the second of two classes, which is "the positive one"; none for more or fewer classes.
@@ -269,7 +271,7 @@ mod tests {
         for classes in [&[][..], &["a"], &["a", "b"], &["a", "b", "c"]] {
             let matrix = ConfusionMatrix::new(classes.iter().copied());
             let figures = [matrix.accuracy(), matrix.macro_f1(), matrix.weighted_f1(), matrix.matthews_correlation()];
-            assert_eq!(figures, [0.0; 4], "{classes:?}");
+            assert_eq!(figures.map(f64::to_bits), [0; 4], "{classes:?}: {figures:?}");
             assert_eq!(matrix.rows().count(), classes.len());
             assert_eq!(matrix.binary_f1(), (classes.len() == 2).then_some(0.0));
         }

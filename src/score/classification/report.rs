@@ -123,7 +123,7 @@ mod tests {
              accuracy              0.6667\n\
              macro F1              0.4889\n\
              weighted F1           0.6222\n\
-             Matthews correlation  0.4781\n\
+             Matthews correlation  0.5330\n\
              \n\
              class         precision  recall      F1  support\n\
              好评 <b>         1.0000  0.6667  0.8000        3\n\
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn html_closes_every_tag_and_needs_nothing_from_outside() {
-        for html in [report().to_html(), of_many(100).to_html(), of_many(0_usize.max(10)).to_html()] {
+        for html in [report().to_html(), of_many(100).to_html(), of_many(10).to_html()] {
             for tag in ["table", "tr", "td", "th", "dl", "div", "dt", "dd", "h3"] {
                 let open = html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
                 assert_eq!(open, html.matches(&format!("</{tag}>")).count(), "{tag}");
@@ -188,7 +188,7 @@ mod tests {
              class 3 called class 4  2\n\
              class 7 called class 9  1"
         ));
-        assert!(report.to_html().contains("<td>class 3</td>") && !report.to_html().contains("color-mix"));
+        assert!(report.to_html().contains(">class 3</td>") && !report.to_html().contains("color-mix"));
     }
 
     #[test]

@@ -6,17 +6,22 @@
 
 use super::device;
 use crate::ops::attention::Mask;
+use crate::ops::gated_conv::Window;
+use crate::ops::layer_norm::Norm;
 use crate::ops::linear::Activation;
 use crate::ops::linear::cases::ACTIVATIONS;
 use crate::ops::testing::{Random, assert_close, double};
 use crate::ops::{
-    Dropout, IGNORED, attention, dropout, embedding, ffn, layer_norm, linear, mean_rows, pointwise_loss,
-    softmax_cross_entropy, span_cross_entropy,
+    Dropout, IGNORED, attention, dropout, embedding, ffn, gated_conv, layer_norm, linear, mean_rows, pointwise_loss,
+    rotary, softmax_cross_entropy, span_cross_entropy,
 };
 use crate::tape::{
-    AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters, Initial,
-    Loss, Mode, ParameterId, Parameters, RunOptions, Specification, Tape, Value,
+    AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters,
+    GatedConvOptions, Initial, Loss, Mode, ParameterId, Parameters, RotaryOptions, RunOptions, Specification, Tape,
+    Value,
 };
+
+mod relative_attention;
 
 /// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
 const BATCH: usize = 2;
@@ -30,6 +35,8 @@ const ROWS: usize = BATCH * TIME;
 const EPSILON: f32 = 1e-5;
 /// Ranges of rows: a few, one of a single row, none, rows that no range has.
 const RANGES: [i32; 2 * ROWS] = [0, 3, 0, 0, 5, 6, 6, 9, 9, 9, 0, 0, 0, 0, 9, 10, 0, 0, 10, 10];
+/// Two documents; one of a single position, padding, and another.
+const DOCUMENTS: [i32; 2 * ROWS] = [0, 2, 0, 2, 2, 5, 2, 5, 2, 5, 0, 1, 0, 0, 2, 5, 2, 5, 2, 5];
 const SEED: u64 = 5;
 const STEP: u64 = 9;
 
@@ -61,6 +68,8 @@ struct IdValues {
     floats: Value,
     spans: Value,
     answers: Value,
+    /// [`DOCUMENTS`]
+    documents: Value,
 }
 
 /// Records a case: its parameters and inputs come in the order of their leaves.
@@ -93,13 +102,8 @@ impl Case<'_> {
                 .collect(),
         };
         let length = |leaf: &Leaf| leaf.1.iter().product::<usize>();
-        let specifications = self.parameters.iter().map(|(name, shape)| Specification {
-            name: (*name).into(),
-            shape: shape.clone(),
-            initial: Initial::Normal(0.5),
-            decays: true,
-            trainable: true,
-        });
+        let specifications =
+            self.parameters.iter().map(|(name, shape)| Specification::new(*name, shape, Initial::Normal(0.5)));
         let mut parameters = Parameters::new(&device(), specifications.collect(), u64::from(random.word())).unwrap();
         let inputs: Vec<Vec<f32>> = self.inputs.iter().map(|leaf| random.normal(length(leaf))).collect();
         let list: Vec<ParameterId> = parameters.ids().collect();
@@ -115,6 +119,7 @@ impl Case<'_> {
             floats: tape.input("float targets", &[ROWS, VOCABULARY]),
             spans: tape.input_ids("spans", &[3, 3]),
             answers: tape.input_ids("answers", &[3, 2]),
+            documents: tape.input_ids("documents", &[BATCH, TIME, 2]),
         };
         (self.record)(&mut tape, &list, &values, &id_values).unwrap();
         let mut program = tape.finish().unwrap();
@@ -128,6 +133,7 @@ impl Case<'_> {
         program.write(id_values.floats, &ids.floats).unwrap();
         program.write_ids(id_values.spans, &ids.spans).unwrap();
         program.write_ids(id_values.answers, &ids.answers).unwrap();
+        program.write_ids(id_values.documents, &DOCUMENTS).unwrap();
         program.run(&mut parameters, &RunOptions { seed: SEED, step: STEP, ..RunOptions::default() }).unwrap();
 
         let parameters64: Leaves = list.iter().map(|&id| double(&parameters.values(id).unwrap())).collect();
@@ -178,9 +184,9 @@ fn linear64(activation: Activation, x: &[f64], weight: &[f64], bias: Option<&[f6
     linear::reference::forward(&shape, activation, x, weight, bias, plus).1
 }
 
-fn norm64(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
-    let shape = layer_norm::Shape { rows: ROWS, channels: x.len() / ROWS, epsilon: EPSILON };
-    layer_norm::reference::forward(&shape, x, None, weight, Some(bias)).output
+fn norm64(kind: Norm, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let shape = layer_norm::Shape { kind, rows: ROWS, channels: x.len() / ROWS, epsilon: EPSILON };
+    layer_norm::reference::forward(&shape, x, None, weight, bias).output
 }
 
 fn dropout64(probability: f32, site: u32, x: &[f64], plus: Option<&[f64]>) -> Vec<f64> {
@@ -199,7 +205,16 @@ fn plain_embedding64(ids: &Ids, tokens: &[f64], positions: &[f64]) -> Vec<f64> {
     embedding64(ids, embedding::reference::Tables { tokens, positions, types: None })
 }
 
-fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: Option<&[i32]>) -> Vec<f64> {
+/// What an attention reads besides qkv.
+#[derive(Default)]
+struct Around<'a> {
+    key_lengths: Option<&'a [i32]>,
+    documents: Option<&'a [i32]>,
+    relative_bias: Option<attention::reference::RelativeBias<'a>>,
+}
+
+fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], around: Around<'_>) -> Vec<f64> {
+    let Around { key_lengths, documents, relative_bias } = around;
     let AttentionOptions { heads, key_value_heads, mask, dropout: probability } = *options;
     let columns = qkv.len() / ROWS;
     let head_size = columns / (heads + 2 * key_value_heads);
@@ -223,9 +238,9 @@ fn attention64(options: &AttentionOptions, site: u32, qkv: &[f64], key_lengths: 
         key: &key,
         value: &part(heads + key_value_heads, key_value_heads),
         key_lengths,
-        documents: None,
+        documents,
         bias: None,
-        relative_bias: None,
+        relative_bias,
         dropout: (probability > 0.0).then_some(Dropout { probability, seed: SEED, step: STEP, site }),
     };
     attention::reference::forward(&inputs).0
@@ -344,12 +359,39 @@ fn of_layer_norm() {
         parameters: vec![leaf("weight", &[VOCABULARY]), leaf("bias", &[VOCABULARY])],
         inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
         record: &|tape, p, v, ids| {
-            let logits = tape.layer_norm(v[0], p[0], Some(p[1]), EPSILON)?;
+            let logits = tape.layer_norm(Norm::Layer, v[0], p[0], Some(p[1]), EPSILON)?;
             tape.softmax_cross_entropy(logits, ids.targets, 0.0)
         },
-        compute: &|p, v, ids| mean_loss(&norm64(&v[0], &p[0], &p[1]), ids, 0.0),
+        compute: &|p, v, ids| mean_loss(&norm64(Norm::Layer, &v[0], &p[0], Some(&p[1])), ids, 0.0),
     }
     .check();
+}
+
+#[test]
+fn of_rms_norm_alone_and_with_a_residual() {
+    for has_residual in [false, true] {
+        Case {
+            name: &format!("RMS norm, residual {has_residual}"),
+            parameters: vec![leaf("weight", &[VOCABULARY])],
+            inputs: vec![leaf("input", &[ROWS, VOCABULARY]), leaf("residual", &[ROWS, VOCABULARY])],
+            record: &|tape, p, v, ids| {
+                if has_residual {
+                    let (_, logits) = tape.layer_norm_residual(Norm::Rms, v[0], v[1], p[0], None, EPSILON)?;
+                    return tape.softmax_cross_entropy(logits, ids.targets, 0.0);
+                }
+                let normed = tape.layer_norm(Norm::Rms, v[0], p[0], None, EPSILON)?;
+                let logits = tape.add(normed, v[1])?;
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let plus = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+                let norm = |x: &[f64]| norm64(Norm::Rms, x, &p[0], None);
+                let logits = if has_residual { norm(&plus(&v[0], &v[1])) } else { plus(&norm(&v[0]), &v[1]) };
+                mean_loss(&logits, ids, 0.0)
+            },
+        }
+        .check();
+    }
 }
 
 #[test]
@@ -375,7 +417,8 @@ fn of_attention_with_shared_heads_key_lengths_and_dropout() {
                 tape.softmax_cross_entropy(logits, ids.targets, 0.0)
             },
             compute: &|p, v, ids| {
-                let mixed = attention64(&options, 1, &v[0], has_lengths.then_some(&ids.key_lengths[..]));
+                let key_lengths = has_lengths.then_some(&ids.key_lengths[..]);
+                let mixed = attention64(&options, 1, &v[0], Around { key_lengths, ..Around::default() });
                 mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
             },
         }
@@ -443,13 +486,13 @@ fn of_layer_norm_with_a_residual() {
             parameters: vec![leaf("weight", &[VOCABULARY]), leaf("bias", &[VOCABULARY])],
             inputs: vec![leaf("input", &[ROWS, VOCABULARY]), leaf("residual", &[ROWS, VOCABULARY])],
             record: &|tape, p, v, ids| {
-                let (sum, normed) = tape.layer_norm_residual(v[0], v[1], p[0], Some(p[1]), EPSILON)?;
+                let (sum, normed) = tape.layer_norm_residual(Norm::Layer, v[0], v[1], p[0], Some(p[1]), EPSILON)?;
                 let logits = if uses_sum { tape.add(normed, sum)? } else { normed };
                 tape.softmax_cross_entropy(logits, ids.targets, 0.0)
             },
             compute: &|p, v, ids| {
                 let sum: Vec<f64> = v[0].iter().zip(&v[1]).map(|(a, b)| a + b).collect();
-                let mut logits = norm64(&sum, &p[0], &p[1]);
+                let mut logits = norm64(Norm::Layer, &sum, &p[0], Some(&p[1]));
                 if uses_sum {
                     logits.iter_mut().zip(&sum).for_each(|(logit, sum)| *logit += sum);
                 }
@@ -591,6 +634,73 @@ fn of_means_of_rows() {
     }
 }
 
+/// Turned once, twice, and beside what is not turned, so that the gradient that is turned in place is set and added to.
+#[test]
+fn of_rotary_positions() {
+    let options = RotaryOptions { heads: 2, key_value_heads: 1, rotary_columns: Some(2), base: 100.0 };
+    for (has_ids, is_used_beside) in [(false, false), (true, false), (true, true)] {
+        Case {
+            name: &format!("rotary, ids {has_ids}, input used beside {is_used_beside}"),
+            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
+            inputs: vec![leaf("qkv", &[BATCH, TIME, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let once = tape.rotary(v[0], &options, has_ids.then_some(ids.tokens))?;
+                let twice = tape.rotary(once, &options, None)?;
+                let sum = tape.add(twice, if is_used_beside { v[0] } else { once })?;
+                tape.linear_cross_entropy(sum, p[0], None, ids.targets, 0.0, None)
+            },
+            compute: &|p, v, ids| {
+                let shape = rotary::Shape {
+                    batch: BATCH,
+                    time: TIME,
+                    heads: 2,
+                    key_value_heads: 1,
+                    head_size: CHANNELS / 4,
+                    rotary_columns: 2,
+                    base: 100.0,
+                    first_position: 0,
+                };
+                let once = rotary::reference::forward(&shape, &v[0], has_ids.then_some(&ids.tokens));
+                let twice = rotary::reference::forward(&shape, &once, None);
+                let other = if is_used_beside { &v[0] } else { &once };
+                let sum: Vec<f64> = twice.iter().zip(other).map(|(a, b)| a + b).collect();
+                mean_loss(&linear64(Activation::Identity, &sum, &p[0], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
+#[test]
+fn of_a_gated_convolution() {
+    let windows = [Window::Causal, Window::Centred { excludes_self: false }, Window::Centred { excludes_self: true }];
+    for (window, has_documents) in windows.into_iter().flat_map(|window| [(window, false), (window, true)]) {
+        Case {
+            name: &format!("gated convolution, {window:?}, documents {has_documents}"),
+            parameters: vec![
+                leaf("weight", &[CHANNELS, 3]),
+                leaf("bias", &[CHANNELS]),
+                leaf("head", &[VOCABULARY, CHANNELS]),
+            ],
+            inputs: vec![leaf("input", &[BATCH, TIME, 2 * CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let options = GatedConvOptions { window, dilation: 2 };
+                let documents = has_documents.then_some(ids.documents);
+                let mixed = tape.gated_conv(v[0], p[0], Some(p[1]), &options, documents)?;
+                tape.linear_cross_entropy(mixed, p[2], None, ids.targets, 0.0, None)
+            },
+            compute: &|p, v, ids| {
+                let shape =
+                    gated_conv::Shape { batch: BATCH, time: TIME, channels: CHANNELS, taps: 3, dilation: 2, window };
+                let documents = has_documents.then_some(&DOCUMENTS[..]);
+                let mixed = gated_conv::reference::forward(&shape, &v[0], &p[0], Some(&p[1]), documents);
+                mean_loss(&linear64(Activation::Identity, &mixed, &p[2], None, None), ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
 /// The gradient of what two losses have in common is the sum of both; the case asks for the one of their sum.
 #[test]
 fn of_two_losses_of_one_value() {
@@ -711,6 +821,38 @@ fn of_span_cross_entropy() {
     .check();
 }
 
+/// The sum is an input of the activation and of the residual, so its gradient comes from two places.
+#[test]
+fn of_activations_by_themselves_and_of_a_scale() {
+    for activation in ACTIVATIONS {
+        Case {
+            name: &format!("scale and {activation:?}"),
+            parameters: vec![leaf("weight", &[VOCABULARY * activation.width(), CHANNELS])],
+            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
+            record: &|tape, p, v, ids| {
+                let z = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
+                let scaled = tape.scale(z, 0.3)?;
+                let activated = tape.activation(scaled, activation)?;
+                let logits = match activation {
+                    Activation::SwiGlu => activated,
+                    _ => tape.add(activated, scaled)?,
+                };
+                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+            },
+            compute: &|p, v, ids| {
+                let z = linear64(Activation::Identity, &v[0], &p[0], None, None);
+                let scaled: Vec<f64> = z.iter().map(|z| z * f64::from(0.3f32)).collect();
+                let mut logits = linear::reference::activate(activation, VOCABULARY, &scaled);
+                if activation != Activation::SwiGlu {
+                    logits.iter_mut().zip(&scaled).for_each(|(logit, scaled)| *logit += scaled);
+                }
+                mean_loss(&logits, ids, 0.0)
+            },
+        }
+        .check();
+    }
+}
+
 const BLOCK_LEAVES: usize = 12;
 
 fn block_leaves() -> Vec<Leaf> {
@@ -735,23 +877,23 @@ const BLOCK_ATTENTION: AttentionOptions =
 const BLOCK_DROPOUT: f32 = 0.2;
 
 fn record_block(tape: &mut Tape<'_>, stream: Value, p: &[ParameterId]) -> Result<Value, Error> {
-    let normed = tape.layer_norm(stream, p[0], Some(p[1]), EPSILON)?;
+    let normed = tape.layer_norm(Norm::Layer, stream, p[0], Some(p[1]), EPSILON)?;
     let qkv = tape.linear(normed, p[2], Some(p[3]), Activation::Identity, None)?;
     let mixed = tape.attention(qkv, &BLOCK_ATTENTION, AttentionInputs::default())?;
     let branch = tape.linear(mixed, p[4], Some(p[5]), Activation::Identity, None)?;
     let stream = tape.dropout(branch, BLOCK_DROPOUT, Some(stream))?;
-    let normed = tape.layer_norm(stream, p[6], Some(p[7]), EPSILON)?;
+    let normed = tape.layer_norm(Norm::Layer, stream, p[6], Some(p[7]), EPSILON)?;
     tape.ffn(normed, ffn_parameters(&p[8..]), Activation::GeluTanh, Some(stream), false)
 }
 
 /// `sites`: how many dropouts were recorded before this block.
 fn block64(stream: &[f64], p: &[Vec<f64>], sites: u32) -> Vec<f64> {
-    let normed = norm64(stream, &p[0], &p[1]);
+    let normed = norm64(Norm::Layer, stream, &p[0], Some(&p[1]));
     let qkv = linear64(Activation::Identity, &normed, &p[2], Some(&p[3]), None);
-    let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, None);
+    let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, Around::default());
     let branch = linear64(Activation::Identity, &mixed, &p[4], Some(&p[5]), None);
     let stream = dropout64(BLOCK_DROPOUT, sites + 2, &branch, Some(stream));
-    let normed = norm64(&stream, &p[6], &p[7]);
+    let normed = norm64(Norm::Layer, &stream, &p[6], Some(&p[7]));
     ffn64(Activation::GeluTanh, &normed, &p[8..], Some(&stream))
 }
 

@@ -175,6 +175,18 @@ choice! {
 }
 
 choice! {
+    /// Which linear layers get adapters.
+    LoraTargets: "\"attention\", \"ffn\" or \"all\"" {
+        /// Queries, keys, values and the projection.
+        Attention,
+        /// Both of the feed-forward network.
+        Ffn,
+        /// All of a block.
+        All,
+    }
+}
+
+choice! {
     /// Weights of classes in the loss.
     ClassWeights: "\"none\" or \"balanced\"" {
         /// All alike.
@@ -394,5 +406,27 @@ pub(super) fn bundled_name(path: &Path) -> Option<&str> {
 impl Setting for Paths {
     fn expected() -> &'static str {
         "a path or a list of paths (strings)"
+    }
+}
+
+/// Weights of the losses that pretraining of an encoder mixes: a table, as in `[train.losses]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LossWeights {
+    /// Of masked language modelling.
+    pub masked_lm: f64,
+    /// Of convolutional sequence modelling.
+    pub csm: f64,
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self { masked_lm: 1.0, csm: 0.0 }
+    }
+}
+
+impl Setting for LossWeights {
+    fn expected() -> &'static str {
+        "a table of weights: masked-lm and csm, as in { masked-lm = 1.0, csm = 0.3 }"
     }
 }

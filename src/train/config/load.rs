@@ -68,7 +68,7 @@ impl Config {
         for set in sets {
             reader.read_set(set.as_ref())?;
         }
-        reader.read_initial()?;
+        reader.read_initial();
         reader
             .config
             .validate_with(|key| reader.places.get(key).map_or_else(String::new, |place| format!("{place}: ")))?;
@@ -83,20 +83,15 @@ struct Reader {
 }
 
 impl Reader {
-    /// Takes from the folder of the first weights what was not given.
-    fn read_initial(&mut self) -> Result<(), ConfigError> {
-        let Some(initial) = &self.config.model.initial else { return Ok(()) };
-        let place = self.places.get("model.initial").map_or_else(String::new, |place| format!("{place}: "));
-        let refuse = |problem: String| ConfigError::Invalid {
-            place: place.clone(),
-            problem: format!("model.initial: {problem}"),
-            remedy: "name a checkpoint or a Hugging Face model folder".into(),
-        };
-        let folder = crate::train::checkpoint::resolve(initial).map_err(|error| refuse(error.to_string()))?;
-        let found = crate::model::ModelConfig::load(&folder).map_err(|error| refuse(error.to_string()))?;
-        let places = &self.places;
-        self.config.model.fill_from(&found, |key| places.contains_key(key));
-        Ok(())
+    /// Takes from the folder of the first weights what was not given. One that cannot be read is left to the run, which
+    /// says what is wrong with it.
+    fn read_initial(&mut self) {
+        let Some(initial) = &self.config.model.initial else { return };
+        let folder = crate::train::checkpoint::resolve(initial).ok();
+        if let Some(found) = folder.and_then(|folder| crate::model::ModelConfig::load(&folder).ok()) {
+            let places = &self.places;
+            self.config.model.fill_from(&found, |key| places.contains_key(key));
+        }
     }
 
     fn read_text(&mut self, text: &str, name: &str) -> Result<(), ConfigError> {
@@ -163,6 +158,7 @@ impl Reader {
             "model" => set(&mut config.model, key, deserializer),
             "data" => set(&mut config.data, key, deserializer),
             "train" => set(&mut config.train, key, deserializer),
+            "lora" => set(&mut config.lora, key, deserializer),
             "optimizer" => set(&mut config.optimizer, key, deserializer),
             "schedule" => set(&mut config.schedule, key, deserializer),
             "device" => set(&mut config.device, key, deserializer),

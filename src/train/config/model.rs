@@ -1,10 +1,12 @@
 //! The section `[model]` as the model's own configuration, and back: what a folder of weights says stands for the keys
 //! that are not given.
 
-use super::choices::{ActivationKind, PositionKind};
+use super::choices::{ActivationKind, LoraTargets, PositionKind};
 use super::{Config, Model, Task};
 use crate::model::ModelConfig;
-use crate::model::config::{Heads, LanguageHead, Positions};
+use crate::model::config::{Convolution, Heads, LanguageHead, Positions};
+use crate::model::lora::LoraOptions;
+use crate::model::treatment::{Adapts, Lora, Treatment};
 use crate::ops::linear::Activation;
 
 /// What of a model depends on the data.
@@ -46,6 +48,8 @@ impl Config {
                 }
                 PositionKind::None => Positions::None,
             },
+            convolution: (model.convolution_taps > 0)
+                .then_some(Convolution { taps: model.convolution_taps, dilation: model.convolution_dilation }),
             biases: model.biases,
             token_types: model.token_types,
             embedding_norm: model.embedding_norm,
@@ -61,12 +65,40 @@ impl Config {
         }
     }
 
+    /// How the model's parameters are trained.
+    pub(crate) fn treatment(&self) -> Treatment {
+        let lora = &self.lora;
+        Treatment {
+            layer_decay: self.optimizer.layer_decay as f32,
+            frozen_layers: self.model.frozen_layers,
+            lora: (lora.rank > 0).then(|| Lora {
+                options: LoraOptions {
+                    rank: lora.rank,
+                    alpha: lora.alpha as f32,
+                    dropout: lora.dropout as f32,
+                    ..LoraOptions::default()
+                },
+                adapts: match lora.targets {
+                    LoraTargets::Attention => Adapts::Attention,
+                    LoraTargets::Ffn => Adapts::Ffn,
+                    LoraTargets::All => Adapts::All,
+                },
+            }),
+        }
+    }
+
     /// What the task puts on top.
     fn heads(&self, classes: &[String]) -> Heads {
         let none = Heads::default();
         match self.train.task {
             Task::CausalLm | Task::MaskedLm | Task::Translation => {
-                Heads { language: Some(LanguageHead { transform: self.model.head_transform }), ..none }
+                let has_surroundings = self.train.task == Task::MaskedLm && self.train.losses.csm > 0.0;
+                let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
+                Heads {
+                    language: Some(LanguageHead { transform: self.model.head_transform }),
+                    surroundings: has_surroundings.then_some(surroundings),
+                    ..none
+                }
             }
             Task::Classification | Task::MultiLabel | Task::Regression => {
                 Heads { pooler: self.model.pooler, classes: Some(classes.to_vec()), ..none }
@@ -96,6 +128,8 @@ impl Model {
             norm_place = folder.norm_place;
             norm_epsilon = shortest(folder.norm_epsilon);
             activation = ActivationKind::from(folder.activation);
+            convolution_taps = folder.convolution.map_or(0, |convolution| convolution.taps);
+            convolution_dilation = folder.convolution.map_or(1, |convolution| convolution.dilation);
             biases = folder.biases;
             token_types = folder.token_types;
             embedding_norm = folder.embedding_norm;

@@ -3,6 +3,7 @@
 use super::choices::bundled_name;
 use super::choices::{Architecture, Layout, PositionKind, Task};
 use super::{Config, ConfigError, Paths};
+use crate::ops::gated_conv::TAPS_MAX;
 use crate::train::presets;
 
 /// The largest sizes that keep every product of two of them, times a few bytes, within 64 bits.
@@ -60,6 +61,24 @@ impl Config {
         check.size("model.position_buckets", model.position_buckets, 4, MAX_WIDTH)?;
         check.size("model.position_max_distance", model.position_max_distance, 4, MAX_WIDTH)?;
         check.size("model.token_types", model.token_types, 0, MAX_WIDTH)?;
+        let is_encoder = model.architecture == Architecture::Encoder;
+        for (key, taps, needs_odd) in [
+            ("model.convolution_taps", model.convolution_taps, is_encoder && model.convolution_taps > 0),
+            ("model.csm_taps", model.csm_taps, true),
+        ] {
+            check.size(key, taps, 0, TAPS_MAX)?;
+            if needs_odd && taps.is_multiple_of(2) {
+                let problem = format!("{key} is {taps}, but a window around a position has an odd number of taps");
+                return check.refuse(key, problem, "add or take away one");
+            }
+        }
+        check.size("model.convolution_dilation", model.convolution_dilation, 1, MAX_WIDTH)?;
+        check.size("model.csm_dilation", model.csm_dilation, 1, MAX_WIDTH)?;
+        check.size("model.frozen_layers", model.frozen_layers, 0, model.layers)?;
+        let lora = &self.lora;
+        check.size("lora.rank", lora.rank, 0, model.channels)?;
+        check.number("lora.alpha", lora.alpha, "a finite number above 0", |x| x > 0.0)?;
+        check.number("lora.dropout", lora.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
         self.validate_task(check)?;
         check.number("model.dropout", model.dropout, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
     }
@@ -142,6 +161,10 @@ impl Config {
         let is_share = |x: f64| (0.0..1.0).contains(&x);
         check.number("train.label_smoothing", train.label_smoothing, "from 0 to below 1", is_share)?;
         check.number("train.mask_share", train.mask_share, "above 0 and below 1", |x| x > 0.0 && x < 1.0)?;
+        for (key, weight) in [("masked-lm", train.losses.masked_lm), ("csm", train.losses.csm)] {
+            let key = format!("train.losses.{key}");
+            check.number(&key, weight, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        }
         check.size("train.chunk_rows", train.chunk_rows, 1, MAX_VOCABULARY)?;
         check.size("train.sample_tokens", train.sample_tokens, 0, MAX_VOCABULARY)?;
         if i64::try_from(train.seed).is_err() {
@@ -171,6 +194,8 @@ impl Config {
         check.number("optimizer.beta2", optimizer.beta2, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
         check.number("optimizer.epsilon", optimizer.epsilon, "a finite number above 0", |x| x > 0.0)?;
         check.number("optimizer.weight_decay", decay, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
+        check
+            .number("optimizer.layer_decay", optimizer.layer_decay, "above 0 and at most 1", |x| x > 0.0 && x <= 1.0)?;
         check.number("optimizer.momentum", optimizer.momentum, "from 0 to below 1", |x| (0.0..1.0).contains(&x))?;
         if optimizer.learning_rate * decay >= 1.0 {
             return check.refuse(

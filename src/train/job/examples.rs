@@ -63,7 +63,7 @@ impl Examples {
                 Arrangement::Packed { max_documents, .. } => *max_documents,
             };
             let capacity = self.objective.capacity(rows, time, examples);
-            let recorded = self.objective.record(&mut tape, model, trunk, capacity)?;
+            let recorded = self.objective.record(&mut tape, model, trunk, documents, capacity)?;
             Ok((tape, Shape { ids, positions, types, documents, capacity, recorded }))
         };
         self.drawing.programs().into_iter().map(record).collect()

@@ -62,12 +62,13 @@ impl Wanted {
 pub(super) trait Objective {
     /// Predictions of a batch at most.
     fn capacity(&self, rows: usize, time: usize, examples: usize) -> usize;
-    /// Records loss and predictions.
+    /// Records loss and predictions; `documents` are those of the trunk's positions.
     fn record(
         &self,
         tape: &mut Tape<'_>,
         model: &Transformer,
         trunk: Value,
+        documents: Value,
         capacity: usize,
     ) -> Result<Recorded, Error>;
     /// Says what is to be predicted from a batch, whose tokens may be changed for that. `step` is the number of the batch.

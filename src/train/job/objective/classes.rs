@@ -42,6 +42,7 @@ impl Objective for Classes {
         tape: &mut Tape<'_>,
         model: &Transformer,
         trunk: Value,
+        _documents: Value,
         capacity: usize,
     ) -> Result<Recorded, Error> {
         let (ranges, targets) = (tape.input_ids("ranges", &[capacity, 2]), tape.input_ids("targets", &[capacity]));

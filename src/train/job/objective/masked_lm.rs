@@ -1,11 +1,13 @@
-//! Masked language modelling: tokens that were hidden are predicted from all others (Devlin et al. 2019).
+//! Masked language modelling: tokens that were hidden are predicted from all others (Devlin et al. 2019). Beside it, with
+//! a weight of its own, convolutional sequence modelling: the same tokens from what a convolution makes of the trunk
+//! around them, without their own positions.
 
 use super::{Objective, Recorded, Targets, Wanted};
 use crate::data::masking::{Masked, Masker, Masking, Unit};
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
 use crate::tape::{Mode, Tape, Value};
-use crate::train::config::{Config, MaskUnit};
+use crate::train::config::{Config, LossWeights, MaskUnit};
 use crate::train::example_source::ExampleSource;
 use crate::train::trainer::Error;
 
@@ -14,6 +16,7 @@ pub(super) struct MaskedLm {
     masked: Masked,
     chunk_rows: usize,
     label_smoothing: f32,
+    losses: LossWeights,
 }
 
 impl MaskedLm {
@@ -30,6 +33,7 @@ impl MaskedLm {
             masked: Masked::default(),
             chunk_rows: train.chunk_rows.max(1),
             label_smoothing: train.label_smoothing as f32,
+            losses: train.losses,
         })
     }
 }
@@ -44,12 +48,20 @@ impl Objective for MaskedLm {
         tape: &mut Tape<'_>,
         model: &Transformer,
         trunk: Value,
+        documents: Value,
         capacity: usize,
     ) -> Result<Recorded, Error> {
         let (ranges, targets) = (tape.input_ids("ranges", &[capacity, 2]), tape.input_ids("targets", &[capacity]));
         let rows = tape.mean_rows(trunk, ranges)?;
         let smoothing = if tape.mode() == Mode::Training { self.label_smoothing } else { 0.0 };
         let loss = model.record_token_loss(tape, rows, targets, smoothing, Some(self.chunk_rows))?;
+        tape.scale_loss(loss, self.losses.masked_lm)?;
+        if self.losses.csm > 0.0 && tape.mode() == Mode::Training {
+            let around = model.record_surroundings(tape, trunk, Some(documents))?;
+            let rows = tape.mean_rows(around, ranges)?;
+            let csm = model.record_token_loss(tape, rows, targets, smoothing, Some(self.chunk_rows))?;
+            tape.scale_loss(csm, self.losses.csm)?;
+        }
         Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output: None })
     }
 

@@ -39,6 +39,7 @@ impl Objective for Spans {
         tape: &mut Tape<'_>,
         model: &Transformer,
         trunk: Value,
+        _documents: Value,
         capacity: usize,
     ) -> Result<Recorded, Error> {
         let (ranges, targets) = (tape.input_ids("spans", &[capacity, 3]), tape.input_ids("targets", &[capacity, 2]));

@@ -59,6 +59,7 @@ impl Objective for Values {
         tape: &mut Tape<'_>,
         model: &Transformer,
         trunk: Value,
+        _documents: Value,
         capacity: usize,
     ) -> Result<Recorded, Error> {
         let ranges = tape.input_ids("ranges", &[capacity, 2]);

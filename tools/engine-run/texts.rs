@@ -1,0 +1,236 @@
+//! Texts for an encoder: where they come from, and the tokens that they become.
+
+use crate::model::{Loaded, ModelArguments, check_vocabulary};
+use crate::output::Progress;
+use anyhow::{Context, bail};
+use clap::Args;
+use engine::data::labelled::longest_first;
+use engine::data::table::{Quotes, Row, Table};
+use engine::data::{SpecialTokens, Tokenizer};
+use engine::model::encode::{Arrangement, Encoder, Error, Example, Output};
+use rayon::prelude::*;
+use std::io::{self, IsTerminal, Read};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Texts that are encoded before the first of them is printed.
+const TOGETHER: usize = 512;
+
+#[derive(Args)]
+pub struct TextArguments {
+    /// Texts.
+    #[arg(value_name = "TEXT", conflicts_with = "input")]
+    texts: Vec<String>,
+    /// A text that may begin with a hyphen. May be repeated.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "input")]
+    text: Vec<String>,
+    /// The second text of each text, for models of pairs. May be repeated.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "input")]
+    pair: Vec<String>,
+    /// File of texts: .txt with one a line, or .tsv, .csv or .jsonl with a column of texts; also with .gz.
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// The column of texts.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    text_column: String,
+    /// The column of second texts.
+    #[arg(long, value_name = "NAME", requires = "input")]
+    pair_column: Option<String>,
+}
+
+#[derive(Args)]
+pub struct BatchArguments {
+    /// Tokens of a text at most, special ones included: longer ones are cut. The model's own limit if not given.
+    #[arg(long, value_name = "N", value_parser = crate::at_least_one)]
+    pub max_tokens: Option<usize>,
+    /// Tokens that are worked on together.
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = crate::at_least_one)]
+    pub batch: usize,
+    /// Give each text a padded row of its own, instead of packing several into one.
+    #[arg(long)]
+    pub padded: bool,
+    /// Print a JSON object for each text, one a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl BatchArguments {
+    pub fn arrangement(&self) -> Arrangement {
+        match self.padded {
+            true => Arrangement::Padded { batch_tokens: self.batch },
+            false => Arrangement::Packed { batch_tokens: self.batch },
+        }
+    }
+}
+
+/// A text, or a pair of them.
+#[derive(Clone, Debug, Default)]
+pub struct Text {
+    pub first: String,
+    pub second: Option<String>,
+}
+
+impl TextArguments {
+    /// All texts, from wherever they come.
+    pub fn read(&self) -> anyhow::Result<Vec<Text>> {
+        if let Some(path) = &self.input {
+            let mut table = Table::open(path, Quotes::InCsv)?;
+            let first = table.column(&self.text_column)?;
+            let second = self.pair_column.as_deref().map(|name| table.column(name)).transpose()?;
+            let mut texts = Vec::new();
+            while let Some(row) = table.next_row()? {
+                let second = second.map(|column| cell(&row, column)).transpose()?;
+                texts.push(Text { first: cell(&row, first)?, second });
+            }
+            if texts.is_empty() {
+                bail!("{}: the file has no texts; put one on each line", path.display());
+            }
+            return Ok(texts);
+        }
+        let mut firsts: Vec<String> = self.texts.iter().chain(&self.text).cloned().collect();
+        if firsts.is_empty() {
+            firsts = standard_input()?;
+        }
+        if !self.pair.is_empty() && self.pair.len() != firsts.len() {
+            bail!("{} texts, but {} second texts; give --pair once for each text", firsts.len(), self.pair.len());
+        }
+        let mut seconds = self.pair.iter().cloned();
+        Ok(firsts.into_iter().map(|first| Text { first, second: seconds.next() }).collect())
+    }
+}
+
+/// The text of a cell.
+pub fn cell(row: &Row, column: usize) -> anyhow::Result<String> {
+    let cell = &row.cells[column];
+    let text = cell.text();
+    text.ok_or_else(|| row.error(format!("{} instead of a text", cell.kind()), "give it a text").into())
+}
+
+fn standard_input() -> anyhow::Result<Vec<String>> {
+    if io::stdin().is_terminal() {
+        eprintln!("Type the texts, one a line; end them with Ctrl-D.");
+    }
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+    let text = crate::utf8(bytes, "standard input")?;
+    let texts: Vec<String> = text.lines().map(str::to_owned).collect();
+    if texts.is_empty() {
+        bail!("standard input has no texts; put one on each line");
+    }
+    Ok(texts)
+}
+
+/// Frames the tokens of texts as models are trained on them: `[CLS] a [SEP]`, `[CLS] a [SEP] b [SEP]`.
+pub struct Framer<'a> {
+    pub tokenizer: &'a Tokenizer,
+    special: Option<SpecialTokens>,
+    /// Tokens of a text at most.
+    pub most: usize,
+}
+
+impl<'a> Framer<'a> {
+    /// # Errors
+    /// The tokenizer has tokens that the model has not; no room for a token.
+    pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, most: Option<usize>) -> anyhow::Result<Self> {
+        let config = loaded.model.config();
+        check_vocabulary(tokenizer, config)?;
+        let most = most.unwrap_or(config.block).min(config.block);
+        if most < 5 {
+            bail!("--max-tokens {most} leaves no room beside the special tokens; use 5 or more");
+        }
+        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most })
+    }
+
+    /// The token that is to be filled in.
+    pub fn mask(&self) -> Option<u32> {
+        self.special?.mask
+    }
+
+    /// Tokens that fit beside the special ones around `texts` texts.
+    pub fn room(&self, texts: usize) -> usize {
+        self.most - if self.special.is_some() { 1 + texts } else { 0 }
+    }
+
+    /// Frames tokens.
+    pub fn frame(&self, first: &[u32], second: Option<&[u32]>) -> Example {
+        let (start, end) = (self.special.map(|special| special.start), self.special.map(|special| special.end));
+        let mut ids: Vec<u32> = start.into_iter().chain(first.iter().copied()).chain(end).collect();
+        let split = ids.len();
+        if let Some(second) = second {
+            ids.extend(second.iter().copied().chain(end));
+        }
+        Example { ids, second: split, positions: Vec::new() }
+    }
+
+    /// The tokens of a text, cut to fit.
+    pub fn encode(&self, text: &Text) -> anyhow::Result<Example> {
+        let tokens = |text: &str| -> anyhow::Result<Vec<u32>> {
+            let tokens = self.tokenizer.encode(text)?;
+            if tokens.is_empty() {
+                bail!("the text has no tokens; give it some, or leave it out");
+            }
+            Ok(tokens)
+        };
+        let first = tokens(&text.first)?;
+        let Some(second) = &text.second else {
+            return Ok(self.frame(&first[..first.len().min(self.room(1))], None));
+        };
+        let second = tokens(second)?;
+        let (a, b) = longest_first(first.len(), second.len(), self.room(2));
+        Ok(self.frame(&first[..a], Some(&second[..b])))
+    }
+
+    /// The tokens of all texts.
+    pub fn encode_all(&self, texts: &[Text]) -> anyhow::Result<Vec<Example>> {
+        let encoded = texts
+            .par_iter()
+            .enumerate()
+            .map(|(number, text)| self.encode(text).with_context(|| format!("text {}", number + 1)));
+        encoded.collect()
+    }
+}
+
+/// Runs a model over examples, some hundred at a time, and hands each one's values to `each` in their order, until that
+/// breaks.
+pub fn run_in_order(
+    loaded: &mut Loaded,
+    examples: &[Example],
+    output: Output,
+    arrangement: Arrangement,
+    mut each: impl FnMut(usize, Vec<f32>) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<()> {
+    let longest = examples.iter().map(|example| example.ids.len()).max().unwrap_or(1);
+    let Loaded { model, parameters, device, .. } = loaded;
+    let mut encoder = Encoder::new(device, model, parameters, output, arrangement, longest)?;
+    let mut progress = Progress::new("texts", examples.len());
+    for (part, chunk) in examples.chunks(TOGETHER).enumerate() {
+        let before = part * TOGETHER;
+        let results = encoder.all(parameters, chunk).map_err(|error| counted_from_one(error, before))?;
+        for (index, values) in results.into_iter().enumerate() {
+            if each(before + index, values)?.is_break() {
+                return Ok(());
+            }
+        }
+        progress.show(before + chunk.len());
+    }
+    Ok(())
+}
+
+/// People count texts from 1, and over all chunks.
+fn counted_from_one(mut error: Error, before: usize) -> Error {
+    match &mut error {
+        Error::Empty { text }
+        | Error::TooLong { text, .. }
+        | Error::OutOfVocabulary { text, .. }
+        | Error::Positions { text, .. }
+        | Error::NotFinite { text } => *text += before + 1,
+        Error::NoHead { .. } | Error::Tape(_) => {}
+    }
+    error
+}
+
+/// What the subcommands of texts begin with.
+pub fn open(arguments: &ModelArguments) -> anyhow::Result<(Tokenizer, PathBuf)> {
+    let folder = arguments.folder()?;
+    Ok((arguments.tokenizer(&folder)?, folder))
+}
