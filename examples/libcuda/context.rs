@@ -28,9 +28,11 @@ pub struct Context {
 }
 
 /// Limits by `CUlimit`: stack, printf buffer, heap, nesting and pending launches of device-side launches, L2 fetch
-/// granularity, persisting L2, then limits of graphics interoperation. They are kept and otherwise without effect: the
-/// emulator's stacks grow as needed.
+/// granularity, persisting L2, then limits of graphics interoperation. But for the heap they are kept and otherwise without
+/// effect: the emulator's stacks grow as needed.
 const LIMITS: usize = 10;
+/// `CU_LIMIT_MALLOC_HEAP_SIZE`: what kernels may allocate, fixed once one has run that may.
+const HEAP_LIMIT: c_uint = 2;
 const DEFAULT_LIMITS: [usize; LIMITS] = [1024, 1 << 20, 8 << 20, 2, 2048, 64, 0, 0, 0, 0];
 const VERSION: c_uint = 3020;
 /// Flags that a context may have: scheduling, mapped host memory, local memory, core dumps, synchronous memory operations.
@@ -286,7 +288,12 @@ pub extern "C" fn cuCtxSynchronize_v2(handle: Handle) -> Code {
 pub extern "C" fn cuCtxSetLimit(limit: c_uint, value: usize) -> Code {
     answer("cuCtxSetLimit", || {
         let context = usable()?;
-        *lock(&context.limits).get_mut(limit as usize).ok_or(UNSUPPORTED_LIMIT)? = value;
+        let mut limits = lock(&context.limits);
+        let kept = limits.get_mut(limit as usize).ok_or(UNSUPPORTED_LIMIT)?;
+        if limit == HEAP_LIMIT {
+            driver()?.emulator.set_malloc_heap(value as u64).map_err(|_| INVALID_VALUE)?;
+        }
+        *kept = value;
         Ok(())
     })
 }

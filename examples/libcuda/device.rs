@@ -4,11 +4,9 @@ use std::ffi::{c_char, c_int, c_uint};
 
 use crate::attributes::{CONSTANT_BYTES, DEFAULT_SHARED_BYTES, MAX_PITCH, REGISTERS, TEXTURE_ALIGNMENT, attribute};
 use crate::errors::{Answer, Code, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, answer};
-use crate::state::{Driver, driver, initialise};
+use crate::state::{Driver, driver, initialise, options};
 use crate::types::{Device, DeviceProperties, Name, Out};
 
-/// CUDA 13.0.
-pub const DRIVER_VERSION: c_int = 13000;
 const PCI_BUS: &str = "0000:01:00.0";
 
 /// The driver, if `device` is its device.
@@ -24,7 +22,7 @@ pub extern "C" fn cuInit(flags: c_uint) -> Code {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDriverGetVersion(version: Out<c_int>) -> Code {
-    answer("cuDriverGetVersion", || version.put(DRIVER_VERSION))
+    answer("cuDriverGetVersion", || version.put(options()?.driver_version))
 }
 
 #[unsafe(no_mangle)]

@@ -181,6 +181,7 @@ impl Code {
         match kind {
             FaultKind::OutOfBounds { .. } => ILLEGAL_ADDRESS,
             FaultKind::Misaligned { .. } => MISALIGNED_ADDRESS,
+            FaultKind::InvalidFree { .. } => LAUNCH_FAILED,
             FaultKind::Assertion(_) => ASSERT,
             FaultKind::Budget(_) | FaultKind::Deadlock(_) => LAUNCH_TIMEOUT,
             FaultKind::Illegal(_) => ILLEGAL_INSTRUCTION,

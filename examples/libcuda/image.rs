@@ -1,7 +1,10 @@
 //! What a program brings as a module: PTX text, or a container to look for PTX in.
 //!
 //! The emulator executes PTX. Machine code (a cubin, an ELF file) is recognised and refused. A fat binary, as nvcc embeds
-//! it, is searched for the newest PTX that the device takes; its entries may be packed with LZ4.
+//! it, is searched for the newest PTX that the device takes; its entries may be packed, with LZ4 by
+//! older and with zstd by newer ones.
+
+use std::io::Read;
 
 use crate::errors::{Answer, Code, INVALID_IMAGE, NO_BINARY_FOR_GPU};
 use crate::types::In;
@@ -106,21 +109,26 @@ fn fat_binary(bytes: &[u8], architecture: u32) -> Image {
         ));
     };
     let (flags, packed_bytes) = (u64_at(entry, 40), u32_at(entry, 16) as usize);
-    if flags & PACKED_ZSTD != 0 {
-        return Err((
-            NO_BINARY_FOR_GPU,
-            "the fat binary's PTX is packed with zstd: compile with nvcc -no-compress".into(),
-        ));
-    }
     let damaged = || (INVALID_IMAGE, "the fat binary's packed PTX is damaged".to_string());
-    let text = if flags & PACKED_LZ4 != 0 {
-        let packed = payload.get(..packed_bytes).ok_or_else(damaged)?;
-        unpack_lz4(packed, u64_at(entry, 56) as usize).ok_or_else(damaged)?
+    let (packed, unpacked_bytes) = (payload.get(..packed_bytes).ok_or_else(damaged), u64_at(entry, 56) as usize);
+    let text = if flags & PACKED_ZSTD != 0 {
+        unpack_zstd(packed?, unpacked_bytes).ok_or_else(damaged)?
+    } else if flags & PACKED_LZ4 != 0 {
+        unpack_lz4(packed?, unpacked_bytes).ok_or_else(damaged)?
     } else {
         payload.to_vec()
     };
     let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
     Ok(String::from_utf8_lossy(&text[..end]).into_owned())
+}
+
+/// Unpacks a zstd frame.
+fn unpack_zstd(packed: &[u8], unpacked_bytes: usize) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let frame = ruzstd::decoding::StreamingDecoder::new(packed).ok()?;
+    // One byte more than there should be tells that there is more.
+    frame.take(unpacked_bytes.min(MAX_TEXT_BYTES) as u64 + 1).read_to_end(&mut out).ok()?;
+    (out.len() == unpacked_bytes).then_some(out)
 }
 
 /// Unpacks an LZ4 block: tokens of literal and match lengths, literals, 16-bit distances (the LZ4 block format).

@@ -177,6 +177,10 @@ fn get_function(module: &Arc<Module>, name: &str) -> Answer<Handle> {
         .iter()
         .position(|function| function.is_entry && function.is_defined && function.name == name)
         .ok_or(NOT_FOUND)?;
+    if let Some(refusal) = &functions[index].refusal {
+        crate::options::log(|| refusal.to_string());
+        return Err(NOT_SUPPORTED);
+    }
     let function = driver.functions.add(|handle| Function {
         handle,
         module: module.clone(),
@@ -194,6 +198,7 @@ fn put_function(target: Out<Handle>, handle: Handle, name: Name) -> Answer {
     let module = module(handle)?;
     match get_function(&module, &name) {
         Ok(function) => target.put(function),
+        Err(NOT_SUPPORTED) => Err(NOT_SUPPORTED),
         Err(code) => {
             crate::options::log(|| format!("no kernel '{name}'; the module has {}", module.kernel_names().join(", ")));
             Err(code)

@@ -1,18 +1,28 @@
 //! Entry points that exist, so that programs find them, and answer that they are not supported.
 //!
-//! They take no notice of their arguments, which C's calling convention allows.
+//! How many arguments they have is not known here: the log shows the words that the first six would be in.
 
-use crate::errors::{Code, NOT_SUPPORTED, answer};
+use crate::errors::{Code, NOT_SUPPORTED, answer_quietly};
+use crate::options::log;
 
 macro_rules! not_supported {
     ($($name:ident)*) => {
         $(
             #[unsafe(no_mangle)]
-            pub extern "C" fn $name() -> Code {
-                answer(stringify!($name), || Err(NOT_SUPPORTED))
+            pub extern "C" fn $name(a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> Code {
+                refuse(stringify!($name), [a, b, c, d, e, f])
             }
         )*
     };
+}
+
+/// C's calling convention allows to take more arguments than were given: then some of these are what was there before.
+fn refuse(name: &str, words: [usize; 6]) -> Code {
+    log(|| {
+        let words = words.map(|word| format!("{word:#x}")).join(", ");
+        format!("{name} answers {}; asked with ({words}), of which it has the first", NOT_SUPPORTED.name())
+    });
+    answer_quietly(|| Err(NOT_SUPPORTED))
 }
 
 not_supported! {

@@ -2,7 +2,7 @@
 //!
 //! | variable | meaning |
 //! | --- | --- |
-//! | `ENGINE_EMULATOR_DEVICE` | the pretended device, as `name=A100,sm=80,memory=40GiB,multiprocessors=108`; all parts optional |
+//! | `ENGINE_EMULATOR_DEVICE` | the pretended device, as `name=A100,sm=80,memory=40GiB,multiprocessors=108`; all parts optional; `driver=12.2` pretends a driver for that CUDA, `count=0` a machine without a GPU |
 //! | `ENGINE_EMULATOR_LOG=1` | tells on standard error what failed and why, and what was asked but is not supported |
 //! | `ENGINE_EMULATOR_SANITIZE=1` | runs launches under the sanitizer; findings go to standard error, the launch fails |
 //! | `ENGINE_EMULATOR_COUNTERS=FILE` | appends one JSON object per launch to the file (not together with the sanitizer) |
@@ -16,6 +16,9 @@ use engine::driver::emulator::DeviceFacts;
 
 pub struct Options {
     pub facts: DeviceFacts,
+    /// As `cuDriverGetVersion` tells it: 1000 times the major version and 10 times the minor one.
+    pub driver_version: i32,
+    pub has_device: bool,
     pub sanitizes: bool,
     pub counters: Option<PathBuf>,
     pub budget: Option<u64>,
@@ -40,8 +43,11 @@ impl Options {
     /// # Errors
     /// The line to print: which variable is wrong, and how it is spelt.
     pub fn from_environment() -> Result<Self, String> {
+        let (facts, driver_version, has_device) = device(&std::env::var("ENGINE_EMULATOR_DEVICE").unwrap_or_default())?;
         Ok(Self {
-            facts: device(&std::env::var("ENGINE_EMULATOR_DEVICE").unwrap_or_default())?,
+            facts,
+            driver_version,
+            has_device,
             sanitizes: is_set("ENGINE_EMULATOR_SANITIZE"),
             counters: std::env::var_os("ENGINE_EMULATOR_COUNTERS").filter(|path| !path.is_empty()).map(PathBuf::from),
             budget: number("ENGINE_EMULATOR_BUDGET")?,
@@ -64,6 +70,7 @@ fn number(name: &str) -> Result<Option<u64>, String> {
 fn architecture(sm: u32) -> Option<DeviceFacts> {
     // Threads and blocks per multiprocessor, KiB of shared memory per multiprocessor.
     let (threads, blocks, shared) = match sm {
+        70 | 75 => (if sm == 70 { 2048 } else { 1024 }, if sm == 70 { 32 } else { 16 }, if sm == 70 { 97 } else { 65 }),
         80 | 87 => (if sm == 80 { 2048 } else { 1536 }, if sm == 80 { 32 } else { 16 }, 164),
         86 => (1536, 16, 100),
         89 => (1536, 24, 100),
@@ -82,7 +89,17 @@ fn architecture(sm: u32) -> Option<DeviceFacts> {
     })
 }
 
-fn device(text: &str) -> Result<DeviceFacts, String> {
+/// CUDA 13.0.
+const DRIVER_VERSION: i32 = 13_000;
+
+/// `12.2` as `cuDriverGetVersion` tells it.
+fn version(text: &str) -> Option<i32> {
+    let (major, minor) = text.split_once('.')?;
+    let (major, minor): (i32, i32) = (major.parse().ok()?, minor.parse().ok()?);
+    ((1..100).contains(&major) && (0..100).contains(&minor)).then_some(1000 * major + 10 * minor)
+}
+
+fn device(text: &str) -> Result<(DeviceFacts, i32, bool), String> {
     let wrong = |part: &str, expected: &str| {
         Err(format!(
             "ENGINE_EMULATOR_DEVICE: '{part}': expected {expected}, as in name=A100,sm=80,memory=40GiB,multiprocessors=108"
@@ -99,11 +116,12 @@ fn device(text: &str) -> Result<DeviceFacts, String> {
         Err(part) => return wrong(part, "KEY=VALUE"),
     };
     let mut facts = DeviceFacts::default();
+    let (mut driver_version, mut has_device) = (DRIVER_VERSION, true);
     // The architecture first: the others change single facts of it.
     if let Some((_, sm)) = parts.iter().find(|(key, _)| *key == "sm") {
         facts = match sm.trim_start_matches("sm_").parse().ok().and_then(architecture) {
             Some(facts) => facts,
-            None => return wrong(sm, "an architecture: 80, 86, 87, 89, 90, 100, 103, 120 or 121"),
+            None => return wrong(sm, "an architecture: 70, 75, 80, 86, 87, 89, 90, 100, 103, 120 or 121"),
         };
     }
     for (key, value) in parts {
@@ -118,10 +136,18 @@ fn device(text: &str) -> Result<DeviceFacts, String> {
                 Ok(count) if (1..=1024).contains(&count) => facts.multiprocessors = count,
                 _ => return wrong(value, "1 to 1024 multiprocessors"),
             },
-            _ => return wrong(key, "name, sm, memory or multiprocessors"),
+            "driver" => match version(value) {
+                Some(version) => driver_version = version,
+                None => return wrong(value, "a version of CUDA, as 12.2"),
+            },
+            "count" => match value {
+                "0" | "1" => has_device = value == "1",
+                _ => return wrong(value, "0 or 1 devices"),
+            },
+            _ => return wrong(key, "name, sm, memory, multiprocessors, driver or count"),
         }
     }
-    Ok(facts)
+    Ok((facts, driver_version, has_device))
 }
 
 fn bytes(text: &str) -> Option<u64> {

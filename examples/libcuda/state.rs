@@ -12,7 +12,7 @@ use engine::driver::emulator::Emulator;
 
 use crate::capture::Capture;
 use crate::context::{Context, Primary};
-use crate::errors::{Answer, Code, INVALID_VALUE, NOT_INITIALIZED, UNKNOWN};
+use crate::errors::{Answer, INVALID_VALUE, NO_DEVICE, NOT_INITIALIZED, UNKNOWN};
 use crate::event::Event;
 use crate::graph::{Graph, GraphExec, NodePlace};
 use crate::link::Linker;
@@ -82,7 +82,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub struct Driver {
-    pub options: Options,
+    pub options: &'static Options,
     pub emulator: Emulator,
     pub primary: Mutex<Primary>,
     pub contexts: Table<Context>,
@@ -113,23 +113,29 @@ pub fn driver() -> Answer<&'static Driver> {
     DRIVER.get().ok_or(NOT_INITIALIZED)
 }
 
+/// What the environment says, read once.
+pub fn options() -> Answer<&'static Options> {
+    static OPTIONS: OnceLock<Option<Options>> = OnceLock::new();
+    let read = || match Options::from_environment() {
+        Ok(options) => Some(options),
+        Err(line) => {
+            // Told whether or not the log is on: without it nobody would know why there is no device.
+            eprintln!("libcuda emulator: {line}");
+            None
+        }
+    };
+    OPTIONS.get_or_init(read).as_ref().ok_or(INVALID_VALUE)
+}
+
 /// Reads the environment and makes the device, once.
 pub fn initialise() -> Answer {
-    static FAILED: OnceLock<Code> = OnceLock::new();
     if DRIVER.get().is_some() {
         return Ok(());
     }
-    let options = match Options::from_environment() {
-        Ok(options) => options,
-        Err(line) => {
-            // Told whether or not the log is on: without it nobody would know why there is no device.
-            let code = *FAILED.get_or_init(|| {
-                eprintln!("libcuda emulator: {line}");
-                INVALID_VALUE
-            });
-            return Err(code);
-        }
-    };
+    let options = options()?;
+    if !options.has_device {
+        return Err(NO_DEVICE);
+    }
     let mut emulator = Emulator::new(options.facts.clone());
     if let Some(threads) = options.threads {
         emulator = emulator.with_threads(threads);

@@ -94,8 +94,9 @@ pub struct Forward<'a> {
     pub key_lengths: Option<View<'a, i32>>,
     /// `(B, T, 2)`, for self-attention and instead of `key_lengths`: for each position of a row the first position of
     /// the document that it belongs to and the end, exclusive, both inside the row; `(0, 0)` marks padding. A query
-    /// sees keys of its own document only. Padding has an output of zero and a log-sum-exp of minus infinity. On the
-    /// CPU the results are, bit for bit, those of each document by itself, as a batch of one sequence of its length.
+    /// sees keys of its own document only. Padding has an output of zero and a log-sum-exp of minus infinity; what it
+    /// holds is not read on the CPU, and must be finite on a GPU. On the CPU the results are, bit for bit, those of each
+    /// document by itself, as a batch of one sequence of its length.
     pub documents: Option<View<'a, i32>>,
     /// `(H, query_time, key_time)`: added to the scaled scores of every sequence.
     pub bias: Option<View<'a, f32>>,

@@ -62,6 +62,12 @@ impl Library {
 /// calls this. `ENGINE_TEST_LIBCUDA=system` leaves the machine's own library in place, for machines with a GPU.
 #[track_caller]
 pub fn with_libcuda(test: &str, body: impl FnOnce()) {
+    with_libcuda_on(test, "", body);
+}
+
+/// The same with an emulated device as `ENGINE_EMULATOR_DEVICE` describes it.
+#[track_caller]
+pub fn with_libcuda_on(test: &str, device: &str, body: impl FnOnce()) {
     const MARK: &str = "ENGINE_TEST_CHILD";
     if std::env::var(MARK).is_ok_and(|name| name == test) {
         return body();
@@ -71,7 +77,7 @@ pub fn with_libcuda(test: &str, body: impl FnOnce()) {
     let is_system = std::env::var("ENGINE_TEST_LIBCUDA").is_ok_and(|value| value == "system");
     let library = (!is_system).then(Library::emulator);
     if let Some(library) = &library {
-        library.lend(&mut command).env("ENGINE_EMULATOR_LOG", "1");
+        library.lend(&mut command).env("ENGINE_EMULATOR_LOG", "1").env("ENGINE_EMULATOR_DEVICE", device);
     }
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();

@@ -13,6 +13,7 @@ mod launches;
 mod libcuda;
 mod memory;
 mod modules;
+mod requirements;
 mod streams;
 
 use engine::driver::{Cuda, DeviceFacts, Driver, Emulated, Error, Function, LaunchConfig, Params, Stream};

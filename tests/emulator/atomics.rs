@@ -217,3 +217,25 @@ fn sums_of_floats_over_blocks_do_not_depend_on_the_number_of_threads() {
     let one = run(1);
     assert!((2..6).all(|threads| run(threads) == one));
 }
+
+#[test]
+fn sixteen_bytes_are_exchanged_and_compared_whole() {
+    let text = ".version 8.4\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 p) {
+        .reg .b64 %a<9>;\n.reg .b128 %q<6>;\n.reg .b32 %t;
+        ld.param.u64 %a1, [p];\nmov.u32 %t, %tid.x;\ncvt.u64.u32 %a2, %t;\nadd.u64 %a3, %a2, 1;
+        mov.b128 %q1, {%a2, %a2};\nmov.b128 %q2, {%a3, %a3};
+        atom.global.cas.b128 %q3, [%a1], %q1, %q2;
+        atom.global.exch.b128 %q4, [%a1+16], %q2;
+        mad.wide.u32 %a4, %t, 32, %a1;\nst.global.b128 [%a4+32], %q3;\nst.global.b128 [%a4+48], %q4;\nret;\n}\n";
+    let emulator = Emulator::new(DeviceFacts { architecture: 90, ..DeviceFacts::default() });
+    let module = emulator.load("wide.ptx", text).unwrap();
+    let data = emulator.upload(&[0u64; 4 + 4 * THREADS]).unwrap();
+    let config = LaunchConfig::new([1, 1, 1], [THREADS as u32, 1, 1]);
+    emulator.launch(&module, "k", config, Params::new().u64(data).as_bytes()).unwrap();
+    let words: Vec<u64> = emulator.download(data, 4 + 4 * THREADS).unwrap();
+    // Each lane finds what the one before it left.
+    assert_eq!(words[..4], [THREADS as u64; 4]);
+    for lane in 0..THREADS {
+        assert_eq!(words[4 + 4 * lane..][..4], [lane as u64; 4], "lane {lane}");
+    }
+}

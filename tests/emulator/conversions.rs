@@ -241,3 +241,64 @@ fn packed_and_tensor_core_formats() {
         pack(s[0]) << 16 | pack(s[1])
     });
 }
+
+/// The value of an 8-bit float by its definition: e5m2 as IEEE has it, e4m3 with one NaN in place of infinities.
+fn eight_bit(bits: u64, is_e4m3: bool) -> f64 {
+    let (mantissa, bias) = if is_e4m3 { (3, 7) } else { (2, 15) };
+    let (field, fraction) =
+        ((bits & 0x7F) >> mantissa, (bits & ((1 << mantissa) - 1)) as f64 / f64::from(1 << mantissa));
+    let magnitude = match (is_e4m3, bits & 0x7F) {
+        (true, 0x7F) | (false, 0x7D..) => f64::NAN,
+        (false, 0x7C) => f64::INFINITY,
+        _ if field == 0 => fraction * 2f64.powi(1 - bias),
+        _ => (1.0 + fraction) * 2f64.powi(field as i32 - bias),
+    };
+    if bits & 0x80 != 0 { -magnitude } else { magnitude }
+}
+
+/// The finite 8-bit float nearest to a number, the even one of two: by looking at all of them.
+fn nearest_eight_bit(value: f32, is_e4m3: bool) -> u64 {
+    if value.is_nan() {
+        return 0x7F;
+    }
+    let distance = |bits: &u64| (eight_bit(*bits, is_e4m3) - f64::from(value.abs())).abs();
+    let finite = (0..0x80).filter(|&bits| eight_bit(bits, is_e4m3).is_finite());
+    // Beyond what f64 tells apart the distances are all the same; what saturates takes the greatest.
+    let best = match value.abs() > 1e9 {
+        true => finite.max(),
+        false => finite.min_by(|a, b| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1)))),
+    };
+    best.unwrap() | if value.is_sign_negative() { 0x80 } else { 0 }
+}
+
+#[test]
+fn eight_bit_floats_round_to_the_nearest_and_saturate() {
+    let float = |bits: u64| f32::from_bits(bits as u32);
+    for (name, is_e4m3) in [("e4m3x2", true), ("e5m2x2", false)] {
+        let narrow = |value| nearest_eight_bit(value, is_e4m3);
+        check(&format!("cvt.rn.satfinite.{name}.f32 %d, %a, %b;"), "u16", &["u32", "u32"], |s| {
+            narrow(float(s[0])) << 8 | narrow(float(s[1]))
+        });
+        check(&format!("cvt.rn.satfinite.relu.{name}.f32 %d, %a, %b;"), "u16", &["u32", "u32"], |s| {
+            let narrow = |value: f32| if value <= 0.0 { 0 } else { narrow(value) };
+            narrow(float(s[0])) << 8 | narrow(float(s[1]))
+        });
+        check(&format!("cvt.rn.satfinite.{name}.f16x2 %d, %a;"), "u16", &["u32"], |s| {
+            let half = |bits: u64| F16.value(bits & 0xFFFF) as f32;
+            narrow(half(s[0] >> 16)) << 8 | narrow(half(s[0]))
+        });
+        let widen = |bits: u64| F16.round(eight_bit(bits & 0xFF, is_e4m3), 0.0, Mode::Nearest);
+        check_by(
+            &format!("cvt.rn.f16x2.{name} %d, %a;"),
+            "u32",
+            &["u16"],
+            |s| widen(s[0] >> 8) << 16 | widen(s[0]),
+            |got, expected, _| {
+                [0, 16].iter().all(|shift| {
+                    let (got, expected) = (got >> shift & 0xFFFF, expected >> shift & 0xFFFF);
+                    got == expected || (F16.is_nan(got) && F16.is_nan(expected))
+                })
+            },
+        );
+    }
+}

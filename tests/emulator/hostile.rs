@@ -109,11 +109,11 @@ fn errors_name_the_line_and_what_is_wrong() {
     );
     assert_eq!(
         refuse(".visible .entry k() {\n.reg .b32 %r<3>;\nfrobnicate.u32 %r1;\n}"),
-        "t.ptx:6: unsupported instruction 'frobnicate'"
+        "t.ptx:6: unsupported instruction 'frobnicate', in k"
     );
     assert_eq!(
         refuse(".visible .entry k() {\n.reg .b32 %r<3>;\nadd.u32.odd %r1, %r2, 1;\n}"),
-        "t.ptx:6: unsupported modifier .odd on add"
+        "t.ptx:6: unsupported modifier .odd on add, in k"
     );
     assert!(
         refuse(".visible .entry k() {\n.reg .b32 %r<3>;\n.reg .b64 %d;\nadd.u32 %r1, %d, 1;\n}")
@@ -129,6 +129,38 @@ fn errors_name_the_line_and_what_is_wrong() {
         emulator.load("t.ptx", "").map(|_| ()).unwrap_err().to_string(),
         "t.ptx:1:1: expected '.version' (every PTX module starts with it), found the end of the text"
     );
+}
+
+#[test]
+fn an_unknown_instruction_refuses_only_the_kernels_that_reach_it() {
+    let text = format!(
+        "{HEAD}.visible .entry fine() {{ ret; }}\n\
+         .func odd() {{\n.reg .b32 %r<3>;\nfrobnicate.b32 %r1, [%r2, {{%r1, %r2}}], 3;\nret;\n}}\n\
+         .func deeper() {{ call odd; ret; }}\n\
+         .visible .entry calls() {{ call deeper; ret; }}\n\
+         .visible .entry points() {{ .reg .b64 %f; mov.u64 %f, odd; call %f, (), P; ret; P: .callprototype _ (); }}\n"
+    );
+    let emulator = Emulator::new(DeviceFacts::default());
+    let module = emulator.load("t.ptx", &text).unwrap();
+    let config = LaunchConfig::new([1, 1, 1], [1, 1, 1]);
+    let run = |kernel| emulator.launch(&module, kernel, config, &[]).map(|_| ()).map_err(|error| error.to_string());
+    let message = "t.ptx:7: unsupported instruction 'frobnicate', in odd";
+    assert_eq!(run("fine"), Ok(()));
+    assert_eq!(run("calls"), Err(message.to_owned()));
+    assert_eq!(emulator.check_launch(&module, "calls", config, &[]).unwrap_err().to_string(), message);
+    assert!(run("points").unwrap_err().contains(message));
+    // A text is still wrong as a whole: where a kernel is, where nothing is left that could run.
+    assert!(emulator.load("t.ptx", &text.replace("ret; }", "ret }")).is_err());
+    let Err(error) = emulator.load(
+        "t.ptx",
+        &text
+            .replace(".visible .entry fine() { ret; }", "")
+            .replace("points", "calls2")
+            .replace("mov.u64 %f, odd; call %f, (), P;", "call odd;"),
+    ) else {
+        panic!("accepted")
+    };
+    assert!(error.to_string().contains("'frobnicate', in odd"), "{error}");
 }
 
 #[test]

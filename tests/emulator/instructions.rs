@@ -326,6 +326,68 @@ fn logic_and_shifts() {
 }
 
 #[test]
+fn selection_by_sign_takes_every_type() {
+    let by_integer = |s: &[u64]| if (s[2] as i32) >= 0 { s[0] } else { s[1] };
+    for ty in ["b16", "u16", "s16", "b32", "s32", "b64", "u64", "s64", "f32", "f64"] {
+        let bits = &format!("u{}", 8 * width(ty));
+        check(&format!("slct.{ty}.s32 %d, %a, %b, %c;"), bits, &[bits, bits, "u32"], by_integer);
+    }
+    // NaN takes the second, -0 the first.
+    let by_float = |s: &[u64]| if f(s[2]) >= 0.0 { s[0] } else { s[1] };
+    check("slct.f64.f32 %d, %a, %b, %c;", "u64", &["u64", "u64", "u32"], by_float);
+    check("slct.f32.f32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], by_float);
+    check("slct.u16.f32 %d, %a, %b, %c;", "u16", &["u16", "u16", "u32"], by_float);
+    check("slct.ftz.s64.f32 %d, %a, %b, %c;", "u64", &["u64", "u64", "u32"], |s| {
+        if f(s[2]) >= 0.0 || f(s[2]).is_subnormal() { s[0] } else { s[1] }
+    });
+}
+
+#[test]
+fn carries_run_through_all_forms() {
+    // Three words, the carry written and read by each in the middle.
+    check(
+        "{ .reg .b32 %l<2>; add.cc.u32 %l0, %a, %b; addc.cc.u32 %l1, %c, 0xffffffff; addc.u32 %d, 0, 0; }",
+        "u32",
+        &["u32", "u32", "u32"],
+        |s| u64::from(s[2] + 0xFFFF_FFFF + ((s[0] + s[1]) >> 32) > 0xFFFF_FFFF),
+    );
+    check("{ .reg .b64 %l; add.cc.s64 %l, %a, %b; addc.s64 %d, %a, 0; }", "u64", &["u64", "u64"], |s| {
+        s[0].wrapping_add(u64::from(s[0].checked_add(s[1]).is_none()))
+    });
+    check("{ .reg .b64 %l; sub.cc.u64 %l, %a, %b; subc.u64 %d, %a, %b; }", "u64", &["u64", "u64"], |s| {
+        s[0].wrapping_sub(s[1]).wrapping_sub(u64::from(s[0] < s[1]))
+    });
+    check(
+        "{ .reg .b32 %l<2>; sub.cc.u32 %l0, %a, %b; subc.cc.u32 %l1, %a, %c; subc.u32 %d, 0, 0; }",
+        "u32",
+        &["u32"; 3],
+        |s| 0u64.wrapping_sub(u64::from(s[0] < s[2] + u64::from(s[0] < s[1]))),
+    );
+    check("{ .reg .b32 %l; mad.hi.cc.u32 %l, %a, %b, %c; addc.u32 %d, 0, 0; }", "u32", &["u32"; 3], |s| {
+        ((s[0] * s[1]) >> 32) + s[2] >> 32
+    });
+    check("{ .reg .b32 %l; mad.lo.cc.s32 %l, %a, %b, %c; madc.hi.s32 %d, %a, %b, %c; }", "u32", &["u32"; 3], |s| {
+        let product = i64::from(s[0] as i32) * i64::from(s[1] as i32);
+        let carry = ((product as u64 & 0xFFFF_FFFF) + s[2]) >> 32;
+        ((product >> 32) as u64).wrapping_add(s[2]).wrapping_add(carry)
+    });
+    check("{ .reg .b64 %l; mad.lo.cc.u64 %l, %a, %b, %b; madc.hi.u64 %d, %a, %b, 0; }", "u64", &["u64"; 2], |s| {
+        let product = u128::from(s[0]) * u128::from(s[1]);
+        let carry = (product as u64).checked_add(s[1]).is_none();
+        ((product >> 64) as u64).wrapping_add(u64::from(carry))
+    });
+    check(
+        "{ .reg .b32 %l; add.cc.u32 %l, %a, %b; madc.lo.cc.u32 %l, %a, %b, 0; addc.u32 %d, 0, %c; }",
+        "u32",
+        &["u32"; 3],
+        |s| {
+            let carry = (s[0] + s[1]) >> 32;
+            s[2] + ((((s[0] * s[1]) & 0xFFFF_FFFF) + carry) >> 32)
+        },
+    );
+}
+
+#[test]
 fn floating_point() {
     check_by("add.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| u64::from((f(s[0]) + f(s[1])).to_bits()), same_f32);
     check_by("mul.rn.f32 %d, %a, %b;", "f32", &["f32", "f32"], |s| u64::from((f(s[0]) * f(s[1])).to_bits()), same_f32);

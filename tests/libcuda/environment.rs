@@ -45,11 +45,53 @@ fn a_misspelt_device_is_told() {
 }
 
 #[test]
+fn a_missing_device_and_an_old_driver_are_pretended() {
+    let name = "environment::a_missing_device_and_an_old_driver_are_pretended";
+    let Some((passed, text)) = in_child(name, &[("ENGINE_EMULATOR_DEVICE", "count=0,driver=11.8")]) else {
+        assert_eq!(get_int("cuDriverGetVersion", &[]), 11_080);
+        assert_eq!(code("cuInit", &[0]), 100);
+        assert_eq!(code("cuDeviceGetCount", &[at(&mut 0i32)]), 3);
+        return;
+    };
+    assert!(passed, "{text}");
+}
+
+#[test]
+fn the_heap_of_kernels_has_the_size_that_was_set() {
+    const TEXT: &str = ".version 8.0\n.target sm_80\n.address_size 64
+        .extern .func (.param .b64 a) malloc(.param .b64 size);
+        .visible .entry ask(.param .u64 p) {
+        .reg .b64 %a<4>;\n.param .b64 size;\n.param .b64 a;\nld.param.u64 %a1, [p];\nst.param.b64 [size], 6000000;
+        call.uni (a), malloc, (size);\nld.param.b64 %a2, [a];\nst.global.u64 [%a1], %a2;\nret;\n}
+        .visible .entry odd() { frobnicate; }";
+    let name = "environment::the_heap_of_kernels_has_the_size_that_was_set";
+    let Some((passed, text)) = in_child(name, &[("ENGINE_EMULATOR_LOG", "1")]) else {
+        let session = Session::new(TEXT);
+        let ask = session.function("ask");
+        // CU_LIMIT_MALLOC_HEAP_SIZE
+        assert_eq!(get("cuCtxGetLimit", &[2]), 8 << 20);
+        ok("cuCtxSetLimit", &[2, 10 << 20]);
+        let result = upload(&[1u64]);
+        let mut addresses = [0u64; 2];
+        for address in &mut addresses {
+            assert_eq!(launch(ask, 1, 1, 0, &[result]), 0);
+            ok("cuMemcpyDtoH_v2", &[at(address), result, 8]);
+        }
+        assert!(addresses[0] != 0 && addresses[1] == 0, "{addresses:x?}");
+        assert_eq!(code("cuCtxSetLimit", &[2, 1 << 20]), 1);
+        assert_eq!(code("cuModuleGetFunction", &[at(&mut 0usize), session.module, c"odd".as_ptr() as usize]), 801);
+        return;
+    };
+    assert!(passed, "{text}");
+    assert!(text.contains("unsupported instruction 'frobnicate', in odd"), "{text}");
+}
+
+#[test]
 fn the_log_tells_faults_and_what_is_not_supported() {
     let name = "environment::the_log_tells_faults_and_what_is_not_supported";
     let Some((passed, text)) = in_child(name, &[("ENGINE_EMULATOR_LOG", "1")]) else {
         let session = Session::new(KERNELS);
-        assert_eq!(code("cuTexObjectCreate", &[]), 801);
+        assert_eq!(code("cuTexObjectCreate", &[0x1234, 5]), 801);
         assert_eq!(code("cuModuleLoadData", &[at(&mut 0usize), c"\x7fELF\x02".as_ptr() as usize]), 209);
         let data = upload(&[0u32; 4]);
         assert_eq!(launch(session.function("step"), 1, 8, 0, &[data, 1]), 0);
@@ -58,7 +100,7 @@ fn the_log_tells_faults_and_what_is_not_supported() {
     };
     assert!(passed, "{text}");
     for expected in [
-        "cuTexObjectCreate answers CUDA_ERROR_NOT_SUPPORTED",
+        "cuTexObjectCreate answers CUDA_ERROR_NOT_SUPPORTED; asked with (0x1234, 0x5, ",
         "machine code (SASS) cannot be executed: bring PTX",
         "4 bytes past the end of the 16 bytes",
         "in step, block (0,0,0), thread (4,0,0)",

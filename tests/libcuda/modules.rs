@@ -185,6 +185,28 @@ fn a_fat_binary_gives_its_newest_ptx_for_the_device() {
 }
 
 #[test]
+fn a_fat_binary_may_be_packed_with_zstd() {
+    let _session = Session::new(KERNELS);
+    let text = format!(
+        ".version 7.0\n.target sm_75\n.address_size 64\n{}.entry packed() {{ ret; }}\n\0",
+        "// again\n".repeat(99)
+    );
+    let packed = ruzstd::encoding::compress_to_vec(text.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+    assert!(packed.len() < text.len() / 2);
+    let load = |packed: &[u8], unpacked: usize| {
+        let image = fat_binary(&[(1, 75, 0x8011, packed, unpacked as u64)]);
+        let mut module = 0usize;
+        (code("cuModuleLoadData", &[at(&mut module), image.as_ptr() as usize]), module)
+    };
+    let (answer, module) = load(&packed, text.len());
+    assert_eq!(answer, 0);
+    get("cuModuleGetFunction", &[module, c"packed".as_ptr() as usize]);
+    assert_eq!(load(&packed, text.len() - 1).0, INVALID_IMAGE);
+    assert_eq!(load(&packed[..packed.len() - 9], text.len()).0, INVALID_IMAGE);
+    assert_eq!(load(b"no frame at all!", 16).0, INVALID_IMAGE);
+}
+
+#[test]
 fn machine_code_and_noise_are_refused() {
     let _session = Session::new(KERNELS);
     let load = |image: &[u8]| code("cuModuleLoadData", &[at(&mut 0usize), image.as_ptr() as usize]);

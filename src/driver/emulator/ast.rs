@@ -245,7 +245,9 @@ pub enum Operand<'a> {
     Pair(Box<(Operand<'a>, Operand<'a>)>),
     /// `!p`.
     Not(Box<Operand<'a>>),
-    /// `-a`, only of registers, where an instruction allows it.
+    /// `a.b0`, `a.h10`: a register of a video instruction and the selector of its parts.
+    Part(u32, &'a str),
+    /// `_`, where nobody wants the result.
     Sink,
 }
 

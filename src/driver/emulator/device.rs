@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::counters::{Counters, Counting};
 use super::error::{EmulatorError, Fault, Result};
+use super::heap::DEFAULT_HEAP_BYTES;
 use super::lanes::Level;
 use super::machine::observe::{Nothing, Observe};
 use super::machine::{Launch, grid};
@@ -36,6 +37,7 @@ pub struct Emulator {
     threads: usize,
     budget: u64,
     launches: AtomicU64,
+    heap_bytes: AtomicU64,
     start: std::time::Instant,
 }
 
@@ -51,6 +53,7 @@ impl Emulator {
             threads,
             budget: DEFAULT_BUDGET,
             launches: AtomicU64::new(0),
+            heap_bytes: AtomicU64::new(DEFAULT_HEAP_BYTES),
             start: std::time::Instant::now(),
         }
     }
@@ -65,6 +68,19 @@ impl Emulator {
     #[must_use]
     pub fn with_budget(self, warp_instructions: u64) -> Self {
         Self { budget: warp_instructions, ..self }
+    }
+
+    /// Sets how much kernels may allocate with malloc: 8 MiB unless told otherwise.
+    ///
+    /// # Errors
+    /// A kernel that may allocate has run already.
+    pub fn set_malloc_heap(&self, bytes: u64) -> Result<()> {
+        if self.read_memory().heap().is_some() {
+            let message = "the heap cannot change after a kernel that uses malloc has run".into();
+            return Err(EmulatorError::Memory(message));
+        }
+        self.heap_bytes.store(bytes, Relaxed);
+        Ok(())
     }
 
     pub fn facts(&self) -> &DeviceFacts {
@@ -272,6 +288,9 @@ impl Emulator {
         params: &[u8],
         observers: Vec<O>,
     ) -> Result<(LaunchReport, Vec<O>, Option<Fault>)> {
+        if module.uses_heap() && self.read_memory().heap().is_none() {
+            self.write_memory().make_heap(self.heap_bytes.load(Relaxed))?;
+        }
         let workspace = if config.is_cooperative { self.upload(&[0u8; WORKSPACE_BYTES])? } else { 0 };
         let result = self.run_with(module, kernel, config, params, observers, workspace);
         if workspace != 0 {

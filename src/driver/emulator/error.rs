@@ -11,8 +11,9 @@ pub enum EmulatorError {
     #[error("{file}:{line}:{column}: expected {expected}, found {found}")]
     Parse { file: String, line: u32, column: u32, expected: String, found: String },
     /// The text is PTX, but this instruction or directive is wrong, unknown or not supported; found before anything runs.
-    #[error("{file}:{line}: {message}")]
-    Instruction { file: String, line: u32, message: String },
+    /// `function` is where it stands; empty outside of functions.
+    #[error("{file}:{line}: {message}{}", within(.function))]
+    Instruction { file: String, line: u32, function: String, message: String },
     /// The module cannot be loaded as a whole.
     #[error("{file}: {message}")]
     Module { file: String, message: String },
@@ -59,6 +60,8 @@ pub enum FaultKind {
     Budget(u64),
     #[error("deadlock: every thread of the block waits ({0})")]
     Deadlock(String),
+    #[error("free of {address:#x}, {detail}")]
+    InvalidFree { address: u64, detail: String },
     #[error("{0}")]
     Illegal(String),
 }
@@ -72,6 +75,10 @@ pub enum Access {
     Write,
     #[error("atomic operation")]
     Atomic,
+}
+
+fn within(function: &str) -> String {
+    if function.is_empty() { String::new() } else { format!(", in {function}") }
 }
 
 fn hint(near: &Option<String>) -> String {

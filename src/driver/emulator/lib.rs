@@ -37,6 +37,7 @@ mod device;
 mod error;
 mod execute;
 mod facts;
+mod heap;
 mod lanes;
 mod launch;
 mod lexer;

@@ -10,6 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::error::{Access, EmulatorError, FaultKind, Result};
+use super::heap::Heap;
 
 /// The first device address.
 pub const DEVICE_BASE: u64 = 0x0001_0000_0000_0000;
@@ -44,6 +45,15 @@ impl Initialised {
     /// Notes that the bytes were written.
     pub fn mark(&self, address: u64, bytes: u32) {
         self.mark_range(address, u64::from(bytes));
+    }
+
+    /// Notes that the bytes hold nothing: they are somebody else's from now on.
+    pub fn clear(&self, address: u64, bytes: u64) {
+        for bit in address - self.start..address - self.start + bytes {
+            if let Some(word) = self.words.get((bit / 64) as usize) {
+                word.fetch_and(!(1 << (bit % 64)), Relaxed);
+            }
+        }
     }
 
     fn mark_range(&self, address: u64, bytes: u64) {
@@ -87,6 +97,7 @@ pub struct DeviceMemory {
     capacity: u64,
     /// New allocations remember which of their bytes were written.
     pub tracks_initialisation: bool,
+    heap: Option<Heap>,
 }
 
 impl DeviceMemory {
@@ -98,6 +109,7 @@ impl DeviceMemory {
             used: 0,
             capacity,
             tracks_initialisation: false,
+            heap: None,
         }
     }
 
@@ -166,6 +178,24 @@ impl DeviceMemory {
         }
         self.allocations.insert(index, Allocation { start, bytes, pointer, buffer: Vec::new(), initialised: None });
         Ok(start)
+    }
+
+    /// Where kernels allocate from, if any of them may.
+    pub fn heap(&self) -> Option<&Heap> {
+        self.heap.as_ref()
+    }
+
+    /// Makes the heap, unless there is one.
+    ///
+    /// # Errors
+    /// More than the device (or the host) has left.
+    pub fn make_heap(&mut self, bytes: u64) -> Result<()> {
+        if self.heap.is_none() {
+            // A gap before the first block: no address that malloc returns is one that the host could free.
+            let start = self.allocate(bytes + ALIGNMENT)?;
+            self.heap = Some(Heap::new(start + ALIGNMENT, bytes));
+        }
+        Ok(())
     }
 
     /// Frees the allocation that starts at `address`.

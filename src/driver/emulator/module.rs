@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::ast::{self, InitialWord, Linkage, Space, VariableRef};
-use super::decode::program::{FunctionInfo, HostFunction, Op, Program};
+use super::decode::function::DecodedFunction;
+use super::decode::program::{CallTarget, FunctionInfo, HostFunction, Op, Program};
 use super::decode::{Decoder, Environment, FUNCTION_BASE, Placement, SHARED_WINDOW};
 use super::error::{EmulatorError, Result};
 use super::lanes::Level;
@@ -31,6 +32,13 @@ impl Module {
         self.globals.iter().find(|(known, ..)| known == name).map(|&(_, address, bytes)| (address, bytes))
     }
 
+    /// True if its kernels may allocate from the device's heap.
+    pub(super) fn uses_heap(&self) -> bool {
+        let is_heap =
+            |function: &FunctionInfo| matches!(function.host_function, Some(HostFunction::Malloc | HostFunction::Free));
+        self.program.functions.iter().any(is_heap)
+    }
+
     pub fn program(&self) -> &Program {
         &self.program
     }
@@ -38,7 +46,10 @@ impl Module {
     pub(super) fn kernel(&self, name: &str) -> Result<u32> {
         let found = self.program.functions.iter().position(|f| f.is_entry && f.is_defined && f.name == name);
         match found {
-            Some(index) => Ok(index as u32),
+            Some(index) => match &self.program.functions[index].refusal {
+                Some(refusal) => Err((**refusal).clone()),
+                None => Ok(index as u32),
+            },
             None => {
                 let names: Vec<&str> = self.kernels().map(|kernel| kernel.name.as_str()).take(8).collect();
                 let message = format!(
@@ -180,9 +191,9 @@ fn build(
         variables: &variable_index,
     };
     // Functions (not kernels) are decoded first: kernels' own shared variables come behind all of theirs.
-    let mut decoded: Vec<Option<super::decode::function::DecodedFunction>> =
-        parsed.functions.iter().map(|_| None).collect();
+    let mut decoded: Vec<Option<DecodedFunction>> = parsed.functions.iter().map(|_| None).collect();
     let mut common = shared;
+    let mut refusals: Vec<Option<EmulatorError>> = parsed.functions.iter().map(|_| None).collect();
     for is_entry in [false, true] {
         for (index, function) in
             parsed.functions.iter().enumerate().filter(|(_, function)| function.is_entry == is_entry)
@@ -190,12 +201,34 @@ fn build(
             let Some(body) = &function.body else { continue };
             // A kernel that uses no common shared variable and calls nothing does not pay for them.
             let start = if is_entry && !uses_common_shared(parsed, body, &placements) { 0 } else { common };
-            let result = Decoder::decode(&environment, function, body, start)?;
+            let result = match Decoder::decode(&environment, function, body, start) {
+                Ok(result) => result,
+                Err(refusal) => {
+                    refusals[index] = Some(refusal);
+                    continue;
+                }
+            };
             if !is_entry {
                 common = result.info.shared_bytes;
             }
             decoded[index] = Some(result);
         }
+    }
+    refuse_callers(&decoded, &mut refusals);
+    // A module of which nothing can run is wrong as a whole.
+    let mut kernels =
+        signatures.iter().zip(&refusals).filter(|(signature, _)| signature.is_entry && signature.is_defined);
+    if kernels.clone().next().is_none() || kernels.all(|(_, refusal)| refusal.is_some()) {
+        let first = |refusal: &&EmulatorError| match refusal {
+            EmulatorError::Instruction { line, .. } => *line,
+            _ => 0,
+        };
+        if let Some(refusal) = refusals.iter().flatten().min_by_key(first) {
+            return Err(refusal.clone());
+        }
+    }
+    for (signature, refusal) in signatures.iter_mut().zip(&refusals) {
+        signature.refusal = refusal.clone().map(Box::new);
     }
     // A kernel that calls may reach any function.
     let any_sums = decoded.iter().flatten().any(|result| !result.info.is_entry && result.info.sums_floats);
@@ -211,6 +244,7 @@ fn build(
             program.functions.push(signature);
             continue;
         };
+        result.info.refusal = signature.refusal;
         let (pc, opcode) = (program.code.len() as u32, program.opcodes.len() as u32);
         for instr in &mut result.code {
             match &mut instr.op {
@@ -237,6 +271,37 @@ fn build(
         program.functions.push(result.info);
     }
     Ok(())
+}
+
+/// What refuses a function refuses those that call it. A call through a pointer finds out when it happens.
+fn refuse_callers(decoded: &[Option<DecodedFunction>], refusals: &mut [Option<EmulatorError>]) {
+    let callees: Vec<Vec<usize>> = decoded
+        .iter()
+        .map(|function| {
+            let calls = function.iter().flat_map(|function| &function.code).filter_map(|instr| match &instr.op {
+                Op::Call(call) => Some(call.target),
+                _ => None,
+            });
+            calls
+                .filter_map(|target| match target {
+                    CallTarget::Function(function) => Some(function as usize),
+                    CallTarget::Register(_) => None,
+                })
+                .collect()
+        })
+        .collect();
+    let mut has_changed = refusals.iter().any(Option::is_some);
+    while has_changed {
+        has_changed = false;
+        for (caller, callees) in callees.iter().enumerate() {
+            if refusals[caller].is_none()
+                && let Some(refusal) = callees.iter().find_map(|&callee| refusals[callee].clone())
+            {
+                refusals[caller] = Some(refusal);
+                has_changed = true;
+            }
+        }
+    }
 }
 
 /// True if the body names a module-level shared variable, or may by a call.
@@ -271,6 +336,12 @@ fn initialise(
     variables: &HashMap<&str, u32>,
     memory: &mut DeviceMemory,
 ) -> Result<()> {
+    let wrong = |line: u32, message: String| EmulatorError::Instruction {
+        file: file.into(),
+        line,
+        function: String::new(),
+        message,
+    };
     for (variable, placement) in parsed.variables.iter().zip(placements) {
         let Placement::Device(address) = *placement else { continue };
         for value in &variable.init {
@@ -285,7 +356,7 @@ fn initialise(
                         (_, Some(Placement::DynamicShared)) => SHARED_WINDOW,
                         _ => {
                             let message = format!("unknown name '{name}' in the initialiser of {}", variable.name);
-                            return Err(EmulatorError::Instruction { file: file.into(), line: variable.line, message });
+                            return Err(wrong(variable.line, message));
                         }
                     };
                     base.wrapping_add_signed(addend) >> shift
@@ -295,7 +366,7 @@ fn initialise(
             let length = (value.bytes as usize).min(8);
             if value.offset + length as u64 > variable.bytes {
                 let message = format!("the initialiser of {} is longer than the variable", variable.name);
-                return Err(EmulatorError::Instruction { file: file.into(), line: variable.line, message });
+                return Err(wrong(variable.line, message));
             }
             memory.write(address + value.offset, &bytes[..length])?;
         }

@@ -68,6 +68,14 @@ fn reads_of_what_nobody_wrote_are_found_where_they_matter() {
 }
 
 #[test]
+fn what_only_looks_like_a_mistake_is_not_reported() {
+    for (what, body) in races::RIGHT.iter().chain(&unwritten::RIGHT) {
+        let (text, findings) = sanitize(body, 1);
+        assert!(findings.is_empty(), "{what}:\n{text}\n{findings:#?}");
+    }
+}
+
+#[test]
 fn copies_that_nobody_waited_for_are_found() {
     check(&races::COPIES);
 }
@@ -103,6 +111,7 @@ fn a_finding_says_where_it_is() {
         @%p1 bra DONE;
         .loc 1 77 0
         ld.shared.u32 %r1, [tile+64]; // !
+        st.shared.u32 [%s], %r1;
         .loc 1 78 0
         ld.global.u32 %r1, [%a1+8192];
         DONE:";

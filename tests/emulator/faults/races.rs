@@ -4,7 +4,24 @@ use engine::driver::emulator::FindingKind::{GlobalRace, SharedRace, UnwaitedCopy
 
 use super::{Seed, seed};
 
-pub(super) const RACES: [Seed; 19] = [
+pub(super) const RACES: [Seed; 20] = [
+    seed(
+        "a sum that is read before all have added to it",
+        SharedRace,
+        "setp.eq.u32 %p1, %t, 0;
+         @%p1 st.shared.u32 [tile], 0;
+         bar.sync 0;
+         atom.shared.add.u32 %r1, [tile], 1; // !
+         ld.shared.u32 %r2, [tile]; // !
+         st.global.u32 [%a2], %r2;",
+        "setp.eq.u32 %p1, %t, 0;
+         @%p1 st.shared.u32 [tile], 0;
+         bar.sync 0;
+         atom.shared.add.u32 %r1, [tile], 1;
+         bar.sync 0;
+         ld.shared.u32 %r2, [tile];
+         st.global.u32 [%a2], %r2;",
+    ),
     seed(
         "an exchange between warps without a barrier",
         SharedRace,
@@ -387,5 +404,44 @@ pub(super) const COPIES: [Seed; 5] = [
         "cp.async.ca.shared.global [%s], [%a2], 4;
          cp.async.wait_all;
          st.shared.u32 [%s], 0;",
+    ),
+];
+
+/// Meetings of threads that are no mistakes.
+pub(super) const RIGHT: [(&str, &str); 3] = [
+    (
+        "the loop around atomicCAS that begins with a plain read",
+        "ld.global.u32 %r1, [%a1];
+         LOOP:
+         add.u32 %r2, %r1, 3;
+         mov.u32 %r3, %r1;
+         atom.global.cas.b32 %r1, [%a1], %r3, %r2;
+         setp.ne.u32 %p1, %r1, %r3;
+         @%p1 bra LOOP;",
+    ),
+    (
+        "two warps that write what both computed",
+        "and.b32 %r1, %t, 31;
+         mul.lo.u32 %r2, %r1, 5;
+         shl.b32 %r1, %r1, 2;
+         mov.u32 %r3, tile;
+         add.u32 %r1, %r1, %r3;
+         st.shared.u32 [%r1], %r2;
+         bar.sync 0;
+         ld.shared.u32 %r4, [%r1];
+         st.global.u32 [%a2], %r4;",
+    ),
+    (
+        "the same in a shared counter of 64 bits",
+        "setp.eq.u32 %p1, %t, 0;
+         @%p1 st.shared.u64 [tile], 0;
+         bar.sync 0;
+         ld.shared.u64 %a3, [tile];
+         LOOP:
+         add.u64 %a4, %a3, 1;
+         mov.u64 %a5, %a3;
+         atom.shared.cas.b64 %a3, [tile], %a5, %a4;
+         setp.ne.u64 %p1, %a3, %a5;
+         @%p1 bra LOOP;",
     ),
 ];

@@ -6,13 +6,67 @@ use engine::driver::emulator::FindingKind::{
 
 use super::{Seed, seed};
 
+/// What compilers and libraries do with what nobody wrote, and rightly.
+pub(super) const RIGHT: [(&str, &str); 5] = [
+    (
+        "a field that is set in a word which holds nothing yet",
+        "ld.local.u32 %r1, [own];
+         and.b32 %r1, %r1, -8;
+         and.b32 %r2, %t, 7;
+         or.b32 %r1, %r1, %r2;
+         st.local.u32 [own], %r1;
+         ld.local.u32 %r3, [own];
+         and.b32 %r3, %r3, 7;
+         st.global.u32 [%a2], %r3;",
+    ),
+    (
+        "an element past the end that is loaded and not compared",
+        "st.shared.u32 [%s], %t;
+         bar.sync 0;
+         ld.shared.u32 %r1, [%s+4];
+         setp.lt.u32 %p1, %t, 63;
+         setp.gt.u32 %p2, %r1, 5;
+         and.pred %p3, %p1, %p2;
+         selp.u32 %r2, 1, 0, %p3;
+         st.global.u32 [%a2], %r2;",
+    ),
+    (
+        "an element past the end that either way is as good",
+        "st.shared.u32 [%s], %t;
+         bar.sync 0;
+         ld.shared.u32 %r1, [%s+4];
+         setp.eq.u32 %p1, %t, 63;
+         setp.gt.u32 %p2, %r1, 5;
+         or.pred %p3, %p2, %p1;
+         @%p3 st.global.u32 [%a2], %t;",
+    ),
+    (
+        "bytes side by side with bytes that hold nothing",
+        "prmt.b32 %r2, %t, %r1, 0x7610;
+         and.b32 %r2, %r2, 0xffff;
+         st.global.u32 [%a2], %r2;",
+    ),
+    (
+        "a structure in shared memory with padding",
+        "shl.b32 %r1, %t, 4;
+         mov.u32 %r2, tile;
+         add.u32 %r1, %r1, %r2;
+         st.shared.u8 [%r1], %t;
+         st.shared.u64 [%r1+8], %a1;
+         ld.shared.v2.u64 {%a3, %a4}, [%r1];
+         st.shared.v2.u64 [%r1+1024], {%a3, %a4};",
+    ),
+];
+
 pub(super) const UNWRITTEN: [Seed; 18] = [
     seed(
         "shared memory that nobody wrote",
         UninitialisedShared,
-        "ld.shared.u32 %r1, [%s]; // !",
+        "ld.shared.u32 %r1, [%s]; // !
+         st.global.u32 [%a2], %r1;",
         "st.shared.u32 [%s], 1;
-         ld.shared.u32 %r1, [%s];",
+         ld.shared.u32 %r1, [%s];
+         st.global.u32 [%a2], %r1;",
     ),
     seed(
         "a tile of which half was written",
@@ -20,10 +74,12 @@ pub(super) const UNWRITTEN: [Seed; 18] = [
         "setp.lt.u32 %p1, %t, 32;
          @%p1 st.shared.u32 [%s], %t;
          bar.sync 0;
-         ld.shared.u32 %r1, [%s]; // !",
+         ld.shared.u32 %r1, [%s]; // !
+         st.global.u32 [%a2], %r1;",
         "st.shared.u32 [%s], %t;
          bar.sync 0;
-         ld.shared.u32 %r1, [%s];",
+         ld.shared.u32 %r1, [%s];
+         st.global.u32 [%a2], %r1;",
     ),
     seed(
         "a shared counter that starts anywhere",

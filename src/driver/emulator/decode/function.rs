@@ -111,7 +111,12 @@ impl<'e> Decoder<'e> {
         if local_bytes > 1 << 20 {
             let message =
                 format!("{} needs {local_bytes} bytes of local memory per thread, more than 1 MiB", function.name);
-            return Err(EmulatorError::Instruction { file: environment.file.into(), line: function.line, message });
+            return Err(EmulatorError::Instruction {
+                file: environment.file.into(),
+                line: function.line,
+                function: function.name.into(),
+                message,
+            });
         }
         let (slots, next_plane) = place_registers(body);
         let mut decoder = Decoder {

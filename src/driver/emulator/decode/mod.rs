@@ -84,7 +84,12 @@ const MAX_PLANES: u32 = 1 << 17;
 
 impl<'e> Decoder<'e> {
     pub(super) fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
-        Err(EmulatorError::Instruction { file: self.environment.file.into(), line: self.line, message: message.into() })
+        Err(EmulatorError::Instruction {
+            file: self.environment.file.into(),
+            line: self.line,
+            function: self.function.name.into(),
+            message: message.into(),
+        })
     }
 
     pub(super) fn emit(&mut self, op: Op) {
@@ -184,6 +189,7 @@ impl<'e> Decoder<'e> {
                 let (ty, name) = self.body.registers[*index as usize];
                 format!("{name} (.{ty:?})").to_lowercase()
             }
+            Operand::Part(_, selector) => format!("the part .{selector} of a register"),
             Operand::Name(name) => format!("'{}'", name.chars().take(60).collect::<String>()),
             Operand::Integer(value) => format!("{value}"),
             Operand::Vector(_) => "a vector".into(),

@@ -13,7 +13,13 @@ impl<'e> Decoder<'e> {
         }
         let has = |name: &str| i.modifiers.contains(&name);
         let rule = match i.opcode {
+            "mov" if self.packs_a_word(i) => Rule::Pack,
             "mov" | "cvta" => Rule::Copy,
+            "prmt" if matches!(i.operands[..], [_, _, _, Operand::Integer(_)]) => Rule::Pack,
+            "and" if has("pred") => Rule::And,
+            "or" if has("pred") => Rule::Or,
+            "and" if matches!(i.operands[..], [_, _, Operand::Integer(_)]) => Rule::Mask,
+            "bfi" => Rule::Mask,
             "selp" => Rule::Select,
             "vote" | "match" | "redux" | "elect" => Rule::Warp,
             "mma" | "wmma" | "movmatrix" | "ldmatrix" | "stmatrix" => Rule::WholeWarp,
@@ -58,9 +64,20 @@ impl<'e> Decoder<'e> {
         Flow { start, count: self.register_uses.len() as u32 - start, rule }
     }
 
+    /// True for `mov.b32 %r, {%h0, %h1}` and its like: parts of one 32-bit word, where wider ones are words by themselves.
+    fn packs_a_word(&self, i: &Instruction<'e>) -> bool {
+        match i.operands[..] {
+            [Operand::Register(d), Operand::Vector(ref parts)] => {
+                (self.register_type(d).bits() as usize) < 32 * parts.len()
+            }
+            _ => false,
+        }
+    }
+
     fn note(&mut self, operand: &Operand<'e>, role: Role) {
         match operand {
             Operand::Register(register) => self.note_register(*register, role),
+            Operand::Part(register, _) => self.note_register(*register, role),
             Operand::Address(Base::Register(register), _) => self.note_register(*register, Role::Address),
             Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|operand| self.note(operand, role)),
             Operand::Pair(pair) => {

@@ -1,6 +1,7 @@
 //! The decoded program: what the machine runs.
 
 use crate::ast::{LaunchLimits, Special};
+use crate::error::EmulatorError;
 use crate::lanes::Alu;
 
 pub const NONE: u32 = u32::MAX;
@@ -77,6 +78,15 @@ pub enum Rule {
     Compute,
     /// Values go through as they are.
     Copy,
+    /// Keeps some bits of the first and drops the others: how fields are set in a word that may hold nothing yet.
+    Mask,
+    /// Parts of several go side by side: one that was written makes a word of them, as a structure's padding does not
+    /// unmake it.
+    Pack,
+    /// Both, of predicates.
+    And,
+    /// Either, of predicates.
+    Or,
     /// The first or the second, as the choice says.
     Select,
     /// From another lane; with the planes of the operands that say which.
@@ -131,6 +141,8 @@ pub struct FunctionInfo {
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
+    /// Why it cannot run, if it or a function that it calls has an instruction that is not known here.
+    pub refusal: Option<Box<EmulatorError>>,
 }
 
 /// Functions that the driver provides to kernels.

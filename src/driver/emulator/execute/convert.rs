@@ -106,6 +106,9 @@ impl<'e> Decoder<'e> {
         if m.flag("pack") {
             return self.convert_pack(i, m);
         }
+        if m.has("e4m3x2") || m.has("e5m2x2") {
+            return self.convert_eight_bit(i, m);
+        }
         let integer_rounding = m.one_of(&["rni", "rzi", "rmi", "rpi"]);
         let rounding = integer_rounding.and_then(Rounding::parse).or_else(|| m.rounding());
         let (flush, saturate) = (m.flag("ftz"), m.flag("sat"));

@@ -143,8 +143,8 @@ impl<'e> Decoder<'e> {
                 T::U32 | T::S32 | T::U64 | T::S64 | T::F32 | T::F64 | T::F16 | T::F16x2 | T::Bf16 | T::Bf16x2
             ),
             A::And | A::Or | A::Xor => matches!(ty, T::B32 | T::B64),
-            A::Exchange => matches!(ty, T::B32 | T::B64),
-            A::CompareSwap => matches!(ty, T::B16 | T::B32 | T::B64),
+            A::Exchange => matches!(ty, T::B32 | T::B64 | T::B128),
+            A::CompareSwap => matches!(ty, T::B16 | T::B32 | T::B64 | T::B128),
             A::Min | A::Max => {
                 matches!(ty, T::U32 | T::S32 | T::U64 | T::S64)
                     || (count > 1 && matches!(ty, T::F16 | T::F16x2 | T::Bf16 | T::Bf16x2))

@@ -7,6 +7,7 @@ mod carry;
 mod compare;
 mod control;
 mod convert;
+mod eight_bit_float;
 mod float;
 mod half_float;
 mod integer;
@@ -15,6 +16,7 @@ mod matrix;
 mod memory;
 mod movement;
 mod synchronize;
+mod video;
 pub(super) mod warp;
 
 use super::ast::{Instruction, Type};
@@ -62,6 +64,9 @@ impl<'e> Decoder<'e> {
             }
             "call" | "ret" | "exit" | "trap" | "brkpt" | "pmevent" => self.control(instruction, m)?,
             "mma" | "wmma" | "movmatrix" => self.matrix(instruction, m)?,
+            "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vset" | "vshl" | "vshr" | "vmad" | "vadd2" | "vsub2"
+            | "vavrg2" | "vabsdiff2" | "vmin2" | "vmax2" | "vset2" | "vadd4" | "vsub4" | "vavrg4" | "vabsdiff4"
+            | "vmin4" | "vmax4" | "vset4" => self.video(instruction, m)?,
             other => {
                 return self.fail(format!("unsupported instruction '{}'", other.chars().take(40).collect::<String>()));
             }

@@ -19,6 +19,9 @@ pub struct Nearby<'m> {
     pub local: &'m mut LocalMemory,
 }
 
+/// Bytes of the widest store of a lane.
+const MAX_STORE: usize = 32;
+
 /// What an instruction wants of each of its lanes' addresses.
 #[derive(Clone, Copy)]
 pub struct Request {
@@ -245,7 +248,7 @@ impl<O: Observe> Worker<'_, O> {
     }
 
     #[inline(always)]
-    fn observe(&mut self, region: &Region, request: Request, addresses: &[u64; LANES]) {
+    fn observe(&mut self, region: &Region, request: Request, addresses: &[u64; LANES], unchanged: u32) {
         if O::IS_ON {
             let mut relative = *addresses;
             if region.target != Target::Global {
@@ -261,6 +264,7 @@ impl<O: Observe> Worker<'_, O> {
                 lanes: region.lanes,
                 bytes: request.bytes,
                 order: request.order,
+                unchanged,
                 block: self.block,
                 warp: self.warp,
             };
@@ -281,7 +285,7 @@ impl<O: Observe> Worker<'_, O> {
         let mut remaining = lanes;
         while remaining != 0 {
             let region = self.resolve(nearby, request, addresses, remaining)?;
-            self.observe(&region, request, addresses);
+            self.observe(&region, request, addresses, 0);
             f(&region, addresses);
             remaining &= !region.lanes;
         }
@@ -326,10 +330,48 @@ impl<O: Observe> Worker<'_, O> {
         let mut addresses = lane_addresses(planes, &store.address);
         self.check_alignment(&addresses, active, total, Access::Write)?;
         let request = Request::new(store.address.space, total, Access::Write).volatile_if(store.is_volatile);
+        if O::SEES_VALUES {
+            return self.observed_store(planes, nearby, store, request, &mut addresses, active);
+        }
         self.each_region(nearby, request, &mut addresses, active, |region, addresses| {
             // SAFETY: each lane's bytes were checked to lie in the region; writes to parameters are refused.
             unsafe { store_region(planes, store, region, addresses) };
         })
+    }
+
+    /// A store that tells the observer, afterwards, where it changed nothing.
+    fn observed_store(
+        &mut self,
+        planes: &mut [Plane],
+        nearby: &mut Nearby<'_>,
+        store: &Store,
+        request: Request,
+        addresses: &mut [u64; LANES],
+        active: u32,
+    ) -> Outcome<()> {
+        let mut remaining = active;
+        while remaining != 0 {
+            let region = self.resolve(nearby, request, addresses, remaining)?;
+            let mut before = [[0u8; MAX_STORE]; LANES];
+            let bytes = (request.bytes as usize).min(MAX_STORE);
+            for lane in lanes_of(region.lanes) {
+                let source = region.at(addresses, lane);
+                // SAFETY: each lane's bytes were checked to lie in the region.
+                unsafe { std::ptr::copy_nonoverlapping(source, before[lane].as_mut_ptr(), bytes) };
+            }
+            // SAFETY: as above; writes to parameters are refused.
+            unsafe { store_region(planes, store, &region, addresses) };
+            let mut unchanged = 0;
+            for lane in lanes_of(region.lanes) {
+                let mut after = [0u8; MAX_STORE];
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(region.at(addresses, lane), after.as_mut_ptr(), bytes) };
+                unchanged |= if before[lane] == after { LANE_BIT[lane] } else { 0 };
+            }
+            self.observe(&region, request, addresses, unchanged);
+            remaining &= !region.lanes;
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! Within a block that order makes results repeatable. Between blocks the host's atomics are used, in whatever order the
 //! threads come: sums of integers do not depend on it, and blocks that add floats share one thread (see `grid`).
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::Outcome;
@@ -89,6 +90,23 @@ fn read_register(planes: &[Plane], slot: u32, lane: usize, bits: u32) -> u64 {
     if bits == 64 { u64::view(planes, slot)[lane] } else { u64::from(u32::view(planes, slot)[lane]) }
 }
 
+/// Exchange and compare-and-swap of 128 bits, which the host has no portable operation for: one at a time. Narrower atomic
+/// operations on the same bytes at the same time are not kept apart from them.
+///
+/// # Safety
+/// `pointer` must lead to 16 bytes, aligned to them.
+unsafe fn update_wide(pointer: *mut u8, f: impl Fn(u128) -> u128) -> u128 {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let place = pointer.cast::<u128>();
+    // SAFETY: the caller's.
+    unsafe {
+        let old = place.read_volatile();
+        place.write_volatile(f(old));
+        old
+    }
+}
+
 impl<O: Observe> Worker<'_, O> {
     pub fn atomic(&mut self, planes: &mut [Plane], nearby: &mut Nearby<'_>, op: &Atomic, active: u32) -> Outcome<()> {
         let (bits, bytes) = (op.ty.bits(), op.ty.bytes());
@@ -96,6 +114,21 @@ impl<O: Observe> Worker<'_, O> {
         let mut addresses = lane_addresses(planes, &op.address);
         self.check_alignment(&addresses, active, total, Access::Atomic)?;
         let request = Request::new(op.address.space, total, Access::Atomic).with_order(Order::Synchronizing);
+        if bits == 128 {
+            return self.each_lane(nearby, request, &mut addresses, active, |lane, pointer| {
+                let b = u128::view(planes, op.b[0])[lane];
+                let swap = |old: u128| match op.c {
+                    NONE => b,
+                    c if old == b => u128::view(planes, c)[lane],
+                    _ => old,
+                };
+                // SAFETY: the bytes and their alignment were checked; parameters are refused.
+                let old = unsafe { update_wide(pointer, swap) };
+                if op.d[0] != NONE {
+                    u128::view_mut(planes, op.d[0])[lane] = old;
+                }
+            });
+        }
         self.each_lane(nearby, request, &mut addresses, active, |lane, pointer| {
             for element in 0..usize::from(op.count) {
                 let b = read_register(planes, op.b[element], lane, bits);

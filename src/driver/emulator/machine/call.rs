@@ -127,6 +127,9 @@ impl<O: Observe> Worker<'_, O> {
             warp.groups[index].pc = pc + 1;
             return Ok(CallResult::Moved);
         }
+        if let Some(refusal) = &info.refusal {
+            return Err(Stopped::new(FaultKind::Illegal(refusal.to_string()), first as u32));
+        }
         if !info.is_defined || info.is_entry || call.args.len() < info.params.len() {
             let message = format!("call of {} with {} parameters, which it cannot take", info.name, call.args.len());
             return Err(Stopped::new(FaultKind::Illegal(message), first as u32));

@@ -1,4 +1,4 @@
-//! Functions that the driver gives to kernels: vprintf and __assertfail.
+//! Functions that the driver gives to kernels: vprintf, __assertfail, malloc and free.
 
 use super::access::{Nearby, Request, lanes_of};
 use super::block::SharedMemory;
@@ -46,9 +46,26 @@ impl<O: Observe> Worker<'_, O> {
                     let message = format!("{} ({}:{line}, {})", text(message)?, text(file)?, text(name)?);
                     return Err(Stopped::new(FaultKind::Assertion(message), lane as u32));
                 }
-                HostFunction::Malloc | HostFunction::Free => {
-                    let message = "device-side malloc and free are not supported".into();
-                    return Err(Stopped::new(FaultKind::Illegal(message), lane as u32));
+                HostFunction::Malloc => {
+                    let bytes = self.argument(warp, frame, call, 0, lane);
+                    let address = self.launch.memory.heap().and_then(|heap| heap.allocate(bytes));
+                    if let Some(address) = address {
+                        if let Some(written) = self.launch.memory.initialised(address) {
+                            written.clear(address, bytes);
+                        }
+                        self.observer.allocated(address, bytes);
+                    }
+                    self.set_result(warp, frame, call, lane, address.unwrap_or(0));
+                }
+                HostFunction::Free => {
+                    let address = self.argument(warp, frame, call, 0, lane);
+                    let result = match self.launch.memory.heap() {
+                        Some(heap) if address != 0 => heap.free(address),
+                        _ => Ok(()),
+                    };
+                    if let Err(detail) = result {
+                        return Err(Stopped::new(FaultKind::InvalidFree { address, detail }, lane as u32));
+                    }
                 }
             }
         }
@@ -298,7 +315,8 @@ impl Specifier {
         };
         let text = match self.conversion.to_ascii_lowercase() {
             b'f' => format!("{value:.precision$}"),
-            b'e' | b'a' => exponential(precision),
+            b'e' => exponential(precision),
+            b'a' => hexadecimal(value, self.precision),
             _ => {
                 let precision = precision.max(1);
                 let scientific = format!("{value:.p$e}", p = precision - 1);
@@ -321,6 +339,30 @@ fn float_or_integer(specifier: &Specifier, value: f64) -> bool {
         b'd' | b'i' | b'u' | b'x' | b'X' | b'o' => specifier.precision.is_none(),
         _ => value.is_finite(),
     }
+}
+
+/// `%a`: the bits of a number that is not negative, with as many digits as it needs unless told otherwise.
+fn hexadecimal(value: f64, precision: Option<usize>) -> String {
+    const DIGITS: usize = 13;
+    let precision = precision.map(|precision| precision.min(MAX_WIDTH));
+    let (field, fraction) = (value.to_bits() >> 52, value.to_bits() & ((1 << 52) - 1));
+    let exponent = if value == 0.0 { 0 } else { field.max(1) as i64 - 1023 };
+    let mut mantissa = u64::from(field != 0) << 52 | fraction;
+    if let Some(dropped) = precision.and_then(|precision| DIGITS.checked_sub(precision)).filter(|&digits| digits > 0) {
+        let (unit, rest) = (1u64 << (4 * dropped), mantissa & ((1 << (4 * dropped)) - 1));
+        let is_odd = mantissa & unit != 0;
+        mantissa -= rest;
+        if rest > unit / 2 || (rest == unit / 2 && is_odd) {
+            mantissa += unit;
+        }
+    }
+    let digits = format!("{:013x}", mantissa & ((1 << 52) - 1));
+    let digits = match precision {
+        Some(precision) => format!("{digits:0<precision$}")[..precision].to_owned(),
+        None => digits.trim_end_matches('0').to_owned(),
+    };
+    let point = if digits.is_empty() { "" } else { "." };
+    format!("0x{}{point}{digits}p{exponent:+}", mantissa >> 52)
 }
 
 /// `%g` drops zeros at the end of the fraction.
@@ -362,5 +404,9 @@ mod tests {
         assert_eq!(show("+.1f", 2.25f64.to_bits()), "+2.2");
         assert_eq!(show(".2s", 0), "te");
         assert_eq!(show("c", 65), "A");
+        assert_eq!(show("a", 1.0f64.to_bits()), "0x1p+0");
+        assert_eq!(show("a", (-0.15625f64).to_bits()), "-0x1.4p-3");
+        assert_eq!(show(".2a", 3.999f64.to_bits()), "0x2.00p+1");
+        assert_eq!(show(".1A", 0.0f64.to_bits()), "0X0.0P+0");
     }
 }

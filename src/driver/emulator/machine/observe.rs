@@ -76,6 +76,8 @@ pub struct AccessEvent<'a> {
     /// Bytes per lane.
     pub bytes: u32,
     pub order: Order,
+    /// Lanes that stored what was there already.
+    pub unchanged: u32,
     pub block: [u32; 3],
     pub warp: u32,
 }
@@ -98,6 +100,8 @@ pub struct BarrierEvent {
 pub trait Observe: Send {
     /// False compiles the observation out.
     const IS_ON: bool;
+    /// True if stores tell where they change nothing.
+    const SEES_VALUES: bool = false;
     #[inline(always)]
     fn issued(&mut self, _launch: &Launch<'_>, _event: &IssueEvent<'_>) {}
     #[inline(always)]
@@ -106,6 +110,9 @@ pub trait Observe: Send {
     fn access(&mut self, _launch: &Launch<'_>, _event: &AccessEvent<'_>) {}
     #[inline(always)]
     fn called(&mut self, _event: &CallEvent<'_>) {}
+    /// A thread was given these bytes of the heap.
+    #[inline(always)]
+    fn allocated(&mut self, _address: u64, _bytes: u64) {}
     /// These lanes committed or waited for their asynchronous copies.
     #[inline(always)]
     fn copies(&mut self, _block: [u32; 3], _warp: u32, _lanes: u32, _fence: CopyFence) {}

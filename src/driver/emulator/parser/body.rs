@@ -307,7 +307,7 @@ impl<'a> Parser<'a, '_> {
             }
             TokenKind::Punctuation("[") => {
                 self.advance();
-                self.address(scopes, body)
+                self.address(scopes, body, depth)
             }
             TokenKind::Punctuation("!") if matches!(self.kind_ahead(1), TokenKind::Word(_)) => {
                 self.advance();
@@ -363,7 +363,14 @@ impl<'a> Parser<'a, '_> {
             _ => None,
         };
         match entity {
-            Some(Entity::Register(index)) => Ok(Operand::Register(index)),
+            Some(Entity::Register(index)) => Ok(match component {
+                // Only video instructions take these: the others refuse them.
+                Some(selector) => {
+                    self.advance();
+                    Operand::Part(index, selector)
+                }
+                None => Operand::Register(index),
+            }),
             Some(Entity::VectorRegister(elements)) => {
                 let Some(component) = component else {
                     return Ok(Operand::Vector(elements.into_iter().map(Operand::Register).collect()));
@@ -429,8 +436,8 @@ impl<'a> Parser<'a, '_> {
         Ok(self.integer("an offset")? as i64)
     }
 
-    fn address(&mut self, scopes: &mut Scopes<'a>, body: &mut Body<'a>) -> Result<Operand<'a>> {
-        let operand = match self.kind() {
+    fn address(&mut self, scopes: &mut Scopes<'a>, body: &mut Body<'a>, depth: usize) -> Result<Operand<'a>> {
+        let mut operand = match self.kind() {
             TokenKind::Word(name) => {
                 let at = self.at;
                 self.advance();
@@ -443,6 +450,11 @@ impl<'a> Parser<'a, '_> {
             }
             _ => Operand::Address(Base::Absolute, self.constant_integer()? as i64),
         };
+        // `[image, {x, y}]` of textures and tensors, which no instruction here takes: a list, so that the instruction is
+        // refused and not the text.
+        while self.accept(",") {
+            operand = Operand::Vector(vec![operand, self.operand(scopes, body, depth + 1)?]);
+        }
         self.expect("]")?;
         Ok(operand)
     }

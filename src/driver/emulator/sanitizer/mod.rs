@@ -6,15 +6,17 @@
 //! what happens ([`Observe`]), and with the sanitizer off it is compiled without them. A finding names the kernel, the
 //! line in the PTX and (by `.loc`) in the source, block, thread and address.
 
+mod fast_map;
 mod races;
 mod registers;
 
-use std::collections::HashMap;
-
 use super::decode::program::{CopyFence, Program};
 use super::error::{Fault, FaultKind};
+use super::heap::Heap;
 use super::machine::Launch;
-use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe};
+use super::machine::access::lanes_of;
+use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, Target};
+use fast_map::FastMap;
 use races::Races;
 use registers::Registers;
 
@@ -36,6 +38,8 @@ pub enum FindingKind {
     OutOfBounds,
     Misaligned,
     UseAfterFree,
+    /// A free of what malloc did not return, or a second one.
+    InvalidFree,
     /// Anything else that stopped the kernel.
     Fault,
 }
@@ -71,6 +75,7 @@ impl std::fmt::Display for FindingKind {
             Self::OutOfBounds => "access out of bounds",
             Self::Misaligned => "misaligned access",
             Self::UseAfterFree => "use after free",
+            Self::InvalidFree => "invalid free",
             Self::Fault => "fault",
         })
     }
@@ -104,6 +109,7 @@ impl Finding {
             }
             FaultKind::OutOfBounds { address, .. } => (FindingKind::OutOfBounds, *address),
             FaultKind::Misaligned { address, .. } => (FindingKind::Misaligned, *address),
+            FaultKind::InvalidFree { address, .. } => (FindingKind::InvalidFree, *address),
             // Threads that wait for each other at different places.
             FaultKind::Deadlock(at) if at.contains("barrier") => (FindingKind::BarrierDivergence, 0),
             FaultKind::Deadlock(_) => (FindingKind::InactiveLane, 0),
@@ -136,12 +142,16 @@ struct Place {
     address: u64,
 }
 
+/// Kind, place and the place that it has to do with: each is told once.
+type Claim = (FindingKind, u32, u32);
+
 /// The findings so far.
 #[derive(Debug, Default)]
 struct Report {
     findings: Vec<Finding>,
-    /// Kind, place and the place that it has to do with: each is told once.
-    known: HashMap<(FindingKind, u32, u32), ()>,
+    known: FastMap<Claim, ()>,
+    /// Findings that may yet be withdrawn, and how often each was claimed.
+    claimed: FastMap<Claim, (Finding, usize)>,
 }
 
 impl Report {
@@ -150,18 +160,51 @@ impl Report {
         if is_known || self.findings.len() >= MAX_FINDINGS {
             return;
         }
-        let program = launch.program;
-        let meta = program.meta.get(place.pc as usize).copied().unwrap_or_default();
-        self.findings.push(Finding {
-            kind,
-            kernel: program.functions[launch.kernel as usize].name.clone(),
-            line: meta.line,
-            source: source_of(program, meta.source),
-            block: place.block,
-            thread: launch.thread(place.thread),
-            address: place.address,
-            detail,
-        });
+        self.findings.push(finding(launch, kind, place, detail));
+    }
+
+    /// Adds a finding that [`Self::withdraw`] may take back.
+    fn claim(&mut self, launch: &Launch<'_>, kind: FindingKind, place: Place, other_pc: u32, detail: String) -> Claim {
+        let claim = (kind, place.pc, other_pc);
+        self.claimed.entry(claim).or_insert_with(|| (finding(launch, kind, place, detail), 0)).1 += 1;
+        claim
+    }
+
+    fn withdraw(&mut self, claim: Claim) {
+        if let Some((_, count)) = self.claimed.get_mut(&claim) {
+            *count -= 1;
+            if *count == 0 {
+                self.claimed.remove(&claim);
+            }
+        }
+    }
+
+    fn findings(mut self) -> Vec<Finding> {
+        let mut claimed: Vec<(Claim, Finding)> = self
+            .claimed
+            .into_iter()
+            .filter(|(claim, _)| !self.known.contains_key(claim))
+            .map(|(claim, (finding, _))| (claim, finding))
+            .collect();
+        claimed.sort_by_key(|((_, pc, other_pc), _)| (*pc, *other_pc));
+        self.findings.extend(claimed.into_iter().map(|(_, finding)| finding));
+        self.findings.truncate(MAX_FINDINGS);
+        self.findings
+    }
+}
+
+fn finding(launch: &Launch<'_>, kind: FindingKind, place: Place, detail: String) -> Finding {
+    let program = launch.program;
+    let meta = program.meta.get(place.pc as usize).copied().unwrap_or_default();
+    Finding {
+        kind,
+        kernel: program.functions[launch.kernel as usize].name.clone(),
+        line: meta.line,
+        source: source_of(program, meta.source),
+        block: place.block,
+        thread: launch.thread(place.thread),
+        address: place.address,
+        detail,
     }
 }
 
@@ -179,24 +222,51 @@ impl Sanitizer {
     }
 
     pub fn findings(self) -> Vec<Finding> {
-        self.report.findings
+        self.report.findings()
+    }
+}
+
+/// Reports accesses to the heap outside of what malloc returned.
+fn check_heap(report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>, heap: &Heap) {
+    for lane in lanes_of(event.lanes) {
+        let address = event.addresses[lane];
+        if heap.contains(address)
+            && let Some(detail) = heap.complaint(address, event.bytes)
+        {
+            let is_freed = detail.ends_with("freed");
+            let kind = if is_freed { FindingKind::UseAfterFree } else { FindingKind::OutOfBounds };
+            let thread = event.warp * 32 + lane as u32;
+            let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
+            let detail = format!("{} of {} bytes {detail}", event.access, event.bytes);
+            report.add(launch, kind, place, 0, detail);
+        }
     }
 }
 
 impl Observe for Sanitizer {
     const IS_ON: bool = true;
+    const SEES_VALUES: bool = true;
 
     fn issued(&mut self, launch: &Launch<'_>, event: &IssueEvent<'_>) {
         self.registers.issued(&mut self.report, launch, event);
     }
 
     fn access(&mut self, launch: &Launch<'_>, event: &AccessEvent<'_>) {
+        if let (Some(heap), Target::Global) = (launch.memory.heap(), event.target) {
+            check_heap(&mut self.report, launch, event, heap);
+        }
         self.registers.access(&mut self.report, launch, event);
-        self.races.access(&mut self.report, launch, event);
+        if let Some(unwritten) = self.races.access(&mut self.report, launch, event) {
+            self.registers.read_unwritten(&mut self.report, launch, event, &unwritten);
+        }
     }
 
     fn called(&mut self, event: &CallEvent<'_>) {
         self.registers.called(event);
+    }
+
+    fn allocated(&mut self, address: u64, bytes: u64) {
+        self.races.forget_global(address, bytes);
     }
 
     fn copies(&mut self, block: [u32; 3], warp: u32, lanes: u32, fence: CopyFence) {

@@ -10,11 +10,14 @@
 //! What cp.async writes stays in flight until the thread that issued it has waited: nobody may touch it before. From the
 //! wait on it counts as written by that thread, now, so that others still need a barrier.
 //!
+//! Two races are forgiven: plain writes by one instruction of one value, and a thread's plain read that meets others'
+//! atomic operations, where its own next step at that address is atomic too. The loop around atomicCAS that the CUDA
+//! guide gives (and its headers contain) starts so, and checks by the operation itself what it read.
+//!
 //! (Lamport 1978; Flanagan and Freund, FastTrack, 2009, for the epochs per location.)
 
-use std::collections::HashMap;
-
-use super::{FindingKind, Place, Report};
+use super::fast_map::FastMap;
+use super::{Claim, FindingKind, Place, Report};
 use crate::decode::program::CopyFence;
 use crate::error::Access;
 use crate::lanes::LANES;
@@ -22,7 +25,7 @@ use crate::machine::Launch;
 use crate::machine::access::lanes_of;
 use crate::machine::observe::{AccessEvent, BarrierEvent, Order, Target};
 
-type Clock = HashMap<u32, u32>;
+type Clock = FastMap<u32, u32>;
 
 fn join(into: &mut Clock, other: &Clock) {
     for (&warp, &time) in other {
@@ -55,7 +58,7 @@ const UNTOUCHED: Shadow = Shadow { write: NOBODY, reads: [NOBODY; 2] };
 
 /// What each byte of a memory remembers.
 #[derive(Debug, Default)]
-struct Pages(HashMap<u64, Box<[Shadow; PAGE as usize]>>);
+struct Pages(FastMap<u64, Box<[Shadow; PAGE as usize]>>);
 
 impl Pages {
     /// Calls `f` with what each byte of a range remembers.
@@ -74,14 +77,14 @@ impl Pages {
 #[derive(Debug, Default)]
 struct Memory {
     pages: Pages,
-    sync: HashMap<u64, Clock>,
+    sync: FastMap<u64, Clock>,
 }
 
 #[derive(Debug, Default)]
 struct BlockState {
     shared: Memory,
     /// Warps at each barrier.
-    arrived: HashMap<u32, Vec<u32>>,
+    arrived: FastMap<u32, Vec<u32>>,
 }
 
 /// An asynchronous copy in flight: where it writes, and the number of its group among those of its thread.
@@ -104,11 +107,17 @@ struct Copies {
 #[derive(Debug, Default)]
 pub struct Races {
     grid: [u32; 3],
-    blocks: HashMap<[u32; 3], BlockState>,
-    clocks: HashMap<u32, Clock>,
-    copies: HashMap<u32, Copies>,
+    blocks: FastMap<[u32; 3], BlockState>,
+    clocks: FastMap<u32, Clock>,
+    copies: FastMap<u32, Copies>,
     global: Memory,
+    /// Races of plain reads with atomic operations, by the reader's warp and lane and the address: forgiven if an atomic
+    /// operation of the reader follows.
+    guesses: FastMap<(u32, u8, u64), Vec<Claim>>,
 }
+
+/// Most of them that are kept.
+const MAX_GUESSES: usize = 1 << 20;
 
 /// True if `mark` is ordered before an access of this warp and lane now.
 fn is_ordered(mark: &Mark, warp: u32, lane: u8, clock: &Clock) -> bool {
@@ -120,12 +129,19 @@ fn is_ordered(mark: &Mark, warp: u32, lane: u8, clock: &Clock) -> bool {
     if mark.warp == warp { mark.time < seen } else { mark.time <= seen }
 }
 
+/// For each lane a bit for each byte that it read before anybody wrote it.
+pub type Unwritten = Option<Box<[u32; LANES]>>;
+
+/// What is said of such bytes.
+pub const NEVER_WRITTEN: &str = "nothing in the block wrote this shared memory before";
+
 /// What one lane's access found in the shadow.
 #[derive(Default)]
 struct Found {
     conflict: Option<(Mark, &'static str)>,
     in_flight: Option<Mark>,
-    is_unwritten: bool,
+    /// A bit for each byte that was read before anybody wrote it.
+    unwritten: u32,
 }
 
 impl Races {
@@ -156,7 +172,7 @@ impl Races {
 
     pub fn barrier_released(&mut self, block: [u32; 3], id: u32) {
         let Some(arrived) = self.blocks.get_mut(&block).and_then(|state| state.arrived.remove(&id)) else { return };
-        let mut joined = Clock::new();
+        let mut joined = Clock::default();
         for warp in &arrived {
             let clock = self.clocks.entry(*warp).or_default();
             clock.entry(*warp).or_insert(1);
@@ -167,6 +183,16 @@ impl Races {
             let clock = self.clocks.entry(warp).or_default();
             *clock = joined.clone();
             clock.insert(warp, own);
+        }
+    }
+
+    /// Bytes of global memory that are somebody else's from now on.
+    pub fn forget_global(&mut self, address: u64, bytes: u64) {
+        let mut at = address;
+        while at < address + bytes {
+            let part = (address + bytes - at).min(PAGE);
+            self.global.pages.each(at, part as u32, |shadow| *shadow = UNTOUCHED);
+            at += part;
         }
     }
 
@@ -206,11 +232,13 @@ impl Races {
         });
     }
 
-    pub fn access(&mut self, report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>) {
+    /// Returns the bytes of shared memory that each lane read though nobody had written them.
+    pub fn access(&mut self, report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>) -> Unwritten {
+        let mut unwritten = None;
         let is_shared = match event.target {
             Target::Shared => true,
             Target::Global => false,
-            Target::Local | Target::Param => return,
+            Target::Local | Target::Param => return None,
         };
         let warp = self.warp_id(event.block, event.warp);
         let mut clock = self.clocks.remove(&warp).unwrap_or_default();
@@ -227,6 +255,10 @@ impl Races {
             }
             let mark = Mark { warp, time, pc: event.pc, lane: lane as u8, order: event.order };
             let found = meet(&mut memory.pages, event, address, mark, &clock);
+            if event.access != Access::Atomic && !self.guesses.is_empty() {
+                // The thread went on with what it had read: that race stands.
+                self.guesses.remove(&(warp, lane as u8, address));
+            }
             let thread = event.warp * 32 + lane as u32;
             let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
             let line = |pc: u32| launch.program.meta.get(pc as usize).map_or(0, |meta| meta.line);
@@ -240,11 +272,27 @@ impl Races {
             } else if let Some((other, what)) = found.conflict {
                 let kind = if is_shared { FindingKind::SharedRace } else { FindingKind::GlobalRace };
                 let detail = format!("{} without order after the {what} {}", event.access, who(&other));
-                report.add(launch, kind, place, other.pc, detail);
+                let (reader, writer) = if event.access == Access::Read { (mark, other) } else { (other, mark) };
+                let may_be_guess = (event.access == Access::Read || (what == "read" && event.access == Access::Atomic))
+                    && (reader.order, writer.order) == (Order::Plain, Order::Synchronizing)
+                    && self.guesses.len() < MAX_GUESSES;
+                if may_be_guess {
+                    let claim = report.claim(launch, kind, place, other.pc, detail);
+                    self.guesses.entry((reader.warp, reader.lane, address)).or_default().push(claim);
+                } else {
+                    report.add(launch, kind, place, other.pc, detail);
+                }
             }
-            if is_shared && found.is_unwritten {
-                let detail = "nothing in the block wrote this shared memory before".into();
-                report.add(launch, FindingKind::UninitialisedShared, place, 0, detail);
+            if event.access == Access::Atomic {
+                let claims = self.guesses.remove(&(warp, lane as u8, address)).unwrap_or_default();
+                claims.into_iter().for_each(|claim| report.withdraw(claim));
+            }
+            if is_shared && found.unwritten != 0 {
+                if event.access == Access::Read {
+                    unwritten.get_or_insert_with(|| Box::new([0; LANES]))[lane] = found.unwritten;
+                } else {
+                    report.add(launch, FindingKind::UninitialisedShared, place, 0, NEVER_WRITTEN.into());
+                }
             }
             if !is_shared && let Some(bits) = launch.memory.initialised(address) {
                 if event.access != Access::Write && !bits.covers(address, event.bytes) {
@@ -269,6 +317,7 @@ impl Races {
         if synchronizes {
             self.step(warp);
         }
+        unwritten
     }
 }
 
@@ -280,15 +329,19 @@ fn meet(pages: &mut Pages, event: &AccessEvent<'_>, address: u64, mark: Mark, cl
         let both_synchronize = other.order == Order::Synchronizing && mark.order == Order::Synchronizing;
         !is_ordered(other, mark.warp, mark.lane, clock) && !both_synchronize && !is_together(other)
     };
+    // Compilers have several warps write what each of them computed alike: whoever comes last, the same is there.
+    let is_alike = event.unchanged >> mark.lane & 1 != 0 && event.order == Order::Plain;
+    let mut byte = 0;
     pages.each(address, event.bytes, |shadow| {
         if shadow.write.order == Order::Asynchronous
             && !(is_together(&shadow.write) && mark.order == shadow.write.order)
         {
             found.in_flight = Some(shadow.write);
-        } else if races(&shadow.write) {
+        } else if races(&shadow.write) && !(is_alike && shadow.write.pc == mark.pc) {
             found.conflict = Some((shadow.write, "write"));
         }
-        found.is_unwritten |= event.access != Access::Write && shadow.write.warp == 0;
+        found.unwritten |= u32::from(event.access != Access::Write && shadow.write.warp == 0) << byte;
+        byte = (byte + 1) & 31;
         if event.access == Access::Read {
             let place = usize::from(shadow.reads[0].warp != 0 && shadow.reads[0].warp != mark.warp);
             shadow.reads[place] = mark;

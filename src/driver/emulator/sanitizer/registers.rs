@@ -4,12 +4,12 @@
 //! result: reporting every such read would make correct programs look wrong. So each register has a state per lane, which
 //! goes along with its value; a finding is made when a value that comes from nowhere becomes an address, a stored value,
 //! a guard or branch, or steers a synchronisation. It names the instruction that first read the unwritten register (or
-//! local memory, or the register of a lane that took no part in a shuffle), because that is where the mistake is.
+//! local or shared memory, or the register of a lane that took no part in a shuffle), because that is where the mistake is.
 //!
 //! (Seward and Nethercote, "Using Valgrind to detect undefined value errors with bit-precision", 2005; here per register.)
 
-use std::collections::HashMap;
-
+use super::fast_map::FastMap;
+use super::races::NEVER_WRITTEN;
 use super::{FindingKind, Place, Report};
 use crate::decode::program::{CallValue, Flow, NONE, Op, Program, RegisterUse, Role, Rule};
 use crate::error::Access;
@@ -32,7 +32,7 @@ type States = [State; LANES];
 struct Origin {
     kind: FindingKind,
     pc: u32,
-    /// Plane within the frame (to name the register), address in local memory, or lane.
+    /// Plane within the frame (to name the register), address in local or shared memory, or lane.
     detail: u64,
 }
 
@@ -70,9 +70,9 @@ impl WarpStates {
 /// The states of all values of a launch.
 #[derive(Debug, Default)]
 pub struct Registers {
-    warps: HashMap<([u32; 3], u32), WarpStates>,
+    warps: FastMap<([u32; 3], u32), WarpStates>,
     origins: Vec<Origin>,
-    known_origins: HashMap<Origin, State>,
+    known_origins: FastMap<Origin, State>,
     /// First plane and local memory of the frame that runs.
     base: u32,
     local_end: u64,
@@ -149,14 +149,20 @@ impl Registers {
             let line = launch.program.meta.get(pc as usize).map_or(0, |meta| meta.line);
             let what = match origin.kind {
                 FindingKind::UninitialisedLocal => "this local memory was never written".to_owned(),
+                FindingKind::UninitialisedShared => NEVER_WRITTEN.to_owned(),
                 FindingKind::InactiveLane => format!("lane {} takes no part in this shuffle", origin.detail),
                 _ => format!("nothing wrote {} before", register_name(launch.program, origin)),
             };
             let way = if origin.pc == pc { "here".to_owned() } else { format!("at line {line}") };
             place.pc = origin.pc;
             place.thread = place.warp * 32 + lane as u32;
-            place.address = if origin.kind == FindingKind::UninitialisedLocal { origin.detail } else { 0 };
-            report.add(launch, origin.kind, place, pc, format!("{what}; its value {becomes} {way}"));
+            place.address = match origin.kind {
+                FindingKind::UninitialisedLocal | FindingKind::UninitialisedShared => origin.detail,
+                _ => 0,
+            };
+            // One read of shared memory is one finding, wherever its value goes.
+            let other_pc = if origin.kind == FindingKind::UninitialisedShared { 0 } else { pc };
+            report.add(launch, origin.kind, place, other_pc, format!("{what}; its value {becomes} {way}"));
         }
     }
 
@@ -228,13 +234,25 @@ impl Registers {
         }
         let result = match flow.rule {
             Rule::Select => self.selected(states, event, list),
+            Rule::Pack => self.packed(states, event, list),
+            Rule::And | Rule::Or => self.decided(states, event, flow.rule == Rule::Or, list),
             Rule::Shuffle { .. } => self.shuffled(states, event, flow.rule, list),
             _ => {
                 let mut result = [DEFINED; LANES];
                 for slot in slots(list, Role::Read) {
                     merge(&mut result, &self.read(states, pc, slot));
                 }
-                if flow.rule != Rule::Compute
+                if flow.rule == Rule::Mask {
+                    // Compilers set a field of a local structure so, whether or not the other fields were ever set. States
+                    // are per word, so which bits are which is not known: better silent than wrong.
+                    for state in &mut result {
+                        let is_local =
+                            |state: State| self.origins[state as usize - 2].kind == FindingKind::UninitialisedLocal;
+                        if *state != DEFINED && is_local(*state) {
+                            *state = DEFINED;
+                        }
+                    }
+                } else if flow.rule != Rule::Compute
                     && let Some(lane) = lanes_of(event.active).find(|&lane| result[lane] != DEFINED)
                 {
                     result = [result[lane]; LANES];
@@ -264,6 +282,38 @@ impl Registers {
                 });
             }
         }
+        result
+    }
+
+    fn packed(&mut self, states: &mut WarpStates, event: &IssueEvent<'_>, list: &[RegisterUse]) -> States {
+        let mut result = [DEFINED; LANES];
+        let mut written = 0u32;
+        for slot in slots(list, Role::Read).filter(|&slot| slot != NONE) {
+            let read = self.read(states, event.pc, slot);
+            merge(&mut result, &read);
+            written |= (0..LANES).filter(|&lane| read[lane] == DEFINED).fold(0, |mask, lane| mask | 1 << lane);
+        }
+        lanes_of(written).for_each(|lane| result[lane] = DEFINED);
+        result
+    }
+
+    /// `and` and `or` of predicates: one that decides alone makes the other one's value not matter.
+    fn decided(
+        &mut self,
+        states: &mut WarpStates,
+        event: &IssueEvent<'_>,
+        decides: bool,
+        list: &[RegisterUse],
+    ) -> States {
+        let mut result = [DEFINED; LANES];
+        let mut decided = 0;
+        for slot in slots(list, Role::Read).filter(|&slot| slot != NONE) {
+            let read = self.read(states, event.pc, slot);
+            let values = predicate(event.planes, slot, !decides);
+            decided |= lanes_of(values).filter(|&lane| read[lane] == DEFINED).fold(0, |mask, lane| mask | 1 << lane);
+            merge(&mut result, &read);
+        }
+        lanes_of(decided).for_each(|lane| result[lane] = DEFINED);
         result
     }
 
@@ -309,6 +359,48 @@ impl Registers {
         self.warps.insert((event.block, event.warp), states);
     }
 
+    /// After a load from shared memory that found bytes which nobody wrote: the words that hold nothing else come from
+    /// nowhere.
+    pub fn read_unwritten(
+        &mut self,
+        report: &mut Report,
+        launch: &Launch<'_>,
+        event: &AccessEvent<'_>,
+        unwritten: &[u32; LANES],
+    ) {
+        let flow = launch.program.flows.get(event.pc as usize).copied().unwrap_or_default();
+        let list = uses(launch.program, &flow);
+        let elements = list.iter().filter(|item| item.role == Role::Written);
+        let count = elements.clone().count() as u32;
+        if count == 0 || flow.rule == Rule::WholeWarp {
+            // Copies and matrix loads hand the bytes to other lanes, or nobody.
+            for lane in lanes_of(event.lanes).filter(|&lane| unwritten[lane] != 0) {
+                let thread = event.warp * 32 + lane as u32;
+                let address = event.addresses[lane];
+                let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
+                report.add(launch, FindingKind::UninitialisedShared, place, 0, NEVER_WRITTEN.into());
+            }
+            return;
+        }
+        let mut states = self.warps.remove(&(event.block, event.warp)).unwrap_or_default();
+        let size = event.bytes / count;
+        for (element, item) in elements.enumerate() {
+            let start = element as u32 * size;
+            let mask = ((1u64 << size) - 1) as u32;
+            // As with local memory: structures are copied with their padding.
+            let is_unwritten =
+                |lane: &usize| size > 0 && unwritten[*lane].checked_shr(start).unwrap_or(0) & mask == mask;
+            for lane in lanes_of(event.lanes).filter(is_unwritten) {
+                let (kind, detail) = (FindingKind::UninitialisedShared, event.addresses[lane] + u64::from(start));
+                let state = self.origin(Origin { kind, pc: event.pc, detail });
+                for slot in slots(std::slice::from_ref(item), Role::Written).filter(|&slot| slot != NONE) {
+                    states.plane(self.base + slot)[lane] = state;
+                }
+            }
+        }
+        self.warps.insert((event.block, event.warp), states);
+    }
+
     fn access_local(
         &mut self,
         report: &mut Report,
@@ -333,9 +425,10 @@ impl Registers {
                     let bytes = size.saturating_sub(offset).min(4);
                     let start = address + element as u64 * size + offset;
                     if event.access == Access::Read && slot != NONE {
+                        // Structures are copied with their padding: one written byte makes an element of them.
+                        let whole = states.local(lane, address + element as u64 * size, size);
+                        let is_unwritten = bytes > 0 && whole.iter().all(|&state| state != DEFINED);
                         let read = states.local(lane, start, bytes);
-                        // Structures are copied with their padding: one written byte makes a word of them.
-                        let is_unwritten = bytes > 0 && read.iter().all(|&state| state != DEFINED);
                         let state = match read.first() {
                             Some(&NEVER) if is_unwritten => {
                                 let kind = FindingKind::UninitialisedLocal;
