@@ -60,7 +60,7 @@ fn every_thread_gets_memory_of_its_own_that_outlives_the_kernel() {
     let device = Device::new();
     let addresses = device.launch(&format!("{MALLOC}\nst.u32 [%a3], %t;\nst.global.u64 [%a2], %a3;"), 64, 20).unwrap();
     for (thread, address) in addresses.iter().enumerate() {
-        assert!(*address != 0 && address % 16 == 0);
+        assert!(*address != 0 && address.is_multiple_of(16));
         assert!(addresses[..thread].iter().all(|other| address.abs_diff(*other) >= 20), "{addresses:x?}");
     }
     let body = format!(

@@ -129,7 +129,7 @@ mod tests {
         let a = heap.allocate(20).unwrap();
         let b = heap.allocate(0).unwrap();
         let c = heap.allocate(100).unwrap();
-        assert!(a % 16 == 0 && b >= a + 20 && c > b && heap.contains(c + 99));
+        assert!(a.is_multiple_of(16) && b >= a + 20 && c > b && heap.contains(c + 99));
         assert_eq!((heap.complaint(a, 16), heap.complaint(c + 96, 4)), (None, None));
         assert!(heap.complaint(a + 16, 8).unwrap().contains("4 bytes past the end of the 20"));
         heap.free(a).unwrap();
