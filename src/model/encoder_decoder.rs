@@ -45,8 +45,7 @@ impl Transformer {
         recompute: bool,
     ) -> Result<Value, Error> {
         let (encoder, decoder) = self.encoder_and_decoder()?;
-        let stream =
-            tape.scoped("encoder", |tape| self.record_stack(tape, encoder, source, recompute, None, None))?;
+        let stream = tape.scoped("encoder", |tape| self.record_stack(tape, encoder, source, recompute, None, None))?;
         let memory = StackMemory::Encoded { stream, lengths: source_lengths };
         tape.scoped("decoder", |tape| self.record_stack(tape, decoder, target, recompute, None, Some(memory)))
     }
@@ -78,9 +77,8 @@ impl Transformer {
     ) -> Result<Value, Error> {
         let (_, decoder) = self.encoder_and_decoder()?;
         let (inputs, memory) = (Inputs::rows(ids), StackMemory::Cached(memory));
-        let trunk = tape.scoped("decoder", |tape| {
-            self.record_stack(tape, decoder, &inputs, false, Some(caches), Some(memory))
-        })?;
+        let trunk = tape
+            .scoped("decoder", |tape| self.record_stack(tape, decoder, &inputs, false, Some(caches), Some(memory)))?;
         let hypotheses = tape.shape(ids)[0];
         let rows = tape.rows(trunk, 0, hypotheses)?;
         self.record_token_logits(tape, rows)

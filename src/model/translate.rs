@@ -58,7 +58,9 @@ pub struct Translation {
 pub enum Error {
     #[error("this model does not translate: use one that was trained with train.task = \"translation\"")]
     Model,
-    #[error("sentence {sentence} has {tokens} tokens, special ones included, but the model reads at most {block}; split it")]
+    #[error(
+        "sentence {sentence} has {tokens} tokens, special ones included, but the model reads at most {block}; split it"
+    )]
     TooLong { sentence: usize, tokens: usize, block: usize },
     #[error(transparent)]
     Tape(#[from] tape::Error),
@@ -97,12 +99,7 @@ impl<'m> Translator<'m> {
     ///
     /// # Errors
     /// A model that is no encoder-decoder, or knows no tokens that begin and end a text; not enough memory.
-    pub fn new(
-        device: Arc<Device>,
-        model: &'m Transformer,
-        sentences: usize,
-        method: Method,
-    ) -> Result<Self, Error> {
+    pub fn new(device: Arc<Device>, model: &'m Transformer, sentences: usize, method: Method) -> Result<Self, Error> {
         let config = model.config();
         let (Architecture::EncoderDecoder, Some(start), Some(end)) = (config.architecture, config.bos, config.eos)
         else {
@@ -160,8 +157,7 @@ impl<'m> Translator<'m> {
                 Search::Beam(Beam::new(self.method.width(), length_penalty, self.end, limit))
             }
         };
-        let mut active: Vec<Active> =
-            sentences.iter().map(|&sentence| Active { sentence, search: search() }).collect();
+        let mut active: Vec<Active> = sentences.iter().map(|&sentence| Active { sentence, search: search() }).collect();
         while !active.is_empty() {
             let width = self.method.width();
             let last = |active: &Active, row: usize| active.search.last_token(row).unwrap_or(self.start);

@@ -11,7 +11,7 @@ const END: u32 = 2;
 
 /// A model of odd sizes with weights large enough that its predictions differ.
 fn model(vocabulary: usize, norm_place: NormPlace) -> (Arc<Device>, Transformer, Parameters) {
-    let device = Arc::new(Device::Cpu(Cpu::new(2).unwrap()));
+    let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
     let config = ModelConfig {
         architecture: Architecture::EncoderDecoder,
         vocabulary,
@@ -57,8 +57,7 @@ fn full_pass(
     let documents = tape.input_ids("documents", &[rows, time, 2]);
     let read = tape.input_ids("target", &[rows, target.len()]);
     let inputs = Inputs { documents: Some(documents), ..Inputs::rows(ids) };
-    let trunk =
-        model.record_translation_trunk(&mut tape, &inputs, lengths, &Inputs::rows(read), false).unwrap();
+    let trunk = model.record_translation_trunk(&mut tape, &inputs, lengths, &Inputs::rows(read), false).unwrap();
     let logits = model.record_token_logits(&mut tape, trunk).unwrap();
     tape.keep(logits);
     let mut program = tape.finish().unwrap();
@@ -199,12 +198,10 @@ fn what_cannot_be_translated_is_refused_in_one_line() {
     let mut translator = Translator::new(Arc::clone(&device), &model, 2, Method::Greedy).unwrap();
     let long = source(30, 20, 0);
     let message = translator.translate(&mut parameters, &[source(30, 2, 0), long], 5).unwrap_err().to_string();
-    assert_eq!(
-        message,
-        "sentence 1 has 22 tokens, special ones included, but the model reads at most 21; split it"
-    );
+    assert_eq!(message, "sentence 1 has 22 tokens, special ones included, but the model reads at most 21; split it");
     assert!(translator.translate(&mut parameters, &[vec![START, 77, END]], 5).is_err(), "a token outside");
     assert!(translator.translate(&mut parameters, &[], 5).unwrap().is_empty());
-    let (other, _) = Transformer::new(&device, ModelConfig { layers: 1, channels: 12, ..ModelConfig::gpt2() }, 0).unwrap();
+    let (other, _) =
+        Transformer::new(&device, ModelConfig { layers: 1, channels: 12, ..ModelConfig::gpt2() }, 0).unwrap();
     assert!(matches!(Translator::new(device, &other, 1, Method::Greedy), Err(Error::Model)));
 }

@@ -65,7 +65,10 @@ impl Tape<'_> {
         let &[queries, 1, columns] = found else {
             return Err(misfit(name, format!("the query is {found:?}, expected (queries, 1, columns)")));
         };
-        if heads == 0 || key_value_heads == 0 || !heads.is_multiple_of(key_value_heads) || !columns.is_multiple_of(heads)
+        if heads == 0
+            || key_value_heads == 0
+            || !heads.is_multiple_of(key_value_heads)
+            || !columns.is_multiple_of(heads)
         {
             let what = format!("{heads} heads with {key_value_heads} key/value heads over {columns} columns");
             return Err(misfit(name, what));
@@ -137,7 +140,10 @@ impl Operation for CachedCrossAttention {
     fn forward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
         let (lengths, queries) = (&run.options.memory_lengths, self.shape.batch);
         let (batch, key_time) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
-        if batch == 0 || !queries.is_multiple_of(batch) || batch > self.cache.sequences || key_time > self.cache.capacity
+        if batch == 0
+            || !queries.is_multiple_of(batch)
+            || batch > self.cache.sequences
+            || key_time > self.cache.capacity
         {
             let Cache { sequences, capacity, .. } = *self.cache;
             let what = format!(

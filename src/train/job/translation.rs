@@ -8,8 +8,8 @@ use super::drawing::Drawing;
 use super::examples::name_of_non_finite;
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
 use crate::data::batch::Halves;
-use crate::data::masking::IGNORED;
 use crate::data::labelled::Sides;
+use crate::data::masking::IGNORED;
 use crate::data::tokenizer::SpecialTokens;
 use crate::data::{Batch, LabelledSet, Tokenizer};
 use crate::model::Transformer;
@@ -209,9 +209,7 @@ impl Translation {
 
     fn find(&mut self, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> String {
         let written = self.write(mode);
-        name_of_non_finite(
-            written.and_then(|index| self.programs.select(index)?.find_non_finite(parameters, options)),
-        )
+        name_of_non_finite(written.and_then(|index| self.programs.select(index)?.find_non_finite(parameters, options)))
     }
 
     /// Greedy translations of examples of `set`, and what they are translations of.
@@ -286,9 +284,7 @@ impl Job for Translation {
     fn sample(&mut self, model: &Transformer, parameters: &mut Parameters) -> Result<Option<String>, Error> {
         let set = self.drawing.source.val.clone().unwrap_or_else(|| self.drawing.source.train.clone());
         let found = self.translate(model, parameters, &set, &spread(SAMPLES.min(set.len()), set.len()))?;
-        let show = |(text, sides): &(String, Sides)| {
-            format!("{}\n  -> {text}\n  ref {}", sides.source, sides.target)
-        };
+        let show = |(text, sides): &(String, Sides)| format!("{}\n  -> {text}\n  ref {}", sides.source, sides.target);
         Ok(Some(found.iter().map(show).collect::<Vec<_>>().join("\n")))
     }
 
