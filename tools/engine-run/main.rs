@@ -11,6 +11,7 @@ mod generate;
 mod model;
 mod output;
 mod texts;
+mod translate;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -23,11 +24,12 @@ Examples:
   engine-run fill bert \"Paris is the [MASK] of France.\"
   engine-run classify runs/imdb --input reviews.tsv --json
   engine-run answer runs/squad --question \"Who came?\" --context \"It was Anne who came.\"
+  engine-run translate runs/en-zh \"Good morning.\"
   engine-run evaluate runs/imdb --data dev.tsv.gz
 
 Exit codes: 0 done, 1 failed, 2 bad usage.";
 
-/// Use a checkpoint: generate text, encode it, fill masks, classify, answer questions, evaluate.
+/// Use a checkpoint: generate text, encode it, fill masks, classify, answer questions, translate, evaluate.
 #[derive(Parser)]
 #[command(name = "engine-run", version, after_help = EXAMPLES)]
 struct Arguments {
@@ -93,6 +95,16 @@ Examples:
   engine-run answer runs/squad --question \"Who came?\" --context \"It was Anne who came.\"
   engine-run answer runs/squad --input questions.jsonl --no-answer --json > answers.jsonl")]
     Answer(answer::AnswerArguments),
+    /// Translate texts.
+    #[command(after_help = "\
+Texts come after the checkpoint or from --text, from --input, or else from standard input, one a line; each gives a line.
+Beam search by default: --beam 1 takes the likeliest token each time, --temperature chooses by chance.
+
+Examples:
+  engine-run translate runs/en-zh \"Good morning.\" \"How are you?\"
+  engine-run translate runs/en-zh --input texts.txt --beam 8 --length-penalty 1 --json > translations.jsonl
+  zcat dev.tsv.gz | cut -f1 | engine-run translate runs/en-zh --beam 1 > hypotheses.txt")]
+    Translate(translate::TranslateArguments),
     /// Judge a model's predictions on labelled data.
     #[command(after_help = "\
 The task is that of the model's heads: classification, multi-label, regression, question-answering or masked-lm.
@@ -126,6 +138,7 @@ fn main() -> ExitCode {
         Command::Fill(arguments) => fill::fill(&arguments),
         Command::Classify(arguments) => classify::classify(&arguments),
         Command::Answer(arguments) => answer::answer(&arguments),
+        Command::Translate(arguments) => translate::translate(&arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(&arguments),
     };
     match outcome {
