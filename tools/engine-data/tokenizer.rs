@@ -49,7 +49,7 @@ enum ModelArgument {
     Bpe,
     /// The longest pieces of a word from its start, as BERT.
     Wordpiece,
-    /// The most likely pieces, as T5.
+    /// The most likely pieces, as T5. Two runs on one text may differ in some pieces.
     Unigram,
 }
 

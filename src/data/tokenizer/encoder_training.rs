@@ -1,11 +1,11 @@
 //! Training tokenizers for encoders: WordPiece, byte-level BPE and unigram, with `[PAD] [UNK] [CLS] [SEP] [MASK]` as the
 //! first five ids and BERT's frame around texts, so that the file works in the Hugging Face libraries as it is.
 //!
-//! The trainers are the crate's, but it keeps words in hash maps whose order changes from run to run. So that a text gives the
-//! same tokenizer every time, words are counted here, and handed over in an order that is sorted:
-//! - WordPiece is BPE over letters that know whether they begin a word (`a` and `##a`). The crate numbers such letters as they
-//!   come; here each gets a code point of its own in advance, sorted, and BPE is trained on those.
-//! - Unigram (Kudo 2018) sums floating-point numbers over words: sorted, and on one thread.
+//! The trainers are the crate's, but it keeps words in hash maps whose order changes from run to run. So words are counted
+//! here and sorted, and WordPiece is trained as BPE over letters that know whether they begin a word (`a` and `##a`): the
+//! crate numbers such letters as they come, here each gets a code point of its own in advance. A text then gives the same
+//! WordPiece or BPE every time. Unigram (Kudo 2018) is the exception: its seed pieces come out of the crate's hash maps, and
+//! two runs may differ in some pieces; keep the file.
 
 use super::super::Progress;
 use super::super::error::{Error, Result};
