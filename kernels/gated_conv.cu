@@ -202,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(WARP* WARPS)
 // Launch: grid (tiles / tiles_per_block, C / 32), block (32, 8). Shared: 29 KiB.
 // Traffic: least: 20 bytes per value of the output (28 where accumulated); moved: input and gradient also K - 1 positions
 // beyond each tile, and the partials.
-extern "C" __global__ void __launch_bounds__(WARP* WARPS)
+extern "C" __global__ void __launch_bounds__(WARP* WARPS, 4)
     gated_conv_backward(const float* input, const float* weight, const int* documents, const float* grad_output,
                         float* grad_input, unsigned accumulate, float* partials, unsigned tiles,
                         unsigned tiles_per_block, engine::gated_conv::Shape shape) {
