@@ -86,7 +86,7 @@ fn questions(seed: u64, count: usize) -> String {
 
 /// A run of a tiny encoder on `train` and `val`.
 fn encoder(scratch: &Scratch, out: &str, sets: &[&str]) -> Command {
-    const TINY: [&str; 23] = [
+    const TINY: [&str; 24] = [
         "model.architecture=encoder",
         "model.layers=2",
         "model.heads=2",
@@ -108,6 +108,7 @@ fn encoder(scratch: &Scratch, out: &str, sets: &[&str]) -> Command {
         "train.log_every=1",
         "optimizer.learning_rate=1e-2",
         "schedule.kind=linear",
+        "schedule.warmup=2",
         "schedule.decay_steps=40",
         "device.threads=2",
     ];

@@ -364,7 +364,7 @@ fn carries_run_through_all_forms() {
         |s| 0u64.wrapping_sub(u64::from(s[0] < s[2] + u64::from(s[0] < s[1]))),
     );
     check("{ .reg .b32 %l; mad.hi.cc.u32 %l, %a, %b, %c; addc.u32 %d, 0, 0; }", "u32", &["u32"; 3], |s| {
-        ((s[0] * s[1]) >> 32) + s[2] >> 32
+        (((s[0] * s[1]) >> 32) + s[2]) >> 32
     });
     check("{ .reg .b32 %l; mad.lo.cc.s32 %l, %a, %b, %c; madc.hi.s32 %d, %a, %b, %c; }", "u32", &["u32"; 3], |s| {
         let product = i64::from(s[0] as i32) * i64::from(s[1] as i32);

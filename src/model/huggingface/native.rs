@@ -32,7 +32,7 @@ pub(super) fn read(mut reader: ConfigReader) -> Result<ModelConfig, Error> {
             return Err(reader.wrong(key, &json!(found), &format!("it must be a whole number from 1 to {limit}")));
         }
     }
-    if config.channels % config.heads != 0 || config.heads % config.kv_heads != 0 {
+    if !config.channels.is_multiple_of(config.heads) || !config.heads.is_multiple_of(config.kv_heads) {
         let found = json!([config.channels, config.heads, config.kv_heads]);
         return Err(reader.wrong("channels, heads, kv_heads", &found, "each must divide the one before"));
     }
