@@ -295,6 +295,7 @@ fn bad_examples_are_refused_with_file_and_row() {
         "{\"id\": \"1\", \"question\": \"the\", \"context\": \"the film\", \"answers\": [\"plot\"], \"answer_start\": [4]}\n",
     );
     refused(&scratch, &["train.task=question-answering", &answers], &["answers.jsonl", "row 1"]);
+    fs::write(scratch.path("val.tsv"), rows(2, 40)).unwrap();
     let vocabulary = write("small.tsv", &rows(5, 20));
     refused(&scratch, &[classes, &vocabulary, "model.vocabulary=7"], &["7"]);
     assert!(Tokenizer::load(scratch.path("tokenizer.json")).is_ok());

@@ -97,8 +97,9 @@ fn a_translator_is_trained_judged_and_used() {
     assert_eq!(succeed(&mut translate(&["five one", "two six", "--beam", "1"])), beam);
     let object: Value = serde_json::from_str(&succeed(&mut translate(&["--text", "four four", "--json"]))).unwrap();
     assert_eq!((&object["translation"], &object["is_complete"]), (&"vier vier".into(), &true.into()));
-    let message = refused(&mut translate(&["one two three four five six one two three four"]));
-    assert!(message.contains("text 1") || message.contains("sentence 1"), "{message}");
+    let long = "one two three ".repeat(6);
+    let message = refused(&mut translate(&["five one", &long]));
+    assert!(message.contains("sentence 2") && message.contains("20 tokens"), "{message}");
 }
 
 #[test]

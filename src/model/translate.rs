@@ -2,8 +2,8 @@
 //!
 //! Sentences are encoded and decoded in batches, because a step's time is that of reading the weights, whatever the
 //! number of rows (while there are few). They are sorted by length for that, and those that have ended leave the batch.
-//! Every product of up to eight rows adds up each row in the same order: a sentence gets the same bits in a batch as
-//! alone while sentences times width of the beam is at most eight.
+//! A batch may change the last bits of a probability, since products of more rows add up in another order; the same
+//! batches give the same bits.
 
 mod beam;
 mod decoder;
