@@ -1,7 +1,7 @@
 //! Labelled examples: rows of TSV, CSV, JSONL or text -> token ids with labels, in memory or memory-mapped.
 //!
 //! A [`Task`] says which columns a row has and what they mean. [`LabelledSet::from_files`] tokenises rows on all cores into
-//! memory, [`write`] into a folder that [`LabelledSet::open`] maps: `examples.bin` (see `labelled/format.rs`),
+//! memory, [`write()`] into a folder that [`LabelledSet::open`] maps: `examples.bin` (see `labelled/format.rs`),
 //! `labels.json` ([`Description`]) and `tokenizer.json`. Rows keep their order, so the result does not depend on the number
 //! of threads.
 //!
@@ -84,7 +84,7 @@ impl LabelledSet {
         reading::into_memory(paths, tokenizer, options, progress)
     }
 
-    /// Maps a folder that [`write`] made. Every length, offset and label is checked, and that its files belong together;
+    /// Maps a folder that [`write()`] made. Every length, offset and label is checked, and that its files belong together;
     /// token ids are not: see [`check_vocabulary`](Self::check_vocabulary).
     ///
     /// # Errors

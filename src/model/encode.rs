@@ -1,6 +1,6 @@
 //! Inference of a trunk and its heads over many texts: hidden states, sentence vectors, classes, masked tokens, answers.
 //!
-//! Texts come as token ids, of any lengths and in any order. They are laid out in batches of a few shapes ([`arrange`]),
+//! Texts come as token ids, of any lengths and in any order. They are laid out in batches of a few shapes (`arrange`),
 //! padded or packed, and each shape is a program of its own; the programs take turns over one arena. Attention is kept
 //! inside each text by the documents of a row, in both arrangements, so a text's result is its own whatever lies beside
 //! it.

@@ -160,7 +160,7 @@ section! {
         /// How many of the first blocks are frozen, and with any of them the embeddings. 0: none.
         frozen_layers: usize = 0;
         /// Folder to take the first weights from: a checkpoint, or a Hugging Face model folder. Not set: random ones.
-        /// The keys of [model] that are not given are then those of that folder; heads of other tasks are left out.
+        /// The keys of this section that are not given are then those of that folder; heads of other tasks are left out.
         initial: Option<PathBuf> = None;
     }
 }

@@ -66,7 +66,7 @@ Examples:
   engine-run embed minilm \"The cat sat.\" \"A cat was sitting.\" \"Stocks fell.\" --similarity
   zcat reviews.txt.gz | engine-run embed runs/masked-lm --pooling first --max-tokens 128 > vectors.jsonl")]
     Embed(embed::EmbedArguments),
-    /// Fill masks: the likeliest tokens for each [MASK] of a text.
+    /// Fill masks: the likeliest tokens for each mask of a text.
     #[command(after_help = "\
 Texts come after the checkpoint or from --text, from --input, or else from standard input, one a line. Printed is each
 text with its masks filled, and below it, a line for each mask, the likeliest tokens and their probabilities.

@@ -8,7 +8,7 @@
 //!
 //! Keys behind a sequence's length, and those that no query of a block may see, are not visited at all.
 //!
-//! All that works on a [`Sequence`]: one of the batch, or one document of several in a row. Blocks are cut from its own
+//! All that works on a `Sequence`: one of the batch, or one document of several in a row. Blocks are cut from its own
 //! first position on, so a document's results are the same bits wherever it lies, and the work is what its documents
 //! are, not what the row is.
 

@@ -14,7 +14,7 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// Where the second text begins, whose tokens are of kind 1; the length where there is none.
     pub second: usize,
-    /// For [`Output::Tokens`]: where tokens are to be predicted, in order.
+    /// For [`Output::Tokens`](super::Output::Tokens): where tokens are to be predicted, in order.
     pub positions: Vec<usize>,
 }
 
