@@ -8,6 +8,7 @@ use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
 use super::layout::specifications;
 use super::lora::{Adapter, LoraOptions};
 use super::treatment::Treatment;
+use super::weights::WeightFolder;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
 use crate::ops::relative_bias::Kind;
@@ -143,6 +144,8 @@ impl Transformer {
     /// A folder of no model that is known here, or one that is damaged or incomplete; not enough memory.
     pub fn load(device: &Arc<Device>, folder: &Path) -> Result<(Self, Parameters), LoadError> {
         let config = ModelConfig::load(folder)?;
+        // Before memory is taken for what may not be there.
+        WeightFolder::open(folder).map_err(huggingface::Error::from)?;
         let mut list = specifications(&config);
         // Every value is about to be replaced; drawing random ones first takes seconds for a large model.
         list.iter_mut().for_each(|specification| specification.initial = Initial::Constant(0.0));

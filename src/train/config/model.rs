@@ -61,8 +61,20 @@ impl Config {
             predictions: self.heads(&facts.classes),
             bos: facts.start,
             eos: facts.end,
+            other: self.problem_type(),
             ..ModelConfig::gpt2()
         }
+    }
+
+    /// What `transformers` calls the task of a classifier.
+    fn problem_type(&self) -> serde_json::Map<String, serde_json::Value> {
+        let name = match self.train.task {
+            Task::Classification => "single_label_classification",
+            Task::MultiLabel => "multi_label_classification",
+            Task::Regression => "regression",
+            _ => return serde_json::Map::new(),
+        };
+        [("problem_type".to_owned(), name.into())].into_iter().collect()
     }
 
     /// How the model's parameters are trained.
