@@ -128,7 +128,8 @@ fn scratch() -> Scratch {
     let scratch = Scratch::new();
     tokenizer(&scratch);
     fs::write(scratch.path("train.tsv"), rows(1, 120)).unwrap();
-    fs::write(scratch.path("val.tsv"), rows(2, 40)).unwrap();
+    // The last batch is not full.
+    fs::write(scratch.path("val.tsv"), rows(2, 43)).unwrap();
     fs::write(scratch.path("train.jsonl"), questions(3, 60)).unwrap();
     fs::write(scratch.path("val.jsonl"), questions(4, 20)).unwrap();
     scratch

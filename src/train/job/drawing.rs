@@ -3,7 +3,7 @@
 use super::{Amount, DrawState};
 use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
 use crate::data::{Batch, Batcher, LabelledSet};
-use crate::tape::Mode;
+use crate::tape::{self, MemoryUse, Mode, Tape};
 use crate::train::config::{Config, Layout};
 use crate::train::example_source::{self, ExampleSource};
 use crate::train::trainer::Error;
@@ -103,6 +103,15 @@ impl Drawing {
             DrawState::Windows(_) => Err(Error::Resume("the checkpoint is of a task without examples".into())),
         }
     }
+}
+
+/// Memory of the largest of programs that take turns.
+///
+/// # Panics
+/// There are no tapes.
+pub(super) fn largest<'t, 'p: 't>(tapes: impl Iterator<Item = &'t Tape<'p>>) -> Result<MemoryUse, tape::Error> {
+    let uses: Result<Vec<MemoryUse>, tape::Error> = tapes.map(Tape::measure).collect();
+    Ok(uses?.into_iter().max_by_key(|memory| memory.arena).expect("there is a shape at least"))
 }
 
 /// The shortest rows: a token between those that frame it.

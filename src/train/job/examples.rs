@@ -1,7 +1,7 @@
 //! Tasks with examples: texts with labels, or texts of which something is hidden. Examples come in batches of a few
 //! shapes, packed or padded; programs of all shapes take turns over one arena.
 
-use super::drawing::Drawing;
+use super::drawing::{self, Drawing};
 use super::objective::{self, Objective, Recorded, Wanted};
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
 use crate::data::batch::{Arrangement, Halves};
@@ -91,9 +91,8 @@ impl Data for Examples {
         parameters: &Parameters,
     ) -> Result<(MemoryUse, usize), Error> {
         let tapes = self.tapes(config, device, model, parameters)?;
-        let uses: Result<Vec<MemoryUse>, tape::Error> = tapes.iter().map(|(tape, _)| tape.measure()).collect();
-        let largest = uses?.into_iter().max_by_key(|memory| memory.arena);
-        Ok((largest.expect("there is a shape at least"), 0))
+        let largest = drawing::largest(tapes.iter().map(|(tape, _)| tape))?;
+        Ok((largest, 0))
     }
 
     fn start(

@@ -9,7 +9,7 @@ mod values;
 use super::Evaluation;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
-use crate::tape::{self, Loss, Program, Tape, Value};
+use crate::tape::{self, Loss, Mode, Program, Tape, Value};
 use crate::train::config::{Config, Task};
 use crate::train::example_source::ExampleSource;
 use crate::train::trainer::Error;
@@ -101,6 +101,15 @@ pub(super) fn new(config: &Config, source: &ExampleSource) -> Result<Box<dyn Obj
         Task::QuestionAnswering => Box::new(spans::Spans::default()),
         Task::CausalLm | Task::Translation => unreachable!("a task with a job of its own"),
     })
+}
+
+/// Keeps predictions on a tape for evaluation; a training tape has no use for them.
+fn kept_for_judging(tape: &mut Tape<'_>, predictions: Value) -> Option<Value> {
+    if tape.mode() == Mode::Training {
+        return None;
+    }
+    tape.keep(predictions);
+    Some(predictions)
 }
 
 /// The ranges of the texts of a batch, for the pooling of `model`'s configuration.

@@ -4,7 +4,7 @@
 //! Both sides of a batch are padded to one length. The decoder reads `[CLS] b` and predicts `b [SEP]`, so it has one
 //! position less than its rows. An evaluation translates some of the examples, greedily, for BLEU and chrF.
 
-use super::drawing::Drawing;
+use super::drawing::{self, Drawing};
 use super::examples::name_of_non_finite;
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
 use crate::data::batch::Halves;
@@ -117,11 +117,10 @@ impl Data for Pairs {
         parameters: &Parameters,
     ) -> Result<(MemoryUse, usize), Error> {
         let tapes = self.tapes(config, device, model, parameters)?;
-        let uses: Result<Vec<MemoryUse>, tape::Error> = tapes.iter().map(|(tape, _)| tape.measure()).collect();
-        let largest = uses?.into_iter().max_by_key(|memory| memory.arena);
+        let largest = drawing::largest(tapes.iter().map(|(tape, _)| tape))?;
         let sentences = self.drawing.source.val.as_ref().map_or(0, |_| SENTENCES.min(config.train.eval_translations));
         let evaluation = Translator::bytes(model.config(), sentences, 1);
-        Ok((largest.expect("there is a shape at least"), evaluation))
+        Ok((largest, evaluation))
     }
 
     fn start(

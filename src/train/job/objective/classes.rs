@@ -1,6 +1,6 @@
 //! Classification: one class for each text.
 
-use super::{Evaluation, Objective, Recorded, Targets, Wanted, pool};
+use super::{Evaluation, Objective, Recorded, Targets, Wanted, kept_for_judging, pool};
 use crate::data::labelled::Label;
 use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
@@ -55,10 +55,7 @@ impl Objective for Classes {
             Some(weights) => tape.softmax_cross_entropy_weighted(logits, targets, smoothing, weights)?,
             None => tape.softmax_cross_entropy(logits, targets, smoothing)?,
         };
-        let output = (!is_training).then_some(logits);
-        if let Some(output) = output {
-            tape.keep(output);
-        }
+        let output = kept_for_judging(tape, logits);
         Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output })
     }
 

@@ -1,13 +1,13 @@
 //! Extractive question answering: where in its context an answer starts and where it ends (Rajpurkar et al. 2016). A
 //! context that is longer than an example is read in windows; of all windows of a question the best span is taken.
 
-use super::{Evaluation, Objective, Recorded, Targets, Wanted};
+use super::{Evaluation, Objective, Recorded, Targets, Wanted, kept_for_judging};
 use crate::data::labelled::Label;
 use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
 use crate::score::squad;
-use crate::tape::{Mode, Tape, Value};
+use crate::tape::{Tape, Value};
 use crate::train::trainer::Error;
 use std::collections::BTreeMap;
 
@@ -45,10 +45,7 @@ impl Objective for Spans {
         let (ranges, targets) = (tape.input_ids("spans", &[capacity, 3]), tape.input_ids("targets", &[capacity, 2]));
         let logits = model.record_span_logits(tape, trunk)?;
         let loss = tape.span_cross_entropy(logits, ranges, targets)?;
-        let output = (tape.mode() == Mode::Inference).then_some(logits);
-        if let Some(output) = output {
-            tape.keep(output);
-        }
+        let output = kept_for_judging(tape, logits);
         Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output })
     }
 

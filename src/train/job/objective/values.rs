@@ -1,11 +1,11 @@
 //! Numbers for a text: a regression, or for each of several labels whether it applies.
 
-use super::{Evaluation, Objective, Recorded, Targets, Wanted, pool};
+use super::{Evaluation, Objective, Recorded, Targets, Wanted, kept_for_judging, pool};
 use crate::data::labelled::Label;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
 use crate::score::{classification, regression};
-use crate::tape::{Mode, Tape, Value};
+use crate::tape::{Tape, Value};
 use crate::train::config::Config;
 use crate::train::example_source::ExampleSource;
 use crate::train::trainer::Error;
@@ -39,13 +39,8 @@ impl Values {
         match label {
             Label::Value(value) => vec![*value],
             Label::Classes(classes) => (0..self.columns).map(|class| f32::from(classes.contains(&class))).collect(),
-            _ => vec![self.ignored(); self.columns],
+            _ => vec![f32::NAN; self.columns],
         }
-    }
-
-    /// The target of a place that is not counted.
-    fn ignored(&self) -> f32 {
-        if self.is_regression { f32::NAN } else { -1.0 }
     }
 }
 
@@ -71,10 +66,7 @@ impl Objective for Values {
         } else {
             tape.binary_cross_entropy(output, targets)?
         };
-        let output = (tape.mode() == Mode::Inference).then_some(output);
-        if let Some(output) = output {
-            tape.keep(output);
-        }
+        let output = kept_for_judging(tape, output);
         Ok(Recorded { ranges, targets: Targets::Values(targets), loss, output })
     }
 
@@ -91,7 +83,8 @@ impl Objective for Values {
         for placed in &batch.examples {
             wanted.values.extend(self.targets(&set.label(placed.example)));
         }
-        wanted.values.resize(capacity * self.columns, self.ignored());
+        // A target that is NaN is not counted.
+        wanted.values.resize(capacity * self.columns, f32::NAN);
         Ok(())
     }
 
