@@ -28,7 +28,7 @@ impl<'e> Decoder<'e> {
         let has_result = match i.opcode {
             "st" | "red" | "stmatrix" | "cp" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "bra"
             | "brx" | "ret" | "exit" | "trap" | "brkpt" | "pmevent" | "nanosleep" | "membar" | "fence"
-            | "griddepcontrol" => false,
+            | "griddepcontrol" | "stackrestore" => false,
             "bar" | "barrier" => has("red"),
             "mbarrier" => !has("init") && !has("inval"),
             "wmma" => !has("store"),
@@ -38,7 +38,8 @@ impl<'e> Decoder<'e> {
         // Whether what is read ends in a register, where it may yet turn out not to matter.
         let role = match i.opcode {
             "st" => Role::Stored,
-            "ld" | "ldu" | "atom" | "bar" | "barrier" | "mbarrier" | "elect" | "ldmatrix" | "createpolicy" => {
+            "ld" | "ldu" | "atom" | "bar" | "barrier" | "mbarrier" | "elect" | "ldmatrix" | "createpolicy"
+            | "alloca" => {
                 Role::Needed
             }
             "wmma" if !has("mma") => Role::Needed,

@@ -127,6 +127,8 @@ pub struct FunctionInfo {
     pub presets: Vec<Preset>,
     /// `.local` and `.param` bytes of a frame, per thread.
     pub local_bytes: u64,
+    /// Plane of each thread's stack pointer, where the function moves it: the end of what it has of local memory.
+    pub stack_pointer: Option<u32>,
     /// Static `.shared` bytes of a kernel, and where dynamic shared memory starts.
     pub shared_bytes: u64,
     pub dynamic_shared_align: u64,
@@ -229,6 +231,7 @@ pub enum Op {
     MatrixMove(Box<MatrixMove>),
     Barrier(Box<BarrierOp>),
     Mbarrier(Box<MbarrierOp>),
+    Stack(StackOp),
     ReadClock {
         d: u32,
         special: Special,
@@ -440,6 +443,22 @@ pub struct MbarrierOp {
     /// Count, state or parity, or [`NONE`].
     pub operand: u32,
     pub may_yield: bool,
+}
+
+/// alloca or stackrestore: moves each thread's stack pointer, which the frame keeps in a plane. (stacksave only reads it.)
+#[derive(Debug, Clone, Copy)]
+pub struct StackOp {
+    pub pointer: u32,
+    pub kind: StackKind,
+    /// Addresses and sizes have 64 bits.
+    pub is_wide: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum StackKind {
+    /// The address of `size` (a plane) new bytes goes to `d`.
+    Allocate { d: u32, size: u32, align: u64 },
+    Restore { source: u32 },
 }
 
 /// A call site.

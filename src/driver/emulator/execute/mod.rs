@@ -15,6 +15,7 @@ mod logic;
 mod matrix;
 mod memory;
 mod movement;
+mod stack;
 mod synchronize;
 mod video;
 pub(super) mod warp;
@@ -62,6 +63,7 @@ impl<'e> Decoder<'e> {
             "bar" | "barrier" | "membar" | "fence" | "nanosleep" | "mbarrier" | "griddepcontrol" => {
                 self.synchronize(instruction, m)?;
             }
+            "alloca" | "stacksave" | "stackrestore" => self.stack(instruction, m)?,
             "call" | "ret" | "exit" | "trap" | "brkpt" | "pmevent" => self.control(instruction, m)?,
             "mma" | "wmma" | "movmatrix" => self.matrix(instruction, m)?,
             "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vset" | "vshl" | "vshr" | "vmad" | "vadd2" | "vsub2"

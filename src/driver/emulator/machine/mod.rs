@@ -2,8 +2,7 @@
 //!
 //! `grid` hands blocks to threads; `block` gives the warps of a block their turns and keeps its barriers; `warp` keeps the
 //! groups of lanes that diverged; `run` is the loop over instructions; `access`, `shared_load`, `atomic`, `copy_async`,
-//! `matrix_move` and `mbarrier` reach memory; `call` makes
-//! and ends frames. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
+//! `matrix_move` and `mbarrier` reach memory; `call` makes and ends frames, `stack` grows them. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
 
 pub mod access;
 pub mod atomic;
@@ -17,6 +16,7 @@ pub mod mbarrier;
 pub mod observe;
 pub mod run;
 pub mod shared_load;
+pub mod stack;
 pub mod warp;
 
 use super::ast::Special;
@@ -44,6 +44,8 @@ pub struct Launch<'l> {
     /// Device memory for the grid barrier of a cooperative launch, else 0.
     pub workspace: u64,
     pub budget: u64,
+    /// What the warps that are resident take of host memory for registers and local memory.
+    pub resident: stack::ResidentMemory,
     pub start: std::time::Instant,
 }
 

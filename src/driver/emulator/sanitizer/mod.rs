@@ -15,7 +15,7 @@ use super::error::{Fault, FaultKind};
 use super::heap::Heap;
 use super::machine::Launch;
 use super::machine::access::lanes_of;
-use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, Target};
+use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, StackEvent, Target};
 use fast_map::FastMap;
 use races::Races;
 use registers::Registers;
@@ -263,6 +263,10 @@ impl Observe for Sanitizer {
 
     fn called(&mut self, event: &CallEvent<'_>) {
         self.registers.called(event);
+    }
+
+    fn stack_grew(&mut self, event: &StackEvent<'_>) {
+        self.registers.stack_grew(event);
     }
 
     fn allocated(&mut self, address: u64, bytes: u64) {
