@@ -367,6 +367,13 @@ impl Emulator {
         {
             return refuse(format!("block {:?}; the kernel is compiled for exactly {required:?}", config.block));
         }
+        if let Some(cluster) = info.limits.required_cluster
+            && cluster != [1; 3]
+        {
+            return refuse(format!(
+                "the kernel runs in clusters of {cluster:?} blocks; the emulator has clusters of one"
+            ));
+        }
         let fixed = info.shared_bytes.next_multiple_of(info.dynamic_shared_align.clamp(1, 1024));
         let shared = fixed + u64::from(config.shared_bytes);
         if shared > u64::from(facts.max_shared_bytes_per_block) {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::modifiers::Modifiers;
-use super::program::{Flow, FormalParameter, FunctionInfo, Instr, Meta, NONE, Op, RegisterUse};
+use super::program::{Flow, FormalParameter, FunctionInfo, Instr, Meta, NONE, Op, PresetValue, RegisterUse};
 use super::{Decoder, Environment, control_flow};
-use crate::ast::{Body, Function, Instruction, Operand, Space, Type};
+use crate::ast::{Body, Function, Instruction, Operand, Space, Special, Type};
 use crate::error::{EmulatorError, Result};
 use crate::machine::warp::MAX_LOCAL_BYTES;
 
@@ -158,6 +158,11 @@ impl<'e> Decoder<'e> {
         }
         info.planes = decoder.next_plane;
         info.entry_pc = entry_pc;
+        info.reads_workspace = decoder.presets.iter().any(|preset| {
+            use PresetValue::{Special32, Special64};
+            matches!(preset.value, Special32(special) | Special64(special)
+                if matches!(special, Special::WorkspaceHi | Special::WorkspaceLo))
+        });
         info.presets = decoder.presets;
         info.local_bytes = local_bytes;
         info.stack_pointer = decoder.stack_pointer;

@@ -140,6 +140,8 @@ pub struct FunctionInfo {
     pub register_words: u32,
     /// Adds floating-point numbers atomically in global memory: in what order shows in the result.
     pub sums_floats: bool,
+    /// Looks for the workspace of a cooperative launch, to synchronise the grid.
+    pub reads_workspace: bool,
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
@@ -230,6 +232,10 @@ pub enum Op {
     CopyAsync(Box<CopyAsync>),
     MatrixMove(Box<MatrixMove>),
     Barrier(Box<BarrierOp>),
+    /// barrier.cluster, in a cluster of one block.
+    ClusterBarrier {
+        waits: bool,
+    },
     Mbarrier(Box<MbarrierOp>),
     Stack(StackOp),
     ReadClock {
@@ -271,6 +277,7 @@ impl Op {
                 | Self::Return
                 | Self::Exit
                 | Self::Barrier(_)
+                | Self::ClusterBarrier { .. }
                 | Self::Trap
                 | Self::Breakpoint
         )
@@ -424,9 +431,15 @@ pub enum MbarrierKind {
     Arrive {
         drops: bool,
         completes: bool,
+        /// The operand is not a count of arrivals but of bytes to expect.
+        expects: bool,
     },
     TestWait {
         is_parity: bool,
+    },
+    /// Bytes that the phase waits for, or that have come.
+    Transaction {
+        completes: bool,
     },
     /// cp.async.mbarrier.arrive: copies are done when issued, so it arrives at once.
     ArriveAfterCopies {
@@ -457,8 +470,14 @@ pub struct StackOp {
 #[derive(Debug, Clone, Copy)]
 pub enum StackKind {
     /// The address of `size` (a plane) new bytes goes to `d`.
-    Allocate { d: u32, size: u32, align: u64 },
-    Restore { source: u32 },
+    Allocate {
+        d: u32,
+        size: u32,
+        align: u64,
+    },
+    Restore {
+        source: u32,
+    },
 }
 
 /// A call site.

@@ -142,6 +142,9 @@ pub trait Observe: Send {
     /// Lanes of a warp run an instruction that brings them together.
     #[inline(always)]
     fn converged(&mut self, _launch: &Launch<'_>, _event: &ConvergeEvent) {}
+    /// Threads of a warp arrived at the cluster's barrier, or passed it.
+    #[inline(always)]
+    fn cluster_barrier(&mut self, _block: [u32; 3], _warp: u32, _has_passed: bool) {}
     #[inline(always)]
     fn block_ended(&mut self, _block: [u32; 3]) {}
 }

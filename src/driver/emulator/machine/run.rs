@@ -18,6 +18,8 @@ pub enum Stop {
     Reschedule,
     /// It has come to a barrier; its place is behind it.
     Barrier { op: BarrierOp, pc: u32 },
+    /// It has come to the cluster's barrier; its place is behind it.
+    ClusterBarrier { waits: bool },
     /// It polls: others should run.
     Yield,
     /// Its lanes have exited; the group is gone.
@@ -376,6 +378,14 @@ impl<'l, O: Observe> Worker<'l, O> {
                     issue(&mut self.observer, pc, mask, planes);
                     pc += 1;
                     break Ok(Stop::Barrier { op: **op, pc: pc - 1 });
+                }
+                Op::ClusterBarrier { waits } => {
+                    issue(&mut self.observer, pc, mask, planes);
+                    pc += 1;
+                    break Ok(Stop::ClusterBarrier { waits: *waits });
+                }
+                Op::Trap if !launch.is_cooperative && function.reads_workspace => {
+                    break Err(Stopped::new(FaultKind::NotCooperative, mask.trailing_zeros()));
                 }
                 Op::Trap => break Err(Stopped::new(FaultKind::Trap, mask.trailing_zeros())),
                 Op::Breakpoint => break Err(Stopped::new(FaultKind::Breakpoint, mask.trailing_zeros())),

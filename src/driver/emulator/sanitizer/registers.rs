@@ -419,9 +419,8 @@ impl Registers {
         for lane in lanes_of(event.lanes) {
             let (address, thread) = (event.addresses[lane], event.warp * 32 + lane as u32);
             let end = self.local_ends[lane];
-            let is_between = |states: &mut WarpStates| {
-                states.local(lane, address, event.bytes.into()).contains(&OUTSIDE)
-            };
+            let is_between =
+                |states: &mut WarpStates| states.local(lane, address, event.bytes.into()).contains(&OUTSIDE);
             if address + u64::from(event.bytes) > end || is_between(states) {
                 let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
                 let detail = if address + u64::from(event.bytes) > end {
