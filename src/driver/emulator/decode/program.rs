@@ -140,7 +140,7 @@ pub struct FunctionInfo {
     pub register_words: u32,
     /// Adds floating-point numbers atomically in global memory: in what order shows in the result.
     pub sums_floats: bool,
-    /// Looks for the workspace of a cooperative launch, to synchronise the grid.
+    /// It or a function that it calls looks for the workspace of a cooperative launch, to synchronise the grid.
     pub reads_workspace: bool,
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,

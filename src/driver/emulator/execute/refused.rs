@@ -18,6 +18,9 @@ pub fn beyond(opcode: &str, modifiers: &[&str]) -> Option<&'static str> {
         "cp" if has("reduce") => "bulk reductions by the copy engine, sm_90",
         "mma" if has("sp") || has("sp::ordered_metadata") => "matrix products with a sparse factor",
         "mma" if modifiers.iter().any(is_narrow) => "matrix products of floats of 8 bits and less, sm_89 and later",
+        "cvt" if ["e2m1x2", "e2m3x2", "e3m2x2", "ue8m0x2", "e2m1x4", "e2m3x4", "e3m2x4"].into_iter().any(has) => {
+            "conversions of floats of 6 and 4 bits, sm_100a"
+        }
         "ldmatrix" | "stmatrix" if ["m16n16", "m8n16", "m16n8"].into_iter().any(has) => {
             "matrices of 8-, 6- and 4-bit elements, sm_100a"
         }

@@ -20,7 +20,7 @@ pub mod stack;
 pub mod warp;
 
 use super::ast::Special;
-use super::decode::program::Program;
+use super::decode::program::{FunctionInfo, Program};
 use super::error::FaultKind;
 use super::lanes::Level;
 use super::memory::DeviceMemory;
@@ -50,13 +50,17 @@ pub struct Launch<'l> {
 }
 
 impl Launch<'_> {
+    pub fn kernel_info(&self) -> &FunctionInfo {
+        &self.program.functions[self.kernel as usize]
+    }
+
     pub fn threads_per_block(&self) -> u32 {
         self.block.iter().product()
     }
 
     /// Where dynamic shared memory starts: behind the static part, aligned.
     pub fn dynamic_shared_start(&self) -> u64 {
-        let kernel = &self.program.functions[self.kernel as usize];
+        let kernel = self.kernel_info();
         kernel.shared_bytes.next_multiple_of(kernel.dynamic_shared_align.clamp(16, 1024))
     }
 

@@ -384,7 +384,7 @@ impl<'l, O: Observe> Worker<'l, O> {
                     pc += 1;
                     break Ok(Stop::ClusterBarrier { waits: *waits });
                 }
-                Op::Trap if !launch.is_cooperative && function.reads_workspace => {
+                Op::Trap if !launch.is_cooperative && launch.kernel_info().reads_workspace => {
                     break Err(Stopped::new(FaultKind::NotCooperative, mask.trailing_zeros()));
                 }
                 Op::Trap => break Err(Stopped::new(FaultKind::Trap, mask.trailing_zeros())),

@@ -426,7 +426,7 @@ impl Registers {
                 let detail = if address + u64::from(event.bytes) > end {
                     format!("the thread has {end} bytes of local memory here")
                 } else {
-                    "between what alloca gave the thread".into()
+                    "outside the blocks that alloca gave the thread".into()
                 };
                 report.add(launch, FindingKind::OutOfBounds, place, 0, detail);
                 continue;
