@@ -2,6 +2,7 @@
 
 mod atomics;
 mod body;
+mod clusters;
 mod conversions;
 mod faults;
 mod floats;

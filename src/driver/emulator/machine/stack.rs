@@ -107,3 +107,18 @@ impl<O: Observe> Worker<'_, O> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_ends_with_a_line_that_says_so() {
+        let memory = ResidentMemory::default();
+        memory.take(MAX_RESIDENT_BYTES).unwrap();
+        let message = memory.take(1).unwrap_err().kind.to_string();
+        assert!(message.contains("need more than the 4096 MiB"), "{message}");
+        memory.give_back(16);
+        memory.take(16).unwrap();
+    }
+}
