@@ -214,7 +214,10 @@ mod tests {
         for step in 1..=40 {
             let loss = 4.0 / (1.0 + step as f64 / 10.0);
             let (lr, grad_norm, tokens_per_second) = (1e-3, 0.5, 9000.0 + step as f64);
-            records.push(StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.71 }.into());
+            records.push(
+                StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.71, beside: Default::default() }
+                    .into(),
+            );
         }
         records.push(EvaluationRecord::new(20, 1.5).into());
         records.push(EvaluationRecord::new(40, 1.75).into());
