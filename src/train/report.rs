@@ -7,6 +7,7 @@ use super::memory::{MemoryTable, human_bytes};
 use super::metrics::{Note, NoteKind, Record};
 use super::plot::{self, PlotError};
 use super::write_atomically;
+use crate::util::html::escape;
 use std::io::Write;
 use std::path::Path;
 
@@ -184,24 +185,6 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
-}
-
-/// Text as HTML, in content and in attributes. Control characters that HTML does not allow become a replacement mark.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            '\n' | '\t' => escaped.push(character),
-            other if other.is_control() => escaped.push('\u{FFFD}'),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
