@@ -1,4 +1,4 @@
-//! Tasks with examples: texts with labels, or texts of which something is hidden. Examples come in batches of a few
+//! Tasks with examples: texts or images with labels, or texts of which something is hidden. Examples come in batches of a few
 //! shapes, packed or padded; programs of all shapes take turns over one arena.
 
 use super::drawing::{self, Drawing};
@@ -27,7 +27,8 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         Task::Regression => vec![config.data.label.clone()],
         _ => drawing.source.train.classes().to_vec(),
     };
-    let facts = DataFacts { vocabulary: drawing.vocabulary, classes, ..DataFacts::default() };
+    let image = drawing.source.pictures.as_ref().map(|pictures| pictures.input);
+    let facts = DataFacts { vocabulary: drawing.vocabulary, classes, image, ..DataFacts::default() };
     Ok(Box::new(Examples { drawing, facts, objective }))
 }
 
@@ -37,6 +38,7 @@ struct Shape {
     positions: Value,
     types: Value,
     documents: Value,
+    patches: Option<Value>,
     capacity: usize,
     recorded: Recorded,
 }
@@ -55,8 +57,15 @@ impl Examples {
             let mut input = |name: &str, shape: &[usize]| tape.input_ids(name, shape);
             let (ids, positions) = (input("ids", &[rows, time]), input("position ids", &[rows, time]));
             let (types, documents) = (input("token types", &[rows, time]), input("documents", &[rows, time, 2]));
-            let inputs =
-                Inputs { ids, position_ids: Some(positions), type_ids: Some(types), documents: Some(documents) };
+            let image = model.config().image;
+            let patches = image.map(|image| tape.input("patches", &[rows, time, image.numbers()]));
+            let inputs = Inputs {
+                ids,
+                position_ids: Some(positions),
+                type_ids: Some(types),
+                documents: Some(documents),
+                patches,
+            };
             let trunk = model.record_trunk(&mut tape, &inputs, config.train.recompute && mode == Mode::Training)?;
             let examples = match &self.drawing.arrangement {
                 Arrangement::Padded { .. } => rows,
@@ -64,7 +73,7 @@ impl Examples {
             };
             let capacity = self.objective.capacity(rows, time, examples);
             let recorded = self.objective.record(&mut tape, model, trunk, documents, capacity)?;
-            Ok((tape, Shape { ids, positions, types, documents, capacity, recorded }))
+            Ok((tape, Shape { ids, positions, types, documents, patches, capacity, recorded }))
         };
         self.drawing.programs().into_iter().map(record).collect()
     }
@@ -111,6 +120,7 @@ impl Data for Examples {
             drawing,
             objective,
             batch: Batch::default(),
+            patches: Vec::new(),
             wanted: Wanted::default(),
         }))
     }
@@ -121,8 +131,9 @@ struct WithExamples {
     objective: Box<dyn Objective>,
     programs: Programs,
     shapes: Vec<Shape>,
-    /// The last batch, and what is to be learned from it.
+    /// The last batch, the patches of its images, and what is to be learned from it.
     batch: Batch,
+    patches: Vec<f32>,
     wanted: Wanted,
 }
 
@@ -135,6 +146,9 @@ impl WithExamples {
         program.write_ids(shape.positions, &batch.positions)?;
         program.write_ids(shape.types, &batch.token_types)?;
         program.write_ids(shape.documents, &batch.documents)?;
+        if let Some(patches) = shape.patches {
+            program.write(patches, &self.patches)?;
+        }
         self.wanted.write(program, &shape.recorded)
     }
 
@@ -150,6 +164,9 @@ impl WithExamples {
     fn prepare(&mut self, mode: Mode, step: u64) -> Result<(), Error> {
         let index = self.drawing.program_of(mode, &self.batch);
         let capacity = self.shapes[index].capacity;
+        if let Some(pictures) = &self.drawing.source.pictures {
+            pictures.write(mode, self.drawing.epoch(), &self.batch, &mut self.patches)?;
+        }
         let set = match (mode, &self.drawing.source.val) {
             (Mode::Inference, Some(val)) => val,
             _ => &self.drawing.source.train,
@@ -208,11 +225,11 @@ impl Job for WithExamples {
     }
 
     fn fingerprint(&self) -> String {
-        self.drawing.source.train.fingerprint()
+        self.drawing.source.fingerprint()
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
-        Some(&self.drawing.source.tokenizer)
+        self.drawing.source.tokenizer.as_ref()
     }
 }
 
