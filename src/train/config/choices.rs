@@ -108,14 +108,16 @@ impl Setting for Pooling {
 
 choice! {
     /// What a run learns.
-    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"multi-label\", \"regression\", \"question-answering\" or \
-           \"translation\"" {
+    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"image-classification\", \"multi-label\", \"regression\", \
+           \"question-answering\" or \"translation\"" {
         /// The next token.
         CausalLm,
         /// Tokens that are hidden.
         MaskedLm,
         /// The class of a text, or of a pair of texts.
         Classification,
+        /// The class of an image.
+        ImageClassification,
         /// Any number of classes of a text.
         MultiLabel,
         /// A number for a text.
@@ -134,6 +136,7 @@ impl Task {
             Self::CausalLm => "causal-lm",
             Self::MaskedLm => "masked-lm",
             Self::Classification => "classification",
+            Self::ImageClassification => "image-classification",
             Self::MultiLabel => "multi-label",
             Self::Regression => "regression",
             Self::QuestionAnswering => "question-answering",

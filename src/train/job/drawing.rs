@@ -25,17 +25,16 @@ impl Drawing {
     /// Data that cannot be used.
     pub(super) fn open(config: &Config, halves: Halves) -> Result<Self, Error> {
         let source = example_source::open(config)?;
-        let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
-        let arrangement = arrangement(config, max_tokens);
+        let arrangement = arrangement(config, &source);
         let visit = Visit::Shuffled { seed: config.train.seed };
         let batcher = Batcher::new(&source.train, arrangement.clone(), visit, halves)?;
-        let vocabulary = config.model.vocabulary.unwrap_or_else(|| source.tokenizer.vocabulary());
+        let vocabulary = source.vocabulary(config);
         source.train.check_vocabulary(vocabulary)?;
         if let Some(val) = &source.val {
             val.check_vocabulary(vocabulary)?;
         }
         let sides = if halves == Halves::Apart { 2 } else { 1 };
-        let update_tokens = sides * config.train.batch * max_tokens * config.train.accumulate;
+        let update_tokens = sides * config.train.batch * arrangement.longest() * config.train.accumulate;
         Ok(Self { source, arrangement, halves, batcher, update_tokens, vocabulary })
     }
 
@@ -94,6 +93,11 @@ impl Drawing {
         Ok(Some((val, batcher)))
     }
 
+    /// The epoch that the last batch to learn from is of.
+    pub(super) fn epoch(&self) -> u64 {
+        self.batcher.epoch()
+    }
+
     pub(super) fn state(&self) -> BatcherState {
         self.batcher.state()
     }
@@ -115,9 +119,13 @@ pub(super) fn largest<'t, 'p: 't>(tapes: impl Iterator<Item = &'t Tape<'p>>) -> 
 /// The shortest rows: a token between those that frame it.
 const SHORTEST: usize = 3;
 
-/// Batches of as many tokens as `train.batch` of the longest examples have.
-fn arrangement(config: &Config, max_tokens: usize) -> Arrangement {
-    let (rows, time) = (config.train.batch, max_tokens);
+/// Batches of as many tokens as `train.batch` of the longest examples have; of images, which are all alike, a row for each.
+fn arrangement(config: &Config, source: &ExampleSource) -> Arrangement {
+    let rows = config.train.batch;
+    if source.pictures.is_some() {
+        return Arrangement::Padded { buckets: vec![source.train.longest()], size: BatchSize::Rows(rows) };
+    }
+    let time = config.data.max_tokens.unwrap_or(config.model.block);
     match config.data.layout {
         Layout::Packed => Arrangement::Packed { rows, time, max_documents: rows.max(rows * time / 16) },
         Layout::Padded => {

@@ -1,5 +1,5 @@
-//! Tasks with examples: texts with labels, or texts of which something is hidden. Examples come in batches of a few
-//! shapes, packed or padded; programs of all shapes take turns over one arena.
+//! Tasks with examples: texts or images with labels, or texts of which something is hidden. Examples come in batches of a
+//! few shapes, packed or padded; programs of all shapes take turns over one arena.
 //!
 //! Several tasks may be learned together (`train.mix`): each update then takes a batch of each, and their losses are added
 //! with weights (Caruana 1997, "Multitask Learning"). Only the first is evaluated.
@@ -41,9 +41,12 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         let objective = objective::new(&config, &drawing.source)?;
         match config.train.task {
             Task::Regression => facts.classes = vec![config.data.label.clone()],
-            Task::Classification | Task::MultiLabel => facts.classes = drawing.source.train.classes().to_vec(),
+            Task::Classification | Task::ImageClassification | Task::MultiLabel => {
+                facts.classes = drawing.source.train.classes().to_vec()
+            }
             _ => {}
         }
+        facts.image = facts.image.or(drawing.source.pictures.as_ref().map(|pictures| pictures.input));
         facts.vocabulary = facts.vocabulary.max(drawing.vocabulary);
         parts.push(Part { name: config.train.task.name(), drawing, objective, weight });
     }
@@ -59,6 +62,7 @@ struct Shape {
     positions: Value,
     types: Value,
     documents: Value,
+    patches: Option<Value>,
     capacity: usize,
     recorded: Recorded,
 }
@@ -77,8 +81,15 @@ impl Part {
             let mut input = |name: &str, shape: &[usize]| tape.input_ids(name, shape);
             let (ids, positions) = (input("ids", &[rows, time]), input("position ids", &[rows, time]));
             let (types, documents) = (input("token types", &[rows, time]), input("documents", &[rows, time, 2]));
-            let inputs =
-                Inputs { ids, position_ids: Some(positions), type_ids: Some(types), documents: Some(documents) };
+            let image = model.config().image;
+            let patches = image.map(|image| tape.input("patches", &[rows, time, image.numbers()]));
+            let inputs = Inputs {
+                ids,
+                position_ids: Some(positions),
+                type_ids: Some(types),
+                documents: Some(documents),
+                patches,
+            };
             let trunk = model.record_trunk(&mut tape, &inputs, config.train.recompute && mode == Mode::Training)?;
             let examples = match &self.drawing.arrangement {
                 Arrangement::Padded { .. } => rows,
@@ -86,7 +97,7 @@ impl Part {
             };
             let capacity = self.objective.capacity(rows, time, examples);
             let recorded = self.objective.record(&mut tape, model, trunk, documents, capacity)?;
-            Ok((tape, Shape { ids, positions, types, documents, capacity, recorded }))
+            Ok((tape, Shape { ids, positions, types, documents, patches, capacity, recorded }))
         };
         self.drawing.programs().into_iter().map(record).collect()
     }
@@ -153,6 +164,7 @@ impl Data for Examples {
                 shapes,
                 drawn: Drawn::default(),
                 batch: Batch::default(),
+                patches: Vec::new(),
                 wanted: Wanted::default(),
             });
         }
@@ -163,7 +175,7 @@ impl Data for Examples {
 /// Batches of an update that were drawn in advance, and what their rows weigh together.
 #[derive(Default)]
 struct Drawn {
-    batches: VecDeque<(Batch, Wanted)>,
+    batches: VecDeque<(Batch, Vec<f32>, Wanted)>,
     weight: f64,
 }
 
@@ -174,8 +186,9 @@ struct Learner {
     first_program: usize,
     shapes: Vec<Shape>,
     drawn: Drawn,
-    /// The last batch, and what is to be learned from it.
+    /// The last batch, the patches of its images, and what is to be learned from it.
     batch: Batch,
+    patches: Vec<f32>,
     wanted: Wanted,
 }
 
@@ -189,6 +202,9 @@ impl Learner {
         program.write_ids(shape.positions, &batch.positions)?;
         program.write_ids(shape.types, &batch.token_types)?;
         program.write_ids(shape.documents, &batch.documents)?;
+        if let Some(patches) = shape.patches {
+            program.write(patches, &self.patches)?;
+        }
         self.wanted.write(program, &shape.recorded)?;
         Ok((program, &shape.recorded))
     }
@@ -202,6 +218,9 @@ impl Learner {
     fn prepare(&mut self, mode: Mode, number: u64) -> Result<(), Error> {
         let Part { drawing, objective, .. } = &mut self.part;
         let capacity = self.shapes[drawing.program_of(mode, &self.batch)].capacity;
+        if let Some(pictures) = &drawing.source.pictures {
+            pictures.write(mode, drawing.epoch(), &self.batch, &mut self.patches)?;
+        }
         let set = match (mode, &drawing.source.val) {
             (Mode::Inference, Some(val)) => val,
             _ => &drawing.source.train,
@@ -216,7 +235,7 @@ impl Learner {
             let index = self.part.drawing.program_of(Mode::Training, &self.batch);
             let program = programs.select(self.first_program + index)?;
             self.drawn.weight += self.wanted.weigh(program, &self.shapes[index].recorded);
-            self.drawn.batches.push_back((take(&mut self.batch), take(&mut self.wanted)));
+            self.drawn.batches.push_back((take(&mut self.batch), take(&mut self.patches), take(&mut self.wanted)));
         }
         Ok(())
     }
@@ -229,7 +248,7 @@ impl Learner {
         mut options: RunOptions,
     ) -> Result<Learned, Error> {
         match self.drawn.batches.pop_front() {
-            Some(drawn) => (self.batch, self.wanted) = drawn,
+            Some(drawn) => (self.batch, self.patches, self.wanted) = drawn,
             None => {
                 self.drawn.weight = 0.0;
                 self.next(options.step)?;
@@ -360,12 +379,12 @@ impl Job for WithExamples {
     }
 
     fn fingerprint(&self) -> String {
-        let all = self.learners.iter().map(|learner| learner.part.drawing.source.train.fingerprint());
+        let all = self.learners.iter().map(|learner| learner.part.drawing.source.fingerprint());
         all.collect::<Vec<_>>().join("+")
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
-        Some(&self.learners[0].part.drawing.source.tokenizer)
+        self.learners[0].part.drawing.source.tokenizer.as_ref()
     }
 }
 

@@ -106,7 +106,7 @@ pub(super) trait Objective {
 pub(super) fn new(config: &Config, source: &ExampleSource) -> Result<Box<dyn Objective>, Error> {
     Ok(match config.train.task {
         Task::MaskedLm => Box::new(masked_lm::MaskedLm::new(config, source)?),
-        Task::Classification => Box::new(classes::Classes::new(config, source)),
+        Task::Classification | Task::ImageClassification => Box::new(classes::Classes::new(config, source)),
         Task::MultiLabel => Box::new(values::Values::labels(config, source)),
         Task::Regression => Box::new(values::Values::numbers(config)),
         Task::QuestionAnswering => Box::new(spans::Spans::default()),

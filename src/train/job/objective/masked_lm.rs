@@ -29,7 +29,7 @@ impl MaskedLm {
         };
         let masking = Masking { probability: train.mask_share as f32, unit, seed: train.seed, ..Masking::default() };
         Ok(Self {
-            masker: Masker::new(&source.tokenizer, masking)?,
+            masker: Masker::new(source.tokenizer()?, masking)?,
             masked: Masked::default(),
             chunk_rows: train.chunk_rows.max(1),
             label_smoothing: train.label_smoothing as f32,
