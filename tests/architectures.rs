@@ -128,7 +128,12 @@ fn train(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
     let documents = tape.input_ids("documents", &[BATCH, TIME, 2]);
     let positions = tape.input_ids("positions", &size);
     let types = (config.token_types > 0).then(|| tape.input_ids("types", &size));
-    let inputs = Inputs { ids: id_values, position_ids: Some(positions), type_ids: types, documents: Some(documents) };
+    let inputs = Inputs {
+        position_ids: Some(positions),
+        type_ids: types,
+        documents: Some(documents),
+        ..Inputs::rows(id_values)
+    };
     let trunk = model.record_trunk(&mut tape, &inputs, false).unwrap();
     let loss = model.record_token_loss(&mut tape, trunk, targets, 0.0, None).unwrap();
     let mut program = tape.finish().unwrap();

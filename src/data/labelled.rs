@@ -24,7 +24,7 @@ pub use folder::{DESCRIPTION_FILE, Description, EXAMPLES_FILE};
 pub use reading::write;
 pub use span::Question;
 pub use summary::{Bucket, Sample, Summary, summary};
-pub use task::{Empty, Kind, Long, Options, Task};
+pub use task::{Empty, Keep, Kind, Long, Options, Task};
 
 use super::error::{Error, Result};
 use super::shard::TokenSlice;
@@ -82,6 +82,14 @@ impl LabelledSet {
         progress: super::Progress<'_>,
     ) -> Result<Self> {
         reading::into_memory(paths, tokenizer, options, progress)
+    }
+
+    /// Examples that all have these tokens, and one of `classes` each.
+    ///
+    /// # Errors
+    /// There are none, or a label is none of the classes.
+    pub fn of_classes(tokens: &[u32], labels: &[u32], classes: &[String]) -> Result<Self> {
+        reading::of_classes(tokens, labels, classes)
     }
 
     /// Maps a folder that [`write()`] made. Every length, offset and label is checked, and that its files belong together;

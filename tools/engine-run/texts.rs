@@ -4,7 +4,7 @@ use crate::model::{Loaded, ModelArguments, check_vocabulary};
 use crate::output::Progress;
 use anyhow::{Context, bail};
 use clap::Args;
-use engine::data::labelled::longest_first;
+use engine::data::labelled::{Keep, longest_first};
 use engine::data::table::{Quotes, Row, Table};
 use engine::data::{SpecialTokens, Tokenizer};
 use engine::model::encode::{Arrangement, Encoder, Error, Example, Output};
@@ -18,7 +18,7 @@ const TOGETHER: usize = 512;
 
 #[derive(Args)]
 pub struct TextArguments {
-    /// Texts.
+    /// Texts; PNG files, for a model of images.
     #[arg(value_name = "TEXT", conflicts_with = "input")]
     texts: Vec<String>,
     /// A text that may begin with a hyphen. May be repeated.
@@ -27,7 +27,8 @@ pub struct TextArguments {
     /// The second text of each text, for models of pairs. May be repeated.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "input")]
     pair: Vec<String>,
-    /// File of texts: .txt with one a line, or .tsv, .csv or .jsonl with a column of texts; also with .gz.
+    /// File of texts: .txt with one a line, or .tsv, .csv or .jsonl with a column of texts; also with .gz. For a model of
+    /// images an idx file of these, also with .gz, or a folder of folders of PNG files.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// The column of texts.
@@ -43,6 +44,10 @@ pub struct BatchArguments {
     /// Tokens of a text at most, special ones included: longer ones are cut. The model's own limit if not given.
     #[arg(long, value_name = "N", value_parser = crate::at_least_one)]
     pub max_tokens: Option<usize>,
+    /// Which part is kept of a text that is cut: its `start`, its `end`, or `both` (a quarter and three quarters). Use what
+    /// the model was trained with.
+    #[arg(long, default_value = "start", value_name = "PART")]
+    pub keep: Keep,
     /// Tokens that are worked on together.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = crate::at_least_one)]
     pub batch: usize,
@@ -87,15 +92,26 @@ impl TextArguments {
             }
             return Ok(texts);
         }
-        let mut firsts: Vec<String> = self.texts.iter().chain(&self.text).cloned().collect();
-        if firsts.is_empty() {
-            firsts = standard_input()?;
-        }
+        let firsts = self.given()?;
         if !self.pair.is_empty() && self.pair.len() != firsts.len() {
             bail!("{} texts, but {} second texts; give --pair once for each text", firsts.len(), self.pair.len());
         }
         let mut seconds = self.pair.iter().cloned();
         Ok(firsts.into_iter().map(|first| Text { first, second: seconds.next() }).collect())
+    }
+
+    /// What is read as texts, as the names of files: for a model of images.
+    pub fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        match &self.input {
+            Some(path) => Ok(vec![path.clone()]),
+            None => Ok(self.given()?.into_iter().map(PathBuf::from).collect()),
+        }
+    }
+
+    /// The texts of the command line, or else those of standard input.
+    fn given(&self) -> anyhow::Result<Vec<String>> {
+        let texts: Vec<String> = self.texts.iter().chain(&self.text).cloned().collect();
+        if texts.is_empty() { standard_input() } else { Ok(texts) }
     }
 }
 
@@ -126,19 +142,20 @@ pub struct Framer<'a> {
     special: Option<SpecialTokens>,
     /// Tokens of a text at most.
     pub most: usize,
+    keep: Keep,
 }
 
 impl<'a> Framer<'a> {
     /// # Errors
     /// The tokenizer has tokens that the model has not; no room for a token.
-    pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, most: Option<usize>) -> anyhow::Result<Self> {
+    pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, batch: &BatchArguments) -> anyhow::Result<Self> {
         let config = loaded.model.config();
         check_vocabulary(tokenizer, config)?;
-        let most = most.unwrap_or(config.block).min(config.block);
+        let most = batch.max_tokens.unwrap_or(config.block).min(config.block);
         if most < 5 {
             bail!("--max-tokens {most} leaves no room beside the special tokens; use 5 or more");
         }
-        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most })
+        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most, keep: batch.keep })
     }
 
     /// The token that is to be filled in.
@@ -159,7 +176,7 @@ impl<'a> Framer<'a> {
         if let Some(second) = second {
             ids.extend(second.iter().copied().chain(end));
         }
-        Example { ids, second: split, positions: Vec::new() }
+        Example { ids, second: split, ..Example::default() }
     }
 
     /// The tokens of a text, cut to fit.
@@ -173,7 +190,7 @@ impl<'a> Framer<'a> {
         };
         let first = tokens(&text.first)?;
         let Some(second) = &text.second else {
-            return Ok(self.frame(&first[..first.len().min(self.room(1))], None));
+            return Ok(self.frame(&self.keep.cut(first, self.room(1)), None));
         };
         let second = tokens(second)?;
         let (a, b) = longest_first(first.len(), second.len(), self.room(2));
@@ -223,6 +240,7 @@ fn counted_from_one(mut error: Error, before: usize) -> Error {
         | Error::TooLong { text, .. }
         | Error::OutOfVocabulary { text, .. }
         | Error::Positions { text, .. }
+        | Error::Patches { text, .. }
         | Error::NotFinite { text } => *text += before + 1,
         Error::NoHead { .. } | Error::Tape(_) => {}
     }

@@ -35,7 +35,7 @@ struct Pairs {
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
     let drawing = Drawing::open(config, Halves::Apart)?;
-    let special = SpecialTokens::of(&drawing.source.tokenizer)?;
+    let special = SpecialTokens::of(drawing.source.tokenizer()?)?;
     let facts = DataFacts {
         vocabulary: drawing.vocabulary,
         start: Some(special.start),
@@ -231,7 +231,8 @@ impl Translation {
         let mut translator = Translator::new(Arc::clone(&self.device), model, sentences, Method::Greedy)?;
         let max_tokens = self.settings.data.max_tokens.unwrap_or(self.settings.model.block);
         let translations = translator.translate(parameters, &sources, max_tokens)?;
-        let text = |tokens: &[u32]| self.drawing.source.tokenizer.decode(tokens).trim().to_owned();
+        let tokenizer = self.drawing.source.tokenizer()?;
+        let text = |tokens: &[u32]| tokenizer.decode(tokens).trim().to_owned();
         let both = translations.iter().zip(examples);
         both.map(|(found, &example)| Ok((text(&found.tokens), set.sides(set.row(example))?))).collect()
     }
@@ -242,7 +243,7 @@ impl Job for Translation {
         self.drawing.next(&mut self.batch)?;
         let tokens = self.written.fill(&self.batch);
         let (loss_sum, weight) = self.run(Mode::Training, parameters, options)?;
-        Ok(Learned { loss_sum, weight, tokens })
+        Ok(Learned { loss_sum, weight, tokens, beside: Vec::new() })
     }
 
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String {
@@ -288,19 +289,19 @@ impl Job for Translation {
     }
 
     fn state(&self) -> DrawState {
-        self.drawing.state()
+        DrawState::Examples(self.drawing.state())
     }
 
     fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        self.drawing.restore(state)
+        self.drawing.restore(state.only()?)
     }
 
     fn fingerprint(&self) -> String {
-        self.drawing.source.train.fingerprint()
+        self.drawing.source.fingerprint()
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
-        Some(&self.drawing.source.tokenizer)
+        self.drawing.source.tokenizer.as_ref()
     }
 }
 
