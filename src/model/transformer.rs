@@ -210,9 +210,10 @@ impl Transformer {
     }
 
     /// Floating-point operations of training on one token of a sequence of `time`: `6·N + 6·L·C·T`, where N counts
-    /// all parameters but the tables of tokens, positions and kinds (tied, that of tokens counts as the head); forward is 2, backward 4 of the 6. Attention is counted as
-    /// causal in a decoder, and twice that where it sees both directions. A token of an encoder-decoder passes one of
-    /// two stacks, so half the parameters count, and the mean of an encoder's attention and a decoder's two.
+    /// all parameters but the tables of tokens, positions and kinds (tied, that of tokens counts as the head); forward
+    /// is 2, backward 4 of the 6. Attention is counted as causal in a decoder, and twice that where it sees both
+    /// directions. A token of an encoder-decoder passes one of two stacks, so half the parameters count, and the mean
+    /// of an encoder's attention and a decoder's two.
     pub fn flops_per_token(&self, time: usize) -> f64 {
         let config = &self.config;
         let is_table = |spec: &&ParameterSpec| {
