@@ -67,7 +67,6 @@ impl Config {
             bos: facts.start,
             eos: facts.end,
             other: self.problem_type(),
-            ..ModelConfig::gpt2()
         }
     }
 
