@@ -185,7 +185,7 @@ impl Code {
             FaultKind::Assertion(_) => ASSERT,
             FaultKind::Budget(_) | FaultKind::Deadlock(_) => LAUNCH_TIMEOUT,
             FaultKind::Illegal(_) => ILLEGAL_INSTRUCTION,
-            FaultKind::Trap | FaultKind::Breakpoint => LAUNCH_FAILED,
+            FaultKind::Trap | FaultKind::NotCooperative | FaultKind::Breakpoint => LAUNCH_FAILED,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the fuzz targets share: an emulator with little memory, and launches of everything in a module.
 
-use engine::driver::emulator::{DeviceFacts, Emulator, LaunchConfig, Module};
+use ptx_emulator::{DeviceFacts, Emulator, LaunchConfig, Module};
 
 /// Warp instructions that a launch may issue.
 const BUDGET: u64 = 20_000;

@@ -9,6 +9,7 @@ const OPCODES: &[&str] = &[
     "activemask",
     "add",
     "addc",
+    "alloca",
     "and",
     "applypriority",
     "atom",
@@ -41,6 +42,7 @@ const OPCODES: &[&str] = &[
     "fence",
     "fma",
     "fns",
+    "getctarank",
     "isspacep",
     "istypep",
     "ld",
@@ -80,6 +82,7 @@ const OPCODES: &[&str] = &[
     "selp",
     "set",
     "setp",
+    "setmaxnreg",
     "shf",
     "shfl",
     "shl",
@@ -88,6 +91,8 @@ const OPCODES: &[&str] = &[
     "slct",
     "sqrt",
     "st",
+    "stacksave",
+    "stackrestore",
     "stmatrix",
     "sub",
     "subc",
@@ -343,6 +348,7 @@ const MODIFIERS: &[&str] = &[
     "multicast",
     "unicast",
     "e2m1x2",
+    "wait",
 ];
 
 const OPERANDS: &[&str] = &[

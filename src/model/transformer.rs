@@ -213,22 +213,24 @@ impl Transformer {
     /// all parameters but the tables of tokens, positions and kinds (tied, that of tokens counts as the head); forward
     /// is 2, backward 4 of the 6. Attention is counted as causal in a decoder, and twice that where it sees both
     /// directions. A token of an encoder-decoder passes one of two stacks, so half the parameters count, and the mean
-    /// of an encoder's attention and a decoder's two.
-    pub fn flops_per_token(&self, time: usize) -> f64 {
+    /// of an encoder's attention and a decoder's two. The product with the vocabulary counts for the share `predicted`
+    /// of the tokens.
+    pub fn flops_per_token(&self, time: usize, predicted: f64) -> f64 {
         let config = &self.config;
-        let is_table = |spec: &&ParameterSpec| {
-            let is_output =
-                spec.name == "token_embedding.weight" && config.tied && config.predictions.language.is_some();
-            let is_projection = spec.name == "patch_embedding.weight";
-            !spec.name.ends_with("embedding.weight") || is_projection || is_output
+        let of = |wanted: &dyn Fn(&str) -> bool| -> f64 {
+            self.specs.iter().filter(|spec| wanted(&spec.name)).map(|spec| spec.elements() as f64).sum()
         };
-        let parameters: usize = self.specs.iter().filter(is_table).map(ParameterSpec::elements).sum();
+        let has_output = config.predictions.language.is_some();
+        let output = if config.tied { "token_embedding.weight" } else { "head.weight" };
+        let is_table = |name: &str| name.ends_with("embedding.weight") && name != "patch_embedding.weight";
+        let inside = of(&|name| name != output && !is_table(name));
+        let parameters = inside + if has_output { predicted * of(&|name| name == output) } else { 0.0 };
         let (share, attention) = match config.architecture {
             Architecture::Decoder => (1.0, 1.0),
             Architecture::Encoder => (1.0, 2.0),
             Architecture::EncoderDecoder => (0.5, 2.5),
         };
-        6.0 * (share * parameters as f64 + attention * (config.layers * config.channels * time) as f64)
+        6.0 * (share * parameters + attention * (config.layers * config.channels * time) as f64)
     }
 
     /// Records one stack; the result is `(B, T, C)`.

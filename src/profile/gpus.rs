@@ -113,12 +113,14 @@ pub const GPUS: [Gpu; 12] = [
         // Not in the data sheet; what its f32 peak means for 148 multiprocessors of 128 lanes.
         clock_hz: 1.980e9,
         dram_bytes: 180 * GIB,
-        dram_bytes_per_second: 8000e9,
+        // 7680 bits at twice 3996 MHz, which devices report; the data sheet rounds it up to 8 TB/s.
+        dram_bytes_per_second: 7672e9,
         l2_bytes: 126 * MIB,
         f32_flops_per_second: 75e12,
         tensor_flops_per_second: 2250e12,
         f16_accumulate_speedup: 1.0,
-        source: "DGX B200 and HGX B200 data sheets, an eighth of the system",
+        source: "DGX B200 and HGX B200 data sheets, an eighth of the system; Blackwell tuning guide (L2); what a device \
+                 reports, in pytorch/ao pull request 4002 (bandwidth, multiprocessors)",
     },
     Gpu {
         name: "RTX-3090",

@@ -13,8 +13,9 @@ mod model;
 mod validate;
 
 pub use choices::{
-    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, LoraTargets, LossWeights, MaskUnit, Norm,
-    NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Keep, Layout, LoraTargets, LossWeights, MaskUnit, Mix,
+    MixedTask, Norm, NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task,
+    TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
 pub(crate) use model::DataFacts;
@@ -203,6 +204,9 @@ section! {
         label: String = "label".to_string();
         /// Tasks with examples: longest example in tokens, special ones included. Not set: model.block.
         max_tokens: Option<usize> = None;
+        /// Which part is kept of a text that is longer: "start", "end" or "both" (a quarter of the tokens from the start,
+        /// three quarters from the end). Of pairs of texts it is always the start.
+        keep: Keep = Keep::Start;
         /// Question-answering: tokens of the context that two windows share.
         stride: usize = 64;
         /// Examples in batches: "packed" (several in a row, nearly no padding) or "padded" (rows of like lengths).
@@ -272,6 +276,10 @@ section! {
         /// "masked-lm": weights of its losses, masked-lm and csm (convolutional sequence modelling). A section of its own,
         /// [train.losses], says the same.
         losses: LossWeights = LossWeights::default();
+        /// Tasks that are learned beside this one, from data of their own: each update also takes a batch of each, and adds
+        /// its loss times a weight. Sections of their own, [[train.mix]], say the same. Keys of each: task, path, weight,
+        /// text, text_pair, label, batch.
+        mix: Mix = Mix::default();
         /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
         chunk_rows: usize = 256;
     }
@@ -368,6 +376,23 @@ impl Config {
     /// The update at which the learning rate has come down: `schedule.decay_steps`, or the end of the run.
     pub fn decay_steps(&self) -> usize {
         self.schedule.decay_steps.unwrap_or(self.train.steps)
+    }
+
+    /// The main task first, then those of `train.mix`, each as if it were a run of its own; and what its loss weighs.
+    pub fn tasks(&self) -> Vec<(Config, f64)> {
+        let mut main = self.clone();
+        let mixed = std::mem::take(&mut main.train.mix).0;
+        let others = mixed.into_iter().map(|mixed| {
+            let mut other = main.clone();
+            (other.train.task, other.data.path, other.data.val_path) = (mixed.task, Some(mixed.path), None);
+            other.data.text = mixed.text.unwrap_or(other.data.text);
+            other.data.text_pair = mixed.text_pair.or(other.data.text_pair);
+            other.data.label = mixed.label.unwrap_or(other.data.label);
+            other.train.batch = mixed.batch.unwrap_or(other.train.batch);
+            (other, mixed.weight)
+        });
+        let others: Vec<_> = others.collect();
+        std::iter::once((main, 1.0)).chain(others).collect()
     }
 
     /// Tokens that one update learns from.

@@ -131,6 +131,35 @@ fn errors_name_the_line_and_what_is_wrong() {
     );
 }
 
+/// What belongs to later targets is not taken for a mistake.
+#[test]
+fn instructions_that_are_not_emulated_are_called_what_they_are() {
+    for (instruction, what) in [
+        ("wgmma.fence.sync.aligned;", "'wgmma.fence.sync' (matrix products of a warp group, sm_90a)"),
+        ("tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r1}, [%r2];", "(tensor memory and its matrix products, sm_100a)"),
+        (
+            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.tile [%r1], [%d1, {%r2, %r3}], [%r4];",
+            "'cp.async.bulk' (bulk and tensor copies by the copy engine, sm_90)",
+        ),
+        ("cp.async.bulk.commit_group;", "'cp.async.bulk' (bulk"),
+        (
+            "mma.sp.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%r0,%r1}, {%r0,%r1}, {%r2,%r3}, {%r0,%r1}, %r4, 0x0;",
+            "(matrix products with a sparse factor)",
+        ),
+        (
+            "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {%r0,%r1}, [%r2];",
+            "(matrices of 8-, 6- and 4-bit elements, sm_100a)",
+        ),
+        ("suld.b.1d.b32.trap %r1, [%d1, {%r2}];", "(textures and surfaces)"),
+    ] {
+        let message =
+            refuse(&format!(".visible .entry k() {{\n.reg .b32 %r<9>;\n.reg .b64 %d<3>;\n{instruction}\nret;\n}}"));
+        assert!(message.starts_with("t.ptx:7: unsupported instruction '"), "{message}");
+        assert!(message.contains(what), "{message}");
+        assert!(message.contains("the emulator has the PTX of sm_80 and, of later targets, "), "{message}");
+    }
+}
+
 #[test]
 fn an_unknown_instruction_refuses_only_the_kernels_that_reach_it() {
     let text = format!(

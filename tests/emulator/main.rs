@@ -2,17 +2,20 @@
 
 mod atomics;
 mod body;
+mod clusters;
 mod conversions;
 mod faults;
 mod floats;
 mod heap;
 mod hostile;
 mod instructions;
+mod libraries;
 mod matrices;
 mod observers;
 mod programs;
 mod reference;
 mod speed;
+mod stack;
 mod triton;
 mod video;
 mod warps;

@@ -496,6 +496,10 @@ fn a_grid_wide_barrier_brings_all_blocks_together() {
     let config = LaunchConfig { is_cooperative: true, ..LaunchConfig::new([100_000, 1, 1], [64, 1, 1]) };
     let error = emulator.launch(&module, "grid_wide", config, Params::new().u64(0).i32(1).as_bytes()).unwrap_err();
     assert!(error.to_string().contains("3456 fit"), "{error}");
+    let config = LaunchConfig::new([6, 1, 1], [64, 1, 1]);
+    let data = emulator.upload(&[0i32; 384]).unwrap();
+    let error = emulator.launch(&module, "grid_wide", config, Params::new().u64(data).i32(1).as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("cuLaunchCooperativeKernel; --cooperative"), "{error}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub fn classify(arguments: &ClassifyArguments) -> anyhow::Result<()> {
             let tokenizer = arguments.model.tokenizer(&folder)?;
             let texts = arguments.texts.read()?;
             let mut loaded = arguments.model.load(&folder)?;
-            let examples = Framer::new(&tokenizer, &loaded, arguments.batch.max_tokens)?.encode_all(&texts)?;
+            let examples = Framer::new(&tokenizer, &loaded, &arguments.batch)?.encode_all(&texts)?;
             print(arguments, &mut loaded, &examples, |number| {
                 let Text { first, second } = &texts[number];
                 Named { key: "text", name: first.clone(), pair: second.clone() }

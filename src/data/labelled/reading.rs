@@ -10,7 +10,7 @@ use super::classes::Classes;
 use super::encode::{Columns, EncodedRow, Encoder, RowLabel};
 use super::folder::{self, DESCRIPTION_FILE, Description, EXAMPLES_FILE};
 use super::format::{Builder, Item, Layout, RawLabel, in_memory};
-use super::{Kind, LabelledSet, Options, Task, fingerprint};
+use super::{Keep, Kind, LabelledSet, Options, Task, fingerprint};
 use crate::util::atomic_file::{AtomicFile, WriteError, remove_abandoned};
 use rayon::prelude::*;
 use std::io::{self, Cursor, Seek, Write};
@@ -89,6 +89,7 @@ pub(super) fn of_classes(tokens: &[u32], labels: &[u32], classes: &[String]) -> 
         kind: Kind::Classification,
         task: Task::Classification { text: String::new(), pair: None, label: String::new() },
         max_tokens: tokens.len(),
+        keep: Keep::default(),
         vocabulary,
         tokenizer: String::new(),
         special: None,
@@ -182,6 +183,7 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
         kind: task.kind(),
         task: task.clone(),
         max_tokens: options.max_tokens,
+        keep: options.keep,
         vocabulary: tokenizer.vocabulary(),
         tokenizer: folder::hash_text(&tokenizer.to_json()),
         special: SpecialTokens::find(tokenizer),

@@ -179,6 +179,8 @@ pub struct Function<'a> {
 pub struct LaunchLimits {
     pub max_threads: Option<[u32; 3]>,
     pub required_threads: Option<[u32; 3]>,
+    /// Blocks of a cluster.
+    pub required_cluster: Option<[u32; 3]>,
     pub min_blocks_per_multiprocessor: Option<u32>,
     pub max_registers: Option<u32>,
 }

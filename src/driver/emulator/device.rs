@@ -8,6 +8,7 @@ use super::error::{EmulatorError, Fault, Result};
 use super::heap::DEFAULT_HEAP_BYTES;
 use super::lanes::Level;
 use super::machine::observe::{Nothing, Observe};
+use super::machine::stack::ResidentMemory;
 use super::machine::{Launch, grid};
 use super::memory::DeviceMemory;
 use super::module::{self, Module};
@@ -324,6 +325,7 @@ impl Emulator {
             is_cooperative: config.is_cooperative,
             workspace,
             budget: self.budget,
+            resident: ResidentMemory::default(),
             start: self.start,
         };
         let result = grid::run(&launch, observers);
@@ -364,6 +366,13 @@ impl Emulator {
             && config.block != required
         {
             return refuse(format!("block {:?}; the kernel is compiled for exactly {required:?}", config.block));
+        }
+        if let Some(cluster) = info.limits.required_cluster
+            && cluster != [1; 3]
+        {
+            return refuse(format!(
+                "the kernel runs in clusters of {cluster:?} blocks; the emulator has clusters of one"
+            ));
         }
         let fixed = info.shared_bytes.next_multiple_of(info.dynamic_shared_align.clamp(1, 1024));
         let shared = fixed + u64::from(config.shared_bytes);

@@ -52,6 +52,10 @@ pub enum FaultKind {
     Misaligned { access: Access, address: u64, bytes: u32 },
     #[error("trap")]
     Trap,
+    #[error(
+        "trap: grid.sync() needs a cooperative launch (cuLaunchCooperativeKernel; --cooperative of engine-bench launch)"
+    )]
+    NotCooperative,
     #[error("breakpoint")]
     Breakpoint,
     #[error("assertion failed: {0}")]

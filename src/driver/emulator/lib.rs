@@ -2,7 +2,8 @@
 //!
 //! PTX text goes through `lexer` and `parser` to `ast`, through `decode` to a program of closures and data, and `machine`
 //! runs it: warps of 32 lanes with independent scheduling, blocks in parallel on all cores. What instructions mean lies in
-//! `execute`, one file per family of the ISA manual; what a driver does around it (memory, modules, launches) in `device`.
+//! `execute`, one file per family of the ISA manual; what a driver does around it (memory, modules, launches) in `device`. `execute/refused`
+//! lists what it does not have.
 //!
 //! ```
 //! use ptx_emulator::{DeviceFacts, Emulator, LaunchConfig, Params};

@@ -214,7 +214,9 @@ fn build(
             decoded[index] = Some(result);
         }
     }
-    refuse_callers(&decoded, &mut refusals);
+    let callees = callees(&decoded);
+    refuse_callers(&callees, &mut refusals);
+    spread_workspace(&callees, &mut decoded);
     // A module of which nothing can run is wrong as a whole.
     let mut kernels =
         signatures.iter().zip(&refusals).filter(|(signature, _)| signature.is_entry && signature.is_defined);
@@ -273,9 +275,9 @@ fn build(
     Ok(())
 }
 
-/// What refuses a function refuses those that call it. A call through a pointer finds out when it happens.
-fn refuse_callers(decoded: &[Option<DecodedFunction>], refusals: &mut [Option<EmulatorError>]) {
-    let callees: Vec<Vec<usize>> = decoded
+/// The functions that each function calls by name.
+fn callees(decoded: &[Option<DecodedFunction>]) -> Vec<Vec<usize>> {
+    decoded
         .iter()
         .map(|function| {
             let calls = function.iter().flat_map(|function| &function.code).filter_map(|instr| match &instr.op {
@@ -289,7 +291,11 @@ fn refuse_callers(decoded: &[Option<DecodedFunction>], refusals: &mut [Option<Em
                 })
                 .collect()
         })
-        .collect();
+        .collect()
+}
+
+/// What refuses a function refuses those that call it. A call through a pointer finds out when it happens.
+fn refuse_callers(callees: &[Vec<usize>], refusals: &mut [Option<EmulatorError>]) {
     let mut has_changed = refusals.iter().any(Option::is_some);
     while has_changed {
         has_changed = false;
@@ -298,6 +304,26 @@ fn refuse_callers(decoded: &[Option<DecodedFunction>], refusals: &mut [Option<Em
                 && let Some(refusal) = callees.iter().find_map(|&callee| refusals[callee].clone())
             {
                 refusals[caller] = Some(refusal);
+                has_changed = true;
+            }
+        }
+    }
+}
+
+/// Who calls a function that looks for the workspace of a cooperative launch looks for it too.
+fn spread_workspace(callees: &[Vec<usize>], decoded: &mut [Option<DecodedFunction>]) {
+    let reads = |decoded: &[Option<DecodedFunction>], index: usize| {
+        decoded[index].as_ref().is_some_and(|function| function.info.reads_workspace)
+    };
+    let mut has_changed = (0..decoded.len()).any(|index| reads(decoded, index));
+    while has_changed {
+        has_changed = false;
+        for (caller, callees) in callees.iter().enumerate() {
+            if !reads(decoded, caller)
+                && callees.iter().any(|&callee| reads(decoded, callee))
+                && let Some(function) = &mut decoded[caller]
+            {
+                function.info.reads_workspace = true;
                 has_changed = true;
             }
         }

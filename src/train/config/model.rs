@@ -115,24 +115,25 @@ impl Config {
         }
     }
 
-    /// What the task puts on top.
+    /// What the tasks put on top.
     fn heads(&self, classes: &[String]) -> Heads {
-        let none = Heads::default();
-        match self.train.task {
-            Task::CausalLm | Task::MaskedLm | Task::Translation => {
-                let has_surroundings = self.train.task == Task::MaskedLm && self.train.losses.csm > 0.0;
-                let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
-                Heads {
-                    language: Some(LanguageHead { transform: self.model.head_transform }),
-                    surroundings: has_surroundings.then_some(surroundings),
-                    ..none
+        let mut heads = Heads::default();
+        for task in std::iter::once(self.train.task).chain(self.train.mix.0.iter().map(|mixed| mixed.task)) {
+            match task {
+                Task::CausalLm | Task::MaskedLm | Task::Translation => {
+                    let has_surroundings = task == Task::MaskedLm && self.train.losses.csm > 0.0;
+                    let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
+                    heads.language = Some(LanguageHead { transform: self.model.head_transform });
+                    heads.surroundings = has_surroundings.then_some(surroundings);
                 }
+                Task::Classification | Task::ImageClassification | Task::MultiLabel | Task::Regression => {
+                    heads.pooler = self.model.pooler;
+                    heads.classes = Some(classes.to_vec());
+                }
+                Task::QuestionAnswering => heads.spans = true,
             }
-            Task::Classification | Task::ImageClassification | Task::MultiLabel | Task::Regression => {
-                Heads { pooler: self.model.pooler, classes: Some(classes.to_vec()), ..none }
-            }
-            Task::QuestionAnswering => Heads { spans: true, ..none },
         }
+        heads
     }
 }
 

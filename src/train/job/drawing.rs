@@ -1,8 +1,8 @@
 //! Examples, and how they come in batches: what all tasks with examples share.
 
-use super::{Amount, DrawState};
+use super::Amount;
 use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
-use crate::data::{Batch, Batcher, LabelledSet};
+use crate::data::{Batch, Batcher, BatcherState, LabelledSet};
 use crate::tape::{self, MemoryUse, Mode, Tape};
 use crate::train::config::{Config, Layout};
 use crate::train::example_source::{self, ExampleSource};
@@ -53,6 +53,7 @@ impl Drawing {
             val_tokens,
             bytes: self.source.bytes(),
             time: train.total_tokens() / (sides * train.len().max(1)),
+            predicted: 1.0,
             update_tokens: self.update_tokens,
             line,
             warning: val.is_none().then(|| "nothing is kept back for an evaluation; see data.val_path".into()),
@@ -97,15 +98,12 @@ impl Drawing {
         self.batcher.epoch()
     }
 
-    pub(super) fn state(&self) -> DrawState {
-        DrawState::Examples(self.batcher.state())
+    pub(super) fn state(&self) -> BatcherState {
+        self.batcher.state()
     }
 
-    pub(super) fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        match state {
-            DrawState::Examples(state) => Ok(self.batcher.restore(state)?),
-            DrawState::Windows(_) => Err(Error::Resume("the checkpoint is of a task without examples".into())),
-        }
+    pub(super) fn restore(&mut self, state: &BatcherState) -> Result<(), Error> {
+        Ok(self.batcher.restore(state)?)
     }
 }
 

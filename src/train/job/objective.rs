@@ -21,6 +21,8 @@ pub(super) struct Recorded {
     pub(super) ranges: Value,
     pub(super) targets: Targets,
     pub(super) loss: Loss,
+    /// A second loss over the same targets.
+    pub(super) beside: Option<(&'static str, Loss)>,
     /// Kept for judging.
     pub(super) output: Option<Value>,
 }
@@ -47,6 +49,15 @@ impl Wanted {
             Targets::Ids(value) => program.write_ids(value, &self.ids),
             Targets::Values(value) => program.write(value, &self.values),
         }
+    }
+
+    /// What the predictions weigh together.
+    pub(super) fn weigh(&self, program: &Program, recorded: &Recorded) -> f64 {
+        let targets = match recorded.targets {
+            Targets::Ids(_) => tape::Targets::Ids(&self.ids),
+            Targets::Values(_) => tape::Targets::Floats(&self.values),
+        };
+        program.weigh(recorded.loss, targets)
     }
 
     /// Nothing is predicted: as many empty ranges as there is room for.

@@ -243,7 +243,7 @@ impl Job for Translation {
         self.drawing.next(&mut self.batch)?;
         let tokens = self.written.fill(&self.batch);
         let (loss_sum, weight) = self.run(Mode::Training, parameters, options)?;
-        Ok(Learned { loss_sum, weight, tokens })
+        Ok(Learned { loss_sum, weight, tokens, beside: Vec::new() })
     }
 
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String {
@@ -289,11 +289,11 @@ impl Job for Translation {
     }
 
     fn state(&self) -> DrawState {
-        self.drawing.state()
+        DrawState::Examples(self.drawing.state())
     }
 
     fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        self.drawing.restore(state)
+        self.drawing.restore(state.only()?)
     }
 
     fn fingerprint(&self) -> String {

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use super::modifiers::Modifiers;
-use super::program::{Flow, FormalParameter, FunctionInfo, Instr, Meta, NONE, Op, RegisterUse};
+use super::program::{Flow, FormalParameter, FunctionInfo, Instr, Meta, NONE, Op, PresetValue, RegisterUse};
 use super::{Decoder, Environment, control_flow};
-use crate::ast::{Body, Function, Instruction, Operand, Space, Type};
+use crate::ast::{Body, Function, Instruction, Operand, Space, Special, Type};
 use crate::error::{EmulatorError, Result};
+use crate::machine::warp::MAX_LOCAL_BYTES;
 
 /// What one function became.
 pub struct DecodedFunction {
@@ -108,9 +109,11 @@ impl<'e> Decoder<'e> {
     ) -> Result<DecodedFunction> {
         let (variable_offsets, local_bytes, shared_bytes, dynamic_shared_align) =
             place_variables(function, body, shared_start);
-        if local_bytes > 1 << 20 {
-            let message =
-                format!("{} needs {local_bytes} bytes of local memory per thread, more than 1 MiB", function.name);
+        if local_bytes > MAX_LOCAL_BYTES {
+            let message = format!(
+                "{} needs {local_bytes} bytes of local memory per thread; a thread has at most {MAX_LOCAL_BYTES}",
+                function.name
+            );
             return Err(EmulatorError::Instruction {
                 file: environment.file.into(),
                 line: function.line,
@@ -129,6 +132,8 @@ impl<'e> Decoder<'e> {
             presets: Vec::new(),
             preset_slots: HashMap::new(),
             variable_offsets,
+            local_bytes,
+            stack_pointer: None,
             carry: None,
             code: Vec::new(),
             meta: Vec::new(),
@@ -153,8 +158,14 @@ impl<'e> Decoder<'e> {
         }
         info.planes = decoder.next_plane;
         info.entry_pc = entry_pc;
+        info.reads_workspace = decoder.presets.iter().any(|preset| {
+            use PresetValue::{Special32, Special64};
+            matches!(preset.value, Special32(special) | Special64(special)
+                if matches!(special, Special::WorkspaceHi | Special::WorkspaceLo))
+        });
         info.presets = decoder.presets;
         info.local_bytes = local_bytes;
+        info.stack_pointer = decoder.stack_pointer;
         info.shared_bytes = shared_bytes;
         info.dynamic_shared_align = dynamic_shared_align;
         info.register_words = next_plane;

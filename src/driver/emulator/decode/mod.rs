@@ -65,6 +65,10 @@ pub struct Decoder<'e> {
     preset_slots: HashMap<PresetValue, u32>,
     /// Offset of each body variable in its space.
     pub(super) variable_offsets: Vec<u64>,
+    /// `.local` and `.param` bytes of a frame.
+    local_bytes: u64,
+    /// Plane of the stack pointer, once an instruction uses it.
+    stack_pointer: Option<u32>,
     /// The condition code's carry bit, once an instruction uses it.
     pub(super) carry: Option<u32>,
     code: Vec<Instr>,
@@ -155,6 +159,18 @@ impl<'e> Decoder<'e> {
         self.presets.push(Preset { slot, value });
         self.preset_slots.insert(value, slot);
         Ok(slot)
+    }
+
+    /// The plane of each thread's stack pointer, which starts behind the frame's variables.
+    pub(super) fn stack_pointer(&mut self) -> Result<u32> {
+        if let Some(pointer) = self.stack_pointer {
+            return Ok(pointer);
+        }
+        // Not by `preset`, which would share the plane with a variable's address.
+        let pointer = self.allocate(1)?;
+        self.presets.push(Preset { slot: pointer, value: PresetValue::Local32(self.local_bytes) });
+        self.stack_pointer = Some(pointer);
+        Ok(pointer)
     }
 
     pub(super) fn constant(&mut self, bits: u64, planes: u32) -> Result<u32> {

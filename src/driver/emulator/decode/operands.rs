@@ -28,9 +28,11 @@ impl<'e> Decoder<'e> {
         let has_result = match i.opcode {
             "st" | "red" | "stmatrix" | "cp" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "bra"
             | "brx" | "ret" | "exit" | "trap" | "brkpt" | "pmevent" | "nanosleep" | "membar" | "fence"
-            | "griddepcontrol" => false,
+            | "griddepcontrol" | "stackrestore" | "setmaxnreg" => false,
             "bar" | "barrier" => has("red"),
-            "mbarrier" => !has("init") && !has("inval"),
+            "mbarrier" => {
+                has("arrive") || has("arrive_drop") || has("test_wait") || has("try_wait") || has("pending_count")
+            }
             "wmma" => !has("store"),
             "call" => matches!(i.operands.first(), Some(Operand::List(_))) && i.operands.len() > 1,
             _ => true,
@@ -38,9 +40,8 @@ impl<'e> Decoder<'e> {
         // Whether what is read ends in a register, where it may yet turn out not to matter.
         let role = match i.opcode {
             "st" => Role::Stored,
-            "ld" | "ldu" | "atom" | "bar" | "barrier" | "mbarrier" | "elect" | "ldmatrix" | "createpolicy" => {
-                Role::Needed
-            }
+            "ld" | "ldu" | "atom" | "bar" | "barrier" | "mbarrier" | "elect" | "ldmatrix" | "createpolicy"
+            | "alloca" => Role::Needed,
             "wmma" if !has("mma") => Role::Needed,
             _ if has_result => Role::Read,
             _ => Role::Needed,

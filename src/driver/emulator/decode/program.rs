@@ -127,6 +127,8 @@ pub struct FunctionInfo {
     pub presets: Vec<Preset>,
     /// `.local` and `.param` bytes of a frame, per thread.
     pub local_bytes: u64,
+    /// Plane of each thread's stack pointer, where the function moves it: the end of what it has of local memory.
+    pub stack_pointer: Option<u32>,
     /// Static `.shared` bytes of a kernel, and where dynamic shared memory starts.
     pub shared_bytes: u64,
     pub dynamic_shared_align: u64,
@@ -138,6 +140,8 @@ pub struct FunctionInfo {
     pub register_words: u32,
     /// Adds floating-point numbers atomically in global memory: in what order shows in the result.
     pub sums_floats: bool,
+    /// It or a function that it calls looks for the workspace of a cooperative launch, to synchronise the grid.
+    pub reads_workspace: bool,
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
@@ -228,7 +232,12 @@ pub enum Op {
     CopyAsync(Box<CopyAsync>),
     MatrixMove(Box<MatrixMove>),
     Barrier(Box<BarrierOp>),
+    /// barrier.cluster, in a cluster of one block.
+    ClusterBarrier {
+        waits: bool,
+    },
     Mbarrier(Box<MbarrierOp>),
+    Stack(StackOp),
     ReadClock {
         d: u32,
         special: Special,
@@ -268,6 +277,7 @@ impl Op {
                 | Self::Return
                 | Self::Exit
                 | Self::Barrier(_)
+                | Self::ClusterBarrier { .. }
                 | Self::Trap
                 | Self::Breakpoint
         )
@@ -421,9 +431,15 @@ pub enum MbarrierKind {
     Arrive {
         drops: bool,
         completes: bool,
+        /// The operand is not a count of arrivals but of bytes to expect.
+        expects: bool,
     },
     TestWait {
         is_parity: bool,
+    },
+    /// Bytes that the phase waits for, or that have come.
+    Transaction {
+        completes: bool,
     },
     /// cp.async.mbarrier.arrive: copies are done when issued, so it arrives at once.
     ArriveAfterCopies {
@@ -440,6 +456,28 @@ pub struct MbarrierOp {
     /// Count, state or parity, or [`NONE`].
     pub operand: u32,
     pub may_yield: bool,
+}
+
+/// alloca or stackrestore: moves each thread's stack pointer, which the frame keeps in a plane. (stacksave only reads it.)
+#[derive(Debug, Clone, Copy)]
+pub struct StackOp {
+    pub pointer: u32,
+    pub kind: StackKind,
+    /// Addresses and sizes have 64 bits.
+    pub is_wide: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum StackKind {
+    /// The address of `size` (a plane) new bytes goes to `d`.
+    Allocate {
+        d: u32,
+        size: u32,
+        align: u64,
+    },
+    Restore {
+        source: u32,
+    },
 }
 
 /// A call site.

@@ -194,8 +194,8 @@ impl<'e> Decoder<'e> {
     }
 
     fn copy_async(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
-        if !m.flag("async") || m.has("bulk") {
-            return self.fail("only cp.async without .bulk exists on this target");
+        if !m.flag("async") {
+            return self.fail("expected .async on cp");
         }
         if m.flag("commit_group") {
             self.emit(Op::CopyFence(CopyFence::Commit));

@@ -15,6 +15,8 @@ mod logic;
 mod matrix;
 mod memory;
 mod movement;
+mod refused;
+mod stack;
 mod synchronize;
 mod video;
 pub(super) mod warp;
@@ -29,6 +31,9 @@ impl<'e> Decoder<'e> {
     pub(super) fn instruction(&mut self, instruction: &Instruction<'e>) -> Result<()> {
         let mut modifiers = Modifiers::new(&instruction.modifiers);
         let m = &mut modifiers;
+        if let Some(what) = refused::beyond(instruction.opcode, &instruction.modifiers) {
+            return self.fail(refused::refusal(instruction, what));
+        }
         let is_float = m.peek_type().is_some_and(Type::is_float);
         match instruction.opcode {
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "abs" | "neg" | "min" | "max" if is_float => {
@@ -55,13 +60,14 @@ impl<'e> Decoder<'e> {
             }
             "set" | "setp" | "selp" | "slct" => self.compare(instruction, m)?,
             "cvt" => self.convert(instruction, m)?,
-            "mov" | "cvta" | "isspacep" => self.movement(instruction, m)?,
+            "mov" | "cvta" | "isspacep" | "mapa" | "getctarank" => self.movement(instruction, m)?,
             "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "createpolicy" | "applypriority"
             | "discard" | "cp" | "ldmatrix" | "stmatrix" => self.memory(instruction, m)?,
             "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => self.warp(instruction, m)?,
-            "bar" | "barrier" | "membar" | "fence" | "nanosleep" | "mbarrier" | "griddepcontrol" => {
+            "bar" | "barrier" | "membar" | "fence" | "nanosleep" | "mbarrier" | "griddepcontrol" | "setmaxnreg" => {
                 self.synchronize(instruction, m)?;
             }
+            "alloca" | "stacksave" | "stackrestore" => self.stack(instruction, m)?,
             "call" | "ret" | "exit" | "trap" | "brkpt" | "pmevent" => self.control(instruction, m)?,
             "mma" | "wmma" | "movmatrix" => self.matrix(instruction, m)?,
             "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vset" | "vshl" | "vshr" | "vmad" | "vadd2" | "vsub2"

@@ -1,4 +1,4 @@
-//! mov (with packing and unpacking of vectors), cvta, isspacep.
+//! mov (with packing and unpacking of vectors), cvta, isspacep; mapa and getctarank, in a cluster of one block.
 
 use crate::ast::{Instruction, Operand, Space, Type};
 use crate::decode::modifiers::Modifiers;
@@ -12,6 +12,8 @@ impl<'e> Decoder<'e> {
         match i.opcode {
             "mov" => self.move_value(i, m),
             "cvta" => self.convert_address(i, m),
+            "mapa" => self.map_address(i, m),
+            "getctarank" => self.block_of_address(i, m),
             _ => {
                 let space = match self.space(m) {
                     Space::Global | Space::Const => AddressSpace::Global,
@@ -28,6 +30,27 @@ impl<'e> Decoder<'e> {
                 Ok(())
             }
         }
+    }
+
+    /// mapa: the place of an address in the shared memory of another block of the cluster, which has no other.
+    fn map_address(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
+        m.flag("shared::cluster");
+        let ty = self.required_type(m)?;
+        let [d, a, rank] = self.operands(i)?;
+        self.source(rank, Type::U32)?;
+        let (d, a) = (self.destination(d, ty)?, self.relaxed_source(a, ty)?);
+        self.copy(d, a, ty.bits());
+        Ok(())
+    }
+
+    fn block_of_address(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
+        m.flag("shared::cluster");
+        let ty = self.required_type(m)?;
+        let [d, a] = self.operands(i)?;
+        self.relaxed_source(a, ty)?;
+        let (d, zero) = (self.destination(d, Type::U32)?, self.constant(0, 1)?);
+        self.copy(d, zero, 32);
+        Ok(())
     }
 
     fn move_value(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {

@@ -11,6 +11,12 @@ impl<'e> Decoder<'e> {
         match i.opcode {
             "bar" | "barrier" => self.barrier(i, m),
             "mbarrier" => self.mbarrier(i, m),
+            "setmaxnreg" => {
+                // Registers are not scarce here.
+                while m.find(|_| Some(())).is_some() {}
+                self.emit(Op::Nothing);
+                Ok(())
+            }
             "nanosleep" => {
                 m.flag("u32");
                 self.emit(Op::Yield);
@@ -37,6 +43,9 @@ impl<'e> Decoder<'e> {
             let members = self.source(members, Type::B32)?;
             self.emit(Op::Collective { members, alu: Box::new(|_, _| {}), is_barrier: true });
             return Ok(());
+        }
+        if m.flag("cluster") {
+            return self.cluster_barrier(i, m);
         }
         m.flag("cta");
         let kind = m.one_of(&["sync", "arrive", "red"]);
@@ -89,14 +98,35 @@ impl<'e> Decoder<'e> {
         Ok(())
     }
 
+    /// barrier.cluster, in a cluster of one block.
+    fn cluster_barrier(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
+        let Some(kind) = m.one_of(&["arrive", "wait"]) else {
+            return self.fail("expected .arrive or .wait on barrier.cluster");
+        };
+        m.one_of(&["release", "acquire", "relaxed"]);
+        m.flag("aligned");
+        let [] = self.operands(i)?;
+        self.emit(Op::ClusterBarrier { waits: kind == "wait" });
+        Ok(())
+    }
+
     fn mbarrier(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
-        let Some(name) =
-            m.one_of(&["init", "inval", "arrive", "arrive_drop", "test_wait", "try_wait", "pending_count"])
-        else {
+        let Some(name) = m.one_of(&[
+            "init",
+            "inval",
+            "arrive",
+            "arrive_drop",
+            "test_wait",
+            "try_wait",
+            "pending_count",
+            "expect_tx",
+            "complete_tx",
+        ]) else {
             return self.fail("unsupported mbarrier operation");
         };
         let completes = !m.flag("noComplete");
         let is_parity = m.flag("parity");
+        let expects = m.flag("expect_tx");
         m.take_memory_hints();
         let space = self.space(m);
         m.flag("b64");
@@ -111,9 +141,18 @@ impl<'e> Decoder<'e> {
             ("inval", [address]) => (MbarrierKind::Invalidate, NONE, address, NONE),
             ("arrive" | "arrive_drop", [d, address, rest @ ..]) if rest.len() < 2 => {
                 let operand = rest.first().map_or(Ok(NONE), |count| self.source(count, Type::U32))?;
-                let kind = MbarrierKind::Arrive { drops: name == "arrive_drop", completes };
+                if expects && operand == NONE {
+                    return self.fail(shape("a number of bytes with .expect_tx"));
+                }
+                let kind = MbarrierKind::Arrive { drops: name == "arrive_drop", completes, expects };
                 (kind, self.destination(d, Type::B64)?, address, operand)
             }
+            ("expect_tx" | "complete_tx", [address, bytes]) => (
+                MbarrierKind::Transaction { completes: name == "complete_tx" },
+                NONE,
+                address,
+                self.source(bytes, Type::U32)?,
+            ),
             ("test_wait" | "try_wait", [d, address, state, ..]) => {
                 let operand = self.source(state, if is_parity { Type::U32 } else { Type::B64 })?;
                 (MbarrierKind::TestWait { is_parity }, self.predicate_destination(d)?, address, operand)

@@ -14,6 +14,8 @@ const WARP_SLICE: i64 = 1 << 14;
 const GROUP_SLICE: i64 = 1 << 11;
 /// Hardware barriers of a block.
 const BARRIERS: usize = 16;
+/// What groups that wait at the cluster's barrier have for its number.
+const CLUSTER: u32 = BARRIERS as u32;
 
 /// The shared memory of a block.
 #[derive(Debug, Default)]
@@ -64,6 +66,15 @@ impl Barrier {
     }
 }
 
+/// The barrier of the cluster, of which the block is all: who arrives goes on, and waits later for the others' arrival.
+#[derive(Debug, Clone, Copy, Default)]
+struct ClusterBarrier {
+    /// Lanes that have arrived, by warp.
+    arrived: [u32; MAX_WARPS],
+    /// Lanes that need not wait: all others arrived after them.
+    may_pass: [u32; MAX_WARPS],
+}
+
 /// How a block's turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -79,6 +90,7 @@ pub struct Block {
     pub shared: SharedMemory,
     pub warps: Vec<Warp>,
     barriers: [Barrier; BARRIERS],
+    cluster: ClusterBarrier,
     next_warp: usize,
     pub clock: u64,
     pub output: Vec<u8>,
@@ -94,6 +106,7 @@ impl Block {
             shared: SharedMemory::default(),
             warps: Vec::new(),
             barriers: [Barrier::default(); BARRIERS],
+            cluster: ClusterBarrier::default(),
             next_warp: 0,
             clock: 0,
             output: Vec::new(),
@@ -107,6 +120,7 @@ impl Block {
         self.index = index;
         self.shared.reset(launch.shared_bytes() as usize);
         self.barriers = [Barrier::default(); BARRIERS];
+        self.cluster = ClusterBarrier::default();
         (self.next_warp, self.clock, self.last_warp) = (0, 0, 0);
         self.last_pc = launch.program.functions[launch.kernel as usize].entry_pc;
         self.output.clear();
@@ -165,6 +179,7 @@ impl Block {
             for group in &warp.groups {
                 // The place of a group at a barrier is behind it.
                 let (what, pc) = match group.state {
+                    State::Barrier { id: CLUSTER, .. } => ("at barrier.cluster.wait".into(), group.pc - 1),
                     State::Barrier { id, .. } => (format!("at barrier {id}"), group.pc - 1),
                     _ => ("for other lanes of its warp".into(), group.pc),
                 };
@@ -217,11 +232,45 @@ impl Block {
                     left -= 1;
                 }
                 Stop::Exited => self.complete_barriers(worker),
+                Stop::ClusterBarrier { waits } => self.meet_cluster(worker, index, group, waits),
                 Stop::Barrier { op, pc } => self.arrive(worker, index, group, &op, pc)?,
             }
         }
         *slice -= started - left;
         Ok(polls)
+    }
+
+    fn meet_cluster<O: Observe>(&mut self, worker: &mut Worker<'_, O>, index: usize, group: usize, waits: bool) {
+        let group = &mut self.warps[index].groups[group];
+        if waits {
+            group.state = State::Barrier { id: CLUSTER, reduction: None };
+        } else {
+            self.cluster.arrived[index % MAX_WARPS] |= group.mask;
+            if O::IS_ON {
+                worker.observer.cluster_barrier(self.index, index as u32, false);
+            }
+        }
+        self.complete_cluster(worker);
+    }
+
+    /// Lets those pass the cluster's barrier that have waited for the last arrival.
+    fn complete_cluster<O: Observe>(&mut self, worker: &mut Worker<'_, O>) {
+        let ClusterBarrier { arrived, may_pass } = &mut self.cluster;
+        if arrived.iter().zip(&self.warps).all(|(lanes, warp)| warp.live & !lanes == 0) {
+            may_pass.iter_mut().zip(arrived.iter()).for_each(|(pass, arrived)| *pass |= arrived);
+            *arrived = [0; MAX_WARPS];
+        }
+        for (warp, may_pass) in self.warps.iter_mut().zip(may_pass) {
+            for group in &mut warp.groups {
+                if matches!(group.state, State::Barrier { id: CLUSTER, .. }) && group.mask & !*may_pass == 0 {
+                    *may_pass &= !group.mask;
+                    group.state = State::Ready;
+                    if O::IS_ON {
+                        worker.observer.cluster_barrier(self.index, warp.index, true);
+                    }
+                }
+            }
+        }
     }
 
     fn arrive<O: Observe>(
@@ -264,6 +313,7 @@ impl Block {
 
     /// Opens every barrier at which enough threads are.
     fn complete_barriers<O: Observe>(&mut self, worker: &mut Worker<'_, O>) {
+        self.complete_cluster(worker);
         for (id, barrier) in self.barriers.iter_mut().enumerate() {
             let is_complete = match barrier.expected {
                 Some(expected) => barrier.threads(&self.warps) >= expected,

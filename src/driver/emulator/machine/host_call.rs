@@ -268,6 +268,7 @@ impl Specifier {
             b'x' => (if self.is_alternative { "0x" } else { "" }, digits(format!("{unsigned:x}")).into_bytes()),
             b'X' => (if self.is_alternative { "0X" } else { "" }, digits(format!("{unsigned:X}")).into_bytes()),
             b'o' => ("", digits(format!("{unsigned:o}")).into_bytes()),
+            b'p' if value == 0 => ("", b"(nil)".to_vec()),
             b'p' => ("0x", format!("{unsigned:x}").into_bytes()),
             b'c' => ("", vec![value as u8]),
             b's' => ("", text[..text.len().min(self.precision.unwrap_or(usize::MAX))].to_vec()),
@@ -404,6 +405,8 @@ mod tests {
         assert_eq!(show("+.1f", 2.25f64.to_bits()), "+2.2");
         assert_eq!(show(".2s", 0), "te");
         assert_eq!(show("c", 65), "A");
+        assert_eq!(show("p", 0x7F10), "0x7f10");
+        assert_eq!(show("8p", 0), "   (nil)");
         assert_eq!(show("a", 1.0f64.to_bits()), "0x1p+0");
         assert_eq!(show("a", (-0.15625f64).to_bits()), "-0x1.4p-3");
         assert_eq!(show(".2a", 3.999f64.to_bits()), "0x2.00p+1");

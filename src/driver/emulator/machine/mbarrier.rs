@@ -1,6 +1,7 @@
 //! mbarrier objects: 64-bit words in shared memory.
 //!
-//! Pending count in bits 0 to 19, expected count in 20 to 39, phase in bit 63. The manual leaves the layout open.
+//! Pending count in bits 0 to 19, expected count in 20 to 39, bytes that are still to come (a signed number) in 40 to 60,
+//! phase in bit 63. The manual leaves the layout open.
 
 use super::Outcome;
 use super::access::{Nearby, Request, lane_addresses};
@@ -13,12 +14,20 @@ use crate::lanes::{Plane, Word, store_predicate};
 const COUNT: u64 = 0xF_FFFF;
 const PHASE: u64 = 1 << 63;
 
-/// The word after `count` arrivals, `dropped` of which will not come again.
-fn arrive(state: u64, count: u64, dropped: u64) -> u64 {
+const BYTES_SHIFT: u32 = 40;
+const BYTES: u64 = 0x1F_FFFF;
+
+/// The word after `count` arrivals, `dropped` of which will not come again, and with `bytes` more to come.
+fn arrive(state: u64, count: u64, dropped: u64, bytes: i64) -> u64 {
     let expected = (state >> 20 & COUNT).saturating_sub(dropped);
     let pending = (state & COUNT).saturating_sub(count);
     let phase = state & PHASE;
-    if pending == 0 { (phase ^ PHASE) | expected << 20 | expected } else { phase | expected << 20 | pending }
+    let bytes = (state >> BYTES_SHIFT).wrapping_add_signed(bytes) & BYTES;
+    if pending == 0 && bytes == 0 {
+        (phase ^ PHASE) | expected << 20 | expected
+    } else {
+        phase | bytes << BYTES_SHIFT | expected << 20 | pending
+    }
 }
 
 impl<O: Observe> Worker<'_, O> {
@@ -52,14 +61,18 @@ impl<O: Observe> Worker<'_, O> {
                     count << 20 | count
                 }
                 MbarrierKind::Invalidate => 0,
-                MbarrierKind::Arrive { drops, .. } => {
-                    let count = count(1);
+                MbarrierKind::Arrive { drops, expects, .. } => {
+                    let (count, bytes) = if expects { (1, count(0) as i64) } else { (count(1), 0) };
                     if op.d != NONE {
                         u64::view_mut(planes, op.d)[lane] = old;
                     }
-                    arrive(old, count, if drops { count } else { 0 })
+                    arrive(old, count, if drops { count } else { 0 }, bytes)
                 }
-                MbarrierKind::ArriveAfterCopies { is_counted: false } => arrive(old, 1, 0),
+                MbarrierKind::ArriveAfterCopies { is_counted: false } => arrive(old, 1, 0, 0),
+                MbarrierKind::Transaction { completes } => {
+                    let bytes = count(0) as i64;
+                    arrive(old, 0, 0, if completes { -bytes } else { bytes })
+                }
                 // Counted: the pending count goes up by one and down by one when the copies are done, which they are.
                 MbarrierKind::ArriveAfterCopies { is_counted: true } => old,
                 MbarrierKind::TestWait { is_parity } => {

@@ -2,8 +2,7 @@
 //!
 //! `grid` hands blocks to threads; `block` gives the warps of a block their turns and keeps its barriers; `warp` keeps the
 //! groups of lanes that diverged; `run` is the loop over instructions; `access`, `shared_load`, `atomic`, `copy_async`,
-//! `matrix_move` and `mbarrier` reach memory; `call` makes
-//! and ends frames. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
+//! `matrix_move` and `mbarrier` reach memory; `call` makes and ends frames, `stack` grows them. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
 
 pub mod access;
 pub mod atomic;
@@ -17,10 +16,11 @@ pub mod mbarrier;
 pub mod observe;
 pub mod run;
 pub mod shared_load;
+pub mod stack;
 pub mod warp;
 
 use super::ast::Special;
-use super::decode::program::Program;
+use super::decode::program::{FunctionInfo, Program};
 use super::error::FaultKind;
 use super::lanes::Level;
 use super::memory::DeviceMemory;
@@ -44,17 +44,23 @@ pub struct Launch<'l> {
     /// Device memory for the grid barrier of a cooperative launch, else 0.
     pub workspace: u64,
     pub budget: u64,
+    /// What the warps that are resident take of host memory for registers and local memory.
+    pub resident: stack::ResidentMemory,
     pub start: std::time::Instant,
 }
 
 impl Launch<'_> {
+    pub fn kernel_info(&self) -> &FunctionInfo {
+        &self.program.functions[self.kernel as usize]
+    }
+
     pub fn threads_per_block(&self) -> u32 {
         self.block.iter().product()
     }
 
     /// Where dynamic shared memory starts: behind the static part, aligned.
     pub fn dynamic_shared_start(&self) -> u64 {
-        let kernel = &self.program.functions[self.kernel as usize];
+        let kernel = self.kernel_info();
         kernel.shared_bytes.next_multiple_of(kernel.dynamic_shared_align.clamp(16, 1024))
     }
 

@@ -39,8 +39,10 @@ pub struct IssueEvent<'a> {
     pub group: u32,
     /// Number of the frame's first plane in the warp.
     pub base: u32,
-    /// The frame's part of each thread's local memory.
+    /// The frame's part of each thread's local memory, without what alloca added.
     pub local: Range<u64>,
+    /// Plane of the thread's stack pointer in `planes`, where it moves: the end of that part with what alloca added.
+    pub stack_pointer: Option<u32>,
     pub planes: &'a [Plane],
 }
 
@@ -62,6 +64,17 @@ pub struct CallEvent<'a> {
     pub base: u32,
     pub local_base: u64,
     pub function: &'a FunctionInfo,
+}
+
+/// Threads that grew their part of local memory, by lane.
+pub struct StackEvent<'a> {
+    pub block: [u32; 3],
+    pub warp: u32,
+    pub lanes: u32,
+    /// Where their part ended before, and where the new bytes start and end.
+    pub before: &'a [u64; LANES],
+    pub start: &'a [u64; LANES],
+    pub end: &'a [u64; LANES],
 }
 
 /// One warp-wide access.
@@ -112,6 +125,8 @@ pub trait Observe: Send {
     fn access(&mut self, _launch: &Launch<'_>, _event: &AccessEvent<'_>) {}
     #[inline(always)]
     fn called(&mut self, _event: &CallEvent<'_>) {}
+    #[inline(always)]
+    fn stack_grew(&mut self, _event: &StackEvent<'_>) {}
     /// A thread was given these bytes of the heap.
     #[inline(always)]
     fn allocated(&mut self, _address: u64, _bytes: u64) {}
@@ -127,6 +142,9 @@ pub trait Observe: Send {
     /// Lanes of a warp run an instruction that brings them together.
     #[inline(always)]
     fn converged(&mut self, _launch: &Launch<'_>, _event: &ConvergeEvent) {}
+    /// Threads of a warp arrived at the cluster's barrier, or passed it.
+    #[inline(always)]
+    fn cluster_barrier(&mut self, _block: [u32; 3], _warp: u32, _has_passed: bool) {}
     #[inline(always)]
     fn block_ended(&mut self, _block: [u32; 3]) {}
 }

@@ -18,6 +18,8 @@ pub enum Stop {
     Reschedule,
     /// It has come to a barrier; its place is behind it.
     Barrier { op: BarrierOp, pc: u32 },
+    /// It has come to the cluster's barrier; its place is behind it.
+    ClusterBarrier { waits: bool },
     /// It polls: others should run.
     Yield,
     /// Its lanes have exited; the group is gone.
@@ -112,14 +114,16 @@ impl<'l, O: Observe> Worker<'l, O> {
         let (first, last) = (frame.base as usize, (frame.base + frame.planes) as usize);
         let started = *slice;
         (self.block, self.warp) = (block, warp.index);
-        let local_end =
-            if O::IS_ON { frame.local_base + launch.program.functions[frame.function as usize].local_bytes } else { 0 };
+        let function = &launch.program.functions[frame.function as usize];
+        let local_end = frame.local_base + function.local_bytes;
         let number = warp.index;
         let issue = |observer: &mut O, pc: u32, active: u32, planes: &[Plane]| {
             if O::IS_ON {
                 let local = frame.local_base..local_end;
                 let (warp, group, base) = (number, mask, frame.base);
-                observer.issued(launch, &IssueEvent { pc, block, warp, active, group, base, local, planes });
+                let stack_pointer = function.stack_pointer;
+                let event = IssueEvent { pc, block, warp, active, group, base, local, stack_pointer, planes };
+                observer.issued(launch, &event);
             }
         };
         let result = loop {
@@ -234,6 +238,14 @@ impl<'l, O: Observe> Worker<'l, O> {
                     if polls {
                         break Ok(Stop::Yield);
                     }
+                }
+                Op::Stack(op) => {
+                    if active != 0
+                        && let Err(stopped) = self.move_stack(planes, &mut warp.local, op, local_end, active)
+                    {
+                        break Err(stopped);
+                    }
+                    pc += 1;
                 }
                 Op::ReadClock { d, special, is_wide } => {
                     let value = self.read_clock(*special, (started - *slice) as u64);
@@ -366,6 +378,14 @@ impl<'l, O: Observe> Worker<'l, O> {
                     issue(&mut self.observer, pc, mask, planes);
                     pc += 1;
                     break Ok(Stop::Barrier { op: **op, pc: pc - 1 });
+                }
+                Op::ClusterBarrier { waits } => {
+                    issue(&mut self.observer, pc, mask, planes);
+                    pc += 1;
+                    break Ok(Stop::ClusterBarrier { waits: *waits });
+                }
+                Op::Trap if !launch.is_cooperative && launch.kernel_info().reads_workspace => {
+                    break Err(Stopped::new(FaultKind::NotCooperative, mask.trailing_zeros()));
                 }
                 Op::Trap => break Err(Stopped::new(FaultKind::Trap, mask.trailing_zeros())),
                 Op::Breakpoint => break Err(Stopped::new(FaultKind::Breakpoint, mask.trailing_zeros())),

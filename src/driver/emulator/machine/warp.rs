@@ -8,6 +8,8 @@
 //! Registers live in frames, one per function activation. Groups that came to a function by the same call share the frame:
 //! their lanes are different columns of the same planes.
 
+use super::access::lanes_of;
+use super::stack::{ResidentMemory, STACK_GAP};
 use super::{Launch, Outcome, Stopped};
 use crate::decode::program::{BarrierReduction, FunctionInfo, PresetValue};
 use crate::error::FaultKind;
@@ -79,22 +81,25 @@ pub struct LocalMemory {
 
 impl LocalMemory {
     /// Makes room for `bytes` per lane.
-    pub fn reserve(&mut self, bytes: u64) {
+    pub fn reserve(&mut self, resident: &ResidentMemory, bytes: u64) -> Outcome<()> {
         if bytes <= self.stride {
-            return;
+            return Ok(());
         }
         let stride = bytes.next_power_of_two().max(256);
+        resident.take((stride - self.stride) * LANES as u64)?;
         let mut words = vec![0u128; (stride as usize / 16) * LANES];
         for lane in 0..LANES {
             let (old, new) = (self.stride as usize / 16, stride as usize / 16);
             words[lane * new..lane * new + old].copy_from_slice(&self.words[lane * old..(lane + 1) * old]);
         }
         (self.words, self.stride) = (words, stride);
+        Ok(())
     }
 
     /// Makes it zeros again. Much memory is given back instead: fresh pages are zeros and cost nothing until touched.
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self, resident: &ResidentMemory) {
         if self.words.len() > CLEARED_WORDS {
+            resident.give_back(size_of_val(self.words.as_slice()) as u64);
             *self = Self::default();
         } else {
             self.words.fill(0);
@@ -114,6 +119,8 @@ pub struct Warp {
     pub frames: Vec<Frame>,
     pub groups: Vec<Group>,
     pub local: LocalMemory,
+    /// Most planes that there have been.
+    peak_planes: usize,
     pub turn: u64,
     /// What groups did while others could have run: instructions, and [`POLL_WEIGHT`] for each access that may be a poll.
     pub contention: u64,
@@ -128,6 +135,7 @@ impl Warp {
             frames: Vec::new(),
             groups: Vec::new(),
             local: LocalMemory::default(),
+            peak_planes: 0,
             turn: 0,
             contention: 0,
         }
@@ -141,7 +149,7 @@ impl Warp {
         self.frames.clear();
         self.groups.clear();
         self.contention = 0;
-        self.local.clear();
+        self.local.clear(&launch.resident);
         let frame = self.push_frame(launch, block, launch.kernel, NO_FRAME, 0, self.live)?;
         let pc = launch.program.functions[launch.kernel as usize].entry_pc;
         self.groups.push(Group { mask: self.live, pc, frame, state: State::Ready, last_run: 0 });
@@ -158,35 +166,49 @@ impl Warp {
         call_pc: u32,
         lanes: u32,
     ) -> Outcome<u32> {
+        let local_base = self.stack_end(launch, parent);
         let known = self.frames.iter().rposition(|frame| {
             frame.lanes != 0 && frame.parent == parent && frame.call_pc == call_pc && frame.function == function
+                // With what the caller took from the stack since, it may reach into that frame.
+                && local_base <= frame.local_base
         });
         if let (Some(index), true) = (known, parent != NO_FRAME) {
             self.frames[index].lanes |= lanes;
             return Ok(index as u32);
         }
         let info = &launch.program.functions[function as usize];
-        let (local_base, depth) = match self.frames.get(parent as usize) {
-            Some(frame) => {
-                let above = &launch.program.functions[frame.function as usize];
-                (frame.local_base + above.local_bytes, frame.depth + 1)
-            }
-            None => (0, 0),
-        };
+        let depth = self.frames.get(parent as usize).map_or(0, |frame| frame.depth + 1);
         let base = self.planes.len();
         let local_end = local_base + info.local_bytes;
         if base + info.planes as usize > MAX_PLANES || local_end > MAX_LOCAL_BYTES || depth > 100_000 {
             let message = format!("stack overflow: calls nested {depth} deep (endless recursion?)");
             return Err(Stopped::new(FaultKind::Illegal(message), lanes.trailing_zeros()));
         }
-        self.local.reserve(local_end);
+        self.local.reserve(&launch.resident, local_end)?;
         self.planes.resize(base + info.planes as usize, Plane::ZERO);
+        let grown = self.planes.len().saturating_sub(self.peak_planes);
+        launch.resident.take((grown * size_of::<Plane>()) as u64)?;
+        self.peak_planes += grown;
         fill_presets(&mut self.planes[base..], launch, info, block, self.index, local_base);
         let frame =
             Frame { function, parent, call_pc, depth, base: base as u32, planes: info.planes, local_base, lanes };
         // A frame's number may be used again once nobody is in it, but only from the end: planes are a stack.
         self.frames.push(frame);
         Ok(self.frames.len() as u32 - 1)
+    }
+
+    /// Where the local memory of what the frame calls starts: behind its own, and what any of its lanes took by alloca.
+    fn stack_end(&self, launch: &Launch<'_>, frame: u32) -> u64 {
+        let Some(frame) = self.frames.get(frame as usize) else { return 0 };
+        let function = &launch.program.functions[frame.function as usize];
+        match function.stack_pointer {
+            None => frame.local_base + function.local_bytes,
+            Some(pointer) => {
+                let pointers = u32::view(&self.planes[frame.base as usize..], pointer);
+                let highest = lanes_of(frame.lanes).map(|lane| u64::from(pointers[lane])).max().unwrap_or(0);
+                (highest + STACK_GAP).next_multiple_of(16)
+            }
+        }
     }
 
     /// Takes lanes out of a frame, and drops the frames at the end that are empty.

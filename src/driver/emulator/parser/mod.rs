@@ -323,9 +323,7 @@ impl<'a> Parser<'a, '_> {
                     self.advance();
                     self.small_integer("a count")?;
                 }
-                TokenKind::Dotted("reqnctapercluster") => {
-                    self.three_sizes()?;
-                }
+                TokenKind::Dotted("reqnctapercluster") => limits.required_cluster = Some(self.three_sizes()?),
                 TokenKind::Dotted("noreturn" | "explicitcluster" | "blocksareclusters") => {
                     self.advance();
                 }

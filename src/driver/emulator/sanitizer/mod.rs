@@ -15,7 +15,9 @@ use super::error::{Fault, FaultKind};
 use super::heap::Heap;
 use super::machine::Launch;
 use super::machine::access::lanes_of;
-use super::machine::observe::{AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, Target};
+use super::machine::observe::{
+    AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, StackEvent, Target,
+};
 use fast_map::FastMap;
 use races::Races;
 use registers::Registers;
@@ -265,6 +267,10 @@ impl Observe for Sanitizer {
         self.registers.called(event);
     }
 
+    fn stack_grew(&mut self, event: &StackEvent<'_>) {
+        self.registers.stack_grew(event);
+    }
+
     fn allocated(&mut self, address: u64, bytes: u64) {
         self.races.forget_global(address, bytes);
     }
@@ -297,6 +303,10 @@ impl Observe for Sanitizer {
 
     fn barrier_released(&mut self, block: [u32; 3], id: u32) {
         self.races.barrier_released(block, id);
+    }
+
+    fn cluster_barrier(&mut self, block: [u32; 3], warp: u32, has_passed: bool) {
+        self.races.cluster_barrier(block, warp, has_passed);
     }
 
     fn block_ended(&mut self, block: [u32; 3]) {

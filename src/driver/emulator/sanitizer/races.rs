@@ -85,6 +85,8 @@ struct BlockState {
     shared: Memory,
     /// Warps at each barrier, and what those knew that only arrived.
     arrived: FastMap<u32, Vec<(u32, Option<Clock>)>>,
+    /// What those knew who arrived at the barrier of the cluster.
+    cluster: Clock,
 }
 
 /// An asynchronous copy in flight: where it writes, and the number of its group among those of its thread.
@@ -200,6 +202,20 @@ impl Races {
         }
     }
 
+    pub fn cluster_barrier(&mut self, block: [u32; 3], warp: u32, has_passed: bool) {
+        let warp = self.warp_id(block, warp);
+        let clock = self.clocks.entry(warp).or_default();
+        let own = *clock.entry(warp).or_insert(1);
+        let known = &mut self.blocks.entry(block).or_default().cluster;
+        if has_passed {
+            join(clock, known);
+            clock.insert(warp, own);
+        } else {
+            join(known, clock);
+        }
+        self.step(warp);
+    }
+
     /// Bytes of global memory that are somebody else's from now on.
     pub fn forget_global(&mut self, address: u64, bytes: u64) {
         let mut at = address;
@@ -285,8 +301,12 @@ impl Races {
                 report.add(launch, FindingKind::UnwaitedCopy, place, copy.pc, detail);
             } else if let Some((other, what)) = found.conflict {
                 let kind = if is_shared { FindingKind::SharedRace } else { FindingKind::GlobalRace };
-                let detail = format!("{} without order after the {what} {}", event.access, who(&other));
+                let mut detail = format!("{} without order after the {what} {}", event.access, who(&other));
                 let (reader, writer) = if event.access == Access::Read { (mark, other) } else { (other, mark) };
+                let is_read = event.access == Access::Read || what == "read";
+                if is_read && (reader.order, writer.order) == (Order::Plain, Order::Synchronizing) {
+                    detail.push_str("; make the read volatile or atomic");
+                }
                 let may_be_guess = (event.access == Access::Read || (what == "read" && event.access == Access::Atomic))
                     && (reader.order, writer.order) == (Order::Plain, Order::Synchronizing)
                     && self.guesses.len() < MAX_GUESSES;

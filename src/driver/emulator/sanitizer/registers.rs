@@ -17,12 +17,15 @@ use crate::execute::warp::shuffle_source;
 use crate::lanes::{LANES, Word, predicate};
 use crate::machine::Launch;
 use crate::machine::access::lanes_of;
-use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, Target};
+use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, StackEvent, Target};
+use crate::machine::stack::STACK_GAP;
 
 /// What is known of a value: [`DEFINED`], [`NEVER`] written, or two more than the number of the [`Origin`] that it has.
 type State = u32;
 const DEFINED: State = 0;
 const NEVER: State = 1;
+/// Of bytes of local memory: what alloca leaves between its blocks.
+const OUTSIDE: State = State::MAX;
 
 /// States of a register's plane, or of any value, by lane.
 type States = [State; LANES];
@@ -73,9 +76,9 @@ pub struct Registers {
     warps: FastMap<([u32; 3], u32), WarpStates>,
     origins: Vec<Origin>,
     known_origins: FastMap<Origin, State>,
-    /// First plane and local memory of the frame that runs.
+    /// First plane of the frame that runs, and the end of each thread's local memory.
     base: u32,
-    local_end: u64,
+    local_ends: [u64; LANES],
 }
 
 fn uses<'p>(program: &'p Program, flow: &Flow) -> &'p [RegisterUse] {
@@ -167,7 +170,11 @@ impl Registers {
     }
 
     pub fn issued(&mut self, report: &mut Report, launch: &Launch<'_>, event: &IssueEvent<'_>) {
-        (self.base, self.local_end) = (event.base, event.local.end);
+        self.base = event.base;
+        self.local_ends = match event.stack_pointer {
+            Some(pointer) => u32::view(event.planes, pointer).map(u64::from),
+            None => [event.local.end; LANES],
+        };
         let Some(flow) = launch.program.flows.get(event.pc as usize) else { return };
         let is_call = matches!(launch.program.code[event.pc as usize].op, Op::Call(_));
         if flow.count == 0 && flow.rule == Rule::Compute && !is_call {
@@ -411,10 +418,18 @@ impl Registers {
     ) {
         for lane in lanes_of(event.lanes) {
             let (address, thread) = (event.addresses[lane], event.warp * 32 + lane as u32);
-            if address + u64::from(event.bytes) > self.local_end {
+            let end = self.local_ends[lane];
+            let is_between =
+                |states: &mut WarpStates| states.local(lane, address, event.bytes.into()).contains(&OUTSIDE);
+            if address + u64::from(event.bytes) > end || is_between(states) {
                 let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
-                let detail = format!("the thread has {} bytes of local memory here", self.local_end);
+                let detail = if address + u64::from(event.bytes) > end {
+                    format!("the thread has {end} bytes of local memory here")
+                } else {
+                    "outside the blocks that alloca gave the thread".into()
+                };
                 report.add(launch, FindingKind::OutOfBounds, place, 0, detail);
+                continue;
             }
             let role = if event.access == Access::Read { Role::Written } else { Role::Stored };
             let elements = list.iter().filter(|item| item.role == role);
@@ -449,6 +464,17 @@ impl Registers {
             if event.access != Access::Read && !list.iter().any(|item| item.role == Role::Stored) {
                 states.local(lane, address, event.bytes.into()).fill(DEFINED);
             }
+        }
+    }
+
+    /// New bytes hold nothing, and those around them are nobody's.
+    pub fn stack_grew(&mut self, event: &StackEvent<'_>) {
+        let states = self.warps.entry((event.block, event.warp)).or_default();
+        for lane in lanes_of(event.lanes) {
+            let (before, start, end) = (event.before[lane], event.start[lane], event.end[lane]);
+            states.local(lane, before, start - before).fill(OUTSIDE);
+            states.local(lane, start, end - start).fill(NEVER);
+            states.local(lane, end, STACK_GAP).fill(OUTSIDE);
         }
     }
 

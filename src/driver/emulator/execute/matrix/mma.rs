@@ -13,9 +13,6 @@ impl<'e> Decoder<'e> {
     pub(super) fn mma(&mut self, i: &Instruction<'e>, m: &mut Modifiers<'_>) -> Result<()> {
         m.flag("sync");
         m.flag("aligned");
-        if m.has("sp") || m.has("sp::ordered_metadata") {
-            return self.fail("unsupported instruction 'mma.sp' (sparse matrices)");
-        }
         let (rows, columns, k) = self.shape(m)?;
         if !m.flag("row") || !m.flag("col") {
             return self.fail("mma.sync takes A by row and B by column");

@@ -1,0 +1,86 @@
+//! What programs for sm_90 do in clusters, of which the emulator has those of one block.
+
+use engine::driver::emulator::{DeviceFacts, Emulator, FindingKind, LaunchConfig, Params};
+
+use super::body::kernel;
+
+/// Runs 64 threads on a buffer of 64 words; the kinds of the findings, and what is in the buffer.
+fn run(body: &str) -> (Vec<FindingKind>, Vec<u32>) {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let module = emulator.load("k.ptx", &kernel(body)).unwrap_or_else(|error| panic!("{body}: {error}"));
+    let data = emulator.upload(&[0u32; 64]).unwrap();
+    let (config, params) = (LaunchConfig::new([1, 1, 1], [64, 1, 1]), Params::new().u64(data));
+    let (_, findings) = emulator.launch_sanitized(&module, "k", config, params.as_bytes()).unwrap();
+    emulator.fill(data, &[0], 256).unwrap();
+    if findings.is_empty() {
+        emulator.launch(&module, "k", config, params.as_bytes()).unwrap();
+    }
+    (findings.iter().map(|finding| finding.kind).collect(), emulator.download(data, 64).unwrap())
+}
+
+/// Each thread gives its neighbour in the other warp a number.
+const GIVE: &str = "add.u32 %r1, %t, 7;\nst.shared.u32 [%s], %r1;\n";
+const TAKE: &str = "xor.b32 %r2, %w, 128;\nmov.u32 %r3, tile;\nadd.u32 %r3, %r3, %r2;\nld.shared.u32 %r4, [%r3];\n\
+                    st.global.u32 [%a2], %r4;\n";
+const ARRIVE: &str = "barrier.cluster.arrive.release.aligned;\n";
+const WAIT: &str = "barrier.cluster.wait.acquire.aligned;\n";
+
+#[test]
+fn the_barrier_of_a_cluster_orders_what_it_parts() {
+    let expected: Vec<u32> = (0..64).map(|t| (t ^ 32) + 7).collect();
+    assert_eq!(run(&format!("{GIVE}{ARRIVE}{WAIT}{TAKE}")), (vec![], expected.clone()));
+    // Twice, so that one phase is told from the next.
+    assert_eq!(run(&format!("{ARRIVE}{WAIT}{GIVE}{ARRIVE}{WAIT}{TAKE}")), (vec![], expected));
+    assert!(run(&format!("{GIVE}{ARRIVE}{TAKE}{WAIT}")).0.contains(&FindingKind::SharedRace));
+}
+
+/// Warp 1 arrives, but waits only for what warp 0 does behind its own wait.
+#[test]
+fn who_has_arrived_at_the_barrier_of_a_cluster_keeps_nobody_waiting() {
+    let body = "setp.eq.u32 %p1, %w, 0;\n@%p1 st.volatile.shared.u32 [tile], 0;\nbar.sync 0;\n\
+                barrier.cluster.arrive.aligned;\nsetp.lt.u32 %p2, %t, 32;\n@!%p2 bra SPIN;\n\
+                barrier.cluster.wait.aligned;\n@%p1 st.volatile.shared.u32 [tile], 1;\nbra DONE;\n\
+                SPIN:\nld.volatile.shared.u32 %r1, [tile];\nsetp.eq.u32 %p3, %r1, 0;\n@%p3 bra SPIN;\n\
+                barrier.cluster.wait.aligned;\nDONE:\nst.global.u32 [%a2], 5;";
+    assert_eq!(run(body), (vec![], vec![5; 64]));
+}
+
+#[test]
+fn a_wait_without_arrival_is_told_where() {
+    assert_eq!(run("setp.eq.u32 %p1, %t, 0;\n@%p1 barrier.cluster.wait;").0, [FindingKind::BarrierDivergence]);
+}
+
+#[test]
+fn an_mbarrier_waits_for_the_bytes_that_it_expects() {
+    // In bits: done after the arrival, after half of the bytes, after all of them.
+    let body = "setp.ne.u32 %p1, %t, 0;\n@%p1 bra DONE;\nmbarrier.init.shared::cta.b64 [tile], 1;\n\
+                mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 %a3, [tile], 64;\n\
+                mbarrier.test_wait.shared::cta.b64 %p2, [tile], %a3;\nselp.b32 %r1, 1, 0, %p2;\n\
+                mbarrier.complete_tx.relaxed.cluster.shared::cluster.b64 [tile], 32;\n\
+                mbarrier.test_wait.shared::cta.b64 %p2, [tile], %a3;\n@%p2 or.b32 %r1, %r1, 2;\n\
+                mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [tile], 4;\n\
+                mbarrier.complete_tx.relaxed.cluster.shared::cluster.b64 [tile], 36;\n\
+                mbarrier.test_wait.shared::cta.b64 %p2, [tile], %a3;\n@%p2 or.b32 %r1, %r1, 4;\n\
+                st.global.u32 [%a2], %r1;\nDONE:";
+    assert_eq!(run(body).1[0], 4);
+}
+
+#[test]
+fn addresses_of_the_only_block_of_a_cluster_are_its_own() {
+    let body = "setmaxnreg.dec.sync.aligned.u32 40;\nmapa.shared::cluster.u32 %r1, %s, 0;\nst.shared::cluster.u32 [%r1], %t;\n\
+                ld.shared.u32 %r2, [%s];\ngetctarank.shared::cluster.u32 %r3, %r1;\nadd.u32 %r2, %r2, %r3;\n\
+                st.global.u32 [%a2], %r2;";
+    assert_eq!(run(body), (vec![], (0..64).collect()));
+}
+
+#[test]
+fn a_kernel_of_larger_clusters_is_refused() {
+    let emulator = Emulator::new(DeviceFacts { architecture: 90, ..DeviceFacts::default() });
+    let text = ".version 8.0\n.target sm_90\n.address_size 64\n\
+                .visible .entry k() .reqnctapercluster 2, 1, 1 { ret; }\n.visible .entry one() .reqnctapercluster 1 { ret; }";
+    let module = emulator.load("k.ptx", text).unwrap();
+    let launch = |kernel| emulator.launch(&module, kernel, LaunchConfig::new([2, 1, 1], [32, 1, 1]), &[]);
+    let message = launch("k").unwrap_err().to_string();
+    assert!(message.contains("clusters of [2, 1, 1] blocks; the emulator has clusters of one"), "{message}");
+    launch("one").unwrap();
+}
