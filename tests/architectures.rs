@@ -200,13 +200,15 @@ fn train_on_images(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
     let mut program = tape.finish().unwrap();
     let all: Vec<i32> = (0..rows).flat_map(|_| places.iter().map(|&id| id as i32)).collect();
     let pixels = ids(rows * places.len() * image.numbers(), 17);
-    program.write_ids(id_values, &all).unwrap();
-    program.write(patches, &pixels.iter().map(|&pixel| pixel as f32 / 8.0 - 1.0).collect::<Vec<f32>>()).unwrap();
+    let pixels: Vec<f32> = pixels.into_iter().map(|pixel| pixel as f32 / 8.0 - 1.0).collect();
     let range = |row: usize| config.pooling.range(row * places.len(), (row + 1) * places.len());
-    program.write_ids(ranges, &(0..rows).flat_map(range).collect::<Vec<i32>>()).unwrap();
-    program.write_ids(targets, &[2, 0, 1]).unwrap();
+    let pooled: Vec<i32> = (0..rows).flat_map(range).collect();
     (0..STEPS)
         .map(|_| {
+            program.write_ids(id_values, &all).unwrap();
+            program.write(patches, &pixels).unwrap();
+            program.write_ids(ranges, &pooled).unwrap();
+            program.write_ids(targets, &[2, 0, 1]).unwrap();
             program.run(&mut parameters, &RunOptions::default()).unwrap();
             optimizer.update(device, &mut parameters, settings.learning_rate, 1.0).unwrap();
             program.mean_loss(loss).unwrap().unwrap()
