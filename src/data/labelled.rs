@@ -24,7 +24,7 @@ pub use folder::{DESCRIPTION_FILE, Description, EXAMPLES_FILE};
 pub use reading::write;
 pub use span::Question;
 pub use summary::{Bucket, Sample, Summary, summary};
-pub use task::{Empty, Kind, Long, Options, Task};
+pub use task::{Empty, Keep, Kind, Long, Options, Task};
 
 use super::error::{Error, Result};
 use super::shard::TokenSlice;

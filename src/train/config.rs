@@ -13,7 +13,7 @@ mod model;
 mod validate;
 
 pub use choices::{
-    ActivationKind, Architecture, ClassWeights, DeviceKind, Layout, LoraTargets, LossWeights, MaskUnit, Norm,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Keep, Layout, LoraTargets, LossWeights, MaskUnit, Norm,
     NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
@@ -191,6 +191,9 @@ section! {
         label: String = "label".to_string();
         /// Tasks with examples: longest example in tokens, special ones included. Not set: model.block.
         max_tokens: Option<usize> = None;
+        /// Which part is kept of a text that is longer: "start", "end" or "both" (a quarter of the tokens from the start,
+        /// three quarters from the end). Of pairs of texts it is always the start.
+        keep: Keep = Keep::Start;
         /// Question-answering: tokens of the context that two windows share.
         stride: usize = 64;
         /// Examples in batches: "packed" (several in a row, nearly no padding) or "padded" (rows of like lengths).

@@ -65,7 +65,7 @@ fn set(
     }
     let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
     let empty = if task.kind() == Kind::Text { Empty::Skip } else { Empty::Refuse };
-    let options = Options { classes, empty, ..Options::new(task, max_tokens) };
+    let options = Options { classes, empty, keep: config.data.keep, ..Options::new(task, max_tokens) };
     Ok(LabelledSet::from_files(paths.as_slice(), tokenizer, &options, &|_, _| {})?)
 }
 

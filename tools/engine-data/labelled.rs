@@ -2,7 +2,7 @@
 
 use super::{ProgressReport, counted, print, print_json};
 use clap::{Args, ValueEnum};
-use engine::data::labelled::{self, Description, Empty, Kind, Long, Options, Summary, Task};
+use engine::data::labelled::{self, Description, Empty, Keep, Kind, Long, Options, Summary, Task};
 use engine::data::table::Quotes;
 use engine::data::{Error, LabelledSet, Tokenizer};
 use indicatif::HumanBytes;
@@ -77,9 +77,13 @@ pub struct LabelledArguments {
     /// Tokens of an example at most, special ones included; of a pair, of each side.
     #[arg(long, default_value_t = 512, value_name = "N")]
     max_tokens: usize,
-    /// Text: keep the start of a long document only, instead of cutting it into several examples.
+    /// Text: keep a part of a long document only, instead of cutting it into several examples.
     #[arg(long)]
     truncate: bool,
+    /// What is kept of a text that is too long: its `start`, its `end`, or `both` (a quarter and three quarters). Of pairs
+    /// and spans it is always the start.
+    #[arg(long, default_value = "start", value_name = "PART")]
+    keep: Keep,
     /// Leave out rows whose text has no tokens, and count them.
     #[arg(long)]
     skip_empty: bool,
@@ -159,6 +163,7 @@ impl LabelledArguments {
         Ok(Options {
             task,
             max_tokens: self.max_tokens,
+            keep: self.keep,
             empty: if self.skip_empty { Empty::Skip } else { Empty::Refuse },
             classes,
             quotes: if self.quoted_tsv { Quotes::InTsv } else { Quotes::InCsv },

@@ -77,7 +77,7 @@ pub fn answer(arguments: &AnswerArguments) -> anyhow::Result<()> {
     let (tokenizer, folder) = open(&arguments.model)?;
     let questions = questions(arguments)?;
     let mut loaded = arguments.model.load(&folder)?;
-    let framer = Framer::new(&tokenizer, &loaded, arguments.batch.max_tokens)?;
+    let framer = Framer::new(&tokenizer, &loaded, &arguments.batch)?;
     let (mut windows, mut examples) = (Vec::new(), Vec::new());
     for (number, question) in questions.iter().enumerate() {
         cut(&framer, arguments, number, question, &mut windows, &mut examples)

@@ -64,7 +64,7 @@ pub fn classify(arguments: &ClassifyArguments) -> anyhow::Result<()> {
     let (tokenizer, folder) = open(&arguments.model)?;
     let texts = arguments.texts.read()?;
     let mut loaded = arguments.model.load(&folder)?;
-    let examples = Framer::new(&tokenizer, &loaded, arguments.batch.max_tokens)?.encode_all(&texts)?;
+    let examples = Framer::new(&tokenizer, &loaded, &arguments.batch)?.encode_all(&texts)?;
     let meaning = if arguments.multi_label { Meaning::Labels } else { Meaning::of(loaded.model.config()) };
     let names = loaded.model.config().predictions.classes.clone().unwrap_or_default();
     let mut lines = Lines::default();

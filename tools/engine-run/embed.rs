@@ -46,7 +46,7 @@ pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
     let (tokenizer, folder) = open(&arguments.model)?;
     let texts = arguments.texts.read()?;
     let mut loaded = arguments.model.load(&folder)?;
-    let examples = Framer::new(&tokenizer, &loaded, arguments.batch.max_tokens)?.encode_all(&texts)?;
+    let examples = Framer::new(&tokenizer, &loaded, &arguments.batch)?.encode_all(&texts)?;
     let output = match arguments.pooling {
         Which::Mean => Output::Vector(Pooling::Mean),
         Which::First => Output::Vector(Pooling::First),

@@ -133,6 +133,7 @@ fn read(
         Wanted::MaskedLm => Task::Text { text, long: Long::Cut },
     };
     let mut options = Options::new(task, max_tokens);
+    options.keep = arguments.batch.keep;
     options.empty = if arguments.skip_empty { Empty::Skip } else { Empty::Refuse };
     if matches!(wanted, Wanted::Classification | Wanted::MultiLabel) {
         options.classes = classes;

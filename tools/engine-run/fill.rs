@@ -33,7 +33,7 @@ pub fn fill(arguments: &FillArguments) -> anyhow::Result<()> {
     let (tokenizer, folder) = open(&arguments.model)?;
     let texts = arguments.texts.read()?;
     let mut loaded = arguments.model.load(&folder)?;
-    let framer = Framer::new(&tokenizer, &loaded, arguments.batch.max_tokens)?;
+    let framer = Framer::new(&tokenizer, &loaded, &arguments.batch)?;
     let Some(mask) = framer.mask() else {
         bail!("the tokenizer has no [MASK] or <mask> token; use a model that was trained to fill masks");
     };

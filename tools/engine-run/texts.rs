@@ -4,7 +4,7 @@ use crate::model::{Loaded, ModelArguments, check_vocabulary};
 use crate::output::Progress;
 use anyhow::{Context, bail};
 use clap::Args;
-use engine::data::labelled::longest_first;
+use engine::data::labelled::{Keep, longest_first};
 use engine::data::table::{Quotes, Row, Table};
 use engine::data::{SpecialTokens, Tokenizer};
 use engine::model::encode::{Arrangement, Encoder, Error, Example, Output};
@@ -43,6 +43,10 @@ pub struct BatchArguments {
     /// Tokens of a text at most, special ones included: longer ones are cut. The model's own limit if not given.
     #[arg(long, value_name = "N", value_parser = crate::at_least_one)]
     pub max_tokens: Option<usize>,
+    /// Which part is kept of a text that is cut: its `start`, its `end`, or `both` (a quarter and three quarters). Use what
+    /// the model was trained with.
+    #[arg(long, default_value = "start", value_name = "PART")]
+    pub keep: Keep,
     /// Tokens that are worked on together.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = crate::at_least_one)]
     pub batch: usize,
@@ -126,19 +130,20 @@ pub struct Framer<'a> {
     special: Option<SpecialTokens>,
     /// Tokens of a text at most.
     pub most: usize,
+    keep: Keep,
 }
 
 impl<'a> Framer<'a> {
     /// # Errors
     /// The tokenizer has tokens that the model has not; no room for a token.
-    pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, most: Option<usize>) -> anyhow::Result<Self> {
+    pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, batch: &BatchArguments) -> anyhow::Result<Self> {
         let config = loaded.model.config();
         check_vocabulary(tokenizer, config)?;
-        let most = most.unwrap_or(config.block).min(config.block);
+        let most = batch.max_tokens.unwrap_or(config.block).min(config.block);
         if most < 5 {
             bail!("--max-tokens {most} leaves no room beside the special tokens; use 5 or more");
         }
-        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most })
+        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most, keep: batch.keep })
     }
 
     /// The token that is to be filled in.
@@ -173,7 +178,7 @@ impl<'a> Framer<'a> {
         };
         let first = tokens(&text.first)?;
         let Some(second) = &text.second else {
-            return Ok(self.frame(&first[..first.len().min(self.room(1))], None));
+            return Ok(self.frame(&self.keep.cut(first, self.room(1)), None));
         };
         let second = tokens(second)?;
         let (a, b) = longest_first(first.len(), second.len(), self.room(2));

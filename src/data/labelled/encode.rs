@@ -108,7 +108,8 @@ impl<'a> Encoder<'a> {
             let label = self.label(row, columns)?;
             let is_cut = matches!(self.options.task, Task::Text { long: Long::Cut, .. });
             let is_truncated = !is_cut && first.len() > self.room(1);
-            let items = self.single(&first, is_cut).into_iter().map(|item| (item, label.clone())).collect();
+            let first = if is_cut { first } else { self.options.keep.cut(first, self.room(1)) };
+            let items = self.single(&first).into_iter().map(|item| (item, label.clone())).collect();
             return Ok(EncodedRow { items, text: String::new(), is_truncated });
         };
         let second_name = self.options.task.second().unwrap_or_default();
@@ -158,11 +159,9 @@ impl<'a> Encoder<'a> {
         (usize::from(self.frame.start.is_some()) + first + usize::from(self.frame.end.is_some())) as u32
     }
 
-    /// A text by itself, in as many examples as it takes or in one.
-    fn single(&self, tokens: &[u32], is_cut: bool) -> Vec<Item> {
-        let room = self.room(1);
-        let count = if is_cut { usize::MAX } else { 1 };
-        let pieces = tokens.chunks(room).take(count);
+    /// A text by itself, in as many examples as it takes.
+    fn single(&self, tokens: &[u32]) -> Vec<Item> {
+        let pieces = tokens.chunks(self.room(1));
         pieces
             .map(|piece| {
                 let tokens = self.framed(&[piece]);

@@ -5,7 +5,7 @@ use super::super::hash::Hash;
 use super::super::manifest::{Source, TOKENIZER_FILE};
 use super::super::tokenizer::SpecialTokens;
 use super::format::Layout;
-use super::{Kind, LabelledSet, Task, fingerprint};
+use super::{Keep, Kind, LabelledSet, Task, fingerprint};
 use crate::util::atomic_file::write_atomically;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ pub struct Description {
     pub task: Task,
     /// Tokens of an example at most.
     pub max_tokens: usize,
+    /// What was kept of texts that were too long.
+    #[serde(default)]
+    pub keep: Keep,
     /// Number of ids of the tokenizer.
     pub vocabulary: usize,
     /// Hash of the tokenizer's `tokenizer.json`.

@@ -141,6 +141,7 @@ fn read<P: AsRef<Path>, W: Write + Seek>(
         kind: task.kind(),
         task: task.clone(),
         max_tokens: options.max_tokens,
+        keep: options.keep,
         vocabulary: tokenizer.vocabulary(),
         tokenizer: folder::hash_text(&tokenizer.to_json()),
         special: SpecialTokens::find(tokenizer),

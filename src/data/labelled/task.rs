@@ -3,6 +3,7 @@
 use super::super::error::{Error, Result};
 use super::super::table::Quotes;
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
 /// What a row means for a task; names are those of columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +94,50 @@ pub enum Long {
     /// It is cut into several examples.
     #[default]
     Cut,
-    /// Its start is kept.
+    /// A part of it is kept, see [`Keep`].
     Truncate,
+}
+
+/// Which tokens of a text that is too long are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// The first ones.
+    #[default]
+    Start,
+    /// The last ones.
+    End,
+    /// A quarter of them from the start and the others from the end: reviews and articles say at both what they are about
+    /// (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.1).
+    Both,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "start" => Ok(Self::Start),
+            "end" => Ok(Self::End),
+            "both" => Ok(Self::Both),
+            _ => Err("expected start, end or both".into()),
+        }
+    }
+}
+
+impl Keep {
+    /// What is left of `tokens` where `room` of them fit.
+    pub fn cut(self, mut tokens: Vec<u32>, room: usize) -> Vec<u32> {
+        if tokens.len() > room {
+            let start = match self {
+                Self::Start => room,
+                Self::End => 0,
+                Self::Both => room / 4,
+            };
+            tokens.drain(start..tokens.len() - (room - start));
+        }
+        tokens
+    }
 }
 
 /// What becomes of a row with a text of no tokens.
@@ -115,6 +158,8 @@ pub struct Options {
     pub task: Task,
     /// Tokens of an example at most, special ones included; of a translation, of each side.
     pub max_tokens: usize,
+    /// What is kept of a text without a second one that is too long. Of pairs, the starts are kept.
+    pub keep: Keep,
     /// What becomes of rows with empty texts.
     pub empty: Empty,
     /// The names of the classes in the order of their numbers, as the training set has them; any other is an error. Where
@@ -127,7 +172,7 @@ pub struct Options {
 impl Options {
     /// Usual options for a task.
     pub fn new(task: Task, max_tokens: usize) -> Self {
-        Self { task, max_tokens, empty: Empty::Refuse, classes: None, quotes: Quotes::InCsv }
+        Self { task, max_tokens, keep: Keep::Start, empty: Empty::Refuse, classes: None, quotes: Quotes::InCsv }
     }
 
     /// Checks what does not depend on any file.

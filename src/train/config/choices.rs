@@ -1,5 +1,6 @@
 //! The types that a configuration key can have, and how each is written in TOML.
 
+pub use crate::data::labelled::Keep;
 pub use crate::model::config::{Architecture, Norm, NormPlace, Pooling};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,12 @@ impl Setting for Norm {
 impl Setting for NormPlace {
     fn expected() -> &'static str {
         "\"pre\" or \"post\""
+    }
+}
+
+impl Setting for Keep {
+    fn expected() -> &'static str {
+        "\"start\", \"end\" or \"both\""
     }
 }
 
