@@ -3,9 +3,11 @@
 
 use super::drawing::{self, Drawing};
 use super::objective::{self, Objective, Recorded, Wanted};
+use super::translated::Generating;
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
 use crate::data::batch::{Arrangement, Halves};
-use crate::data::{Batch, Tokenizer};
+use crate::data::tokenizer::SpecialTokens;
+use crate::data::{Batch, LabelledSet, Tokenizer};
 use crate::model::Transformer;
 use crate::model::transformer::Inputs;
 use crate::ops::Device;
@@ -27,7 +29,12 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         Task::Regression => vec![config.data.label.clone()],
         _ => drawing.source.train.classes().to_vec(),
     };
-    let facts = DataFacts { vocabulary: drawing.vocabulary, classes, ..DataFacts::default() };
+    let special = match config.train.task {
+        Task::Translation => Some(SpecialTokens::of(&drawing.source.tokenizer)?),
+        _ => None,
+    };
+    let (start, end) = (special.map(|special| special.start), special.map(|special| special.end));
+    let facts = DataFacts { start, end, vocabulary: drawing.vocabulary, classes, ..DataFacts::default() };
     Ok(Box::new(Examples { drawing, facts, objective }))
 }
 
@@ -92,7 +99,8 @@ impl Data for Examples {
     ) -> Result<(MemoryUse, usize), Error> {
         let tapes = self.tapes(config, device, model, parameters)?;
         let largest = drawing::largest(tapes.iter().map(|(tape, _)| tape))?;
-        Ok((largest, 0))
+        let examples = self.drawing.source.val.as_ref().map_or(0, LabelledSet::len);
+        Ok((largest, self.objective.generating_bytes(model.config(), examples)))
     }
 
     fn start(
@@ -108,6 +116,7 @@ impl Data for Examples {
         Ok(Box::new(WithExamples {
             programs: Programs::new(tapes)?,
             shapes,
+            device: Arc::clone(device),
             drawing,
             objective,
             batch: Batch::default(),
@@ -121,6 +130,7 @@ struct WithExamples {
     objective: Box<dyn Objective>,
     programs: Programs,
     shapes: Vec<Shape>,
+    device: Arc<Device>,
     /// The last batch, and what is to be learned from it.
     batch: Batch,
     wanted: Wanted,
@@ -172,7 +182,7 @@ impl Job for WithExamples {
 
     fn evaluate(
         &mut self,
-        _model: &Transformer,
+        model: &Transformer,
         parameters: &mut Parameters,
         step: usize,
     ) -> Result<Option<Evaluation>, Error> {
@@ -196,7 +206,17 @@ impl Job for WithExamples {
             counted += batch_counted;
         }
         let loss = sum / counted.max(f64::MIN_POSITIVE);
-        Ok(Some(Evaluation { loss, ..self.objective.judge(&val)? }))
+        let mut evaluation = Evaluation { loss, ..self.objective.judge(&val)? };
+        let (device, tokenizer) = (&self.device, &self.drawing.source.tokenizer);
+        let mut with = Generating { device, model, parameters, tokenizer };
+        self.objective.judge_generated(&mut with, &val, &mut evaluation)?;
+        Ok(Some(evaluation))
+    }
+
+    fn sample(&mut self, model: &Transformer, parameters: &mut Parameters) -> Result<Option<String>, Error> {
+        let source = &self.drawing.source;
+        let mut with = Generating { device: &self.device, model, parameters, tokenizer: &source.tokenizer };
+        self.objective.sample(&mut with, source.val.as_ref().unwrap_or(&source.train))
     }
 
     fn state(&self) -> DrawState {
