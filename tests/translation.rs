@@ -168,7 +168,8 @@ fn pytorch_learns_alike() {
     succeed(&mut train(&scratch, &[&sets[..], &["train.steps=5", &weights]].concat()));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pytorch/translate.py");
     let theirs = succeed(Command::new(&python).arg(script).arg(scratch.path("run")).arg("--skip-evaluation"));
-    let losses = |records: &[Value]| -> Vec<f64> { records.iter().filter_map(|record| record["loss"].as_f64()).collect() };
+    let losses =
+        |records: &[Value]| -> Vec<f64> { records.iter().filter_map(|record| record["loss"].as_f64()).collect() };
     let ours = losses(&common::lines(&scratch.path("run/metrics.jsonl")));
     let theirs: Vec<Value> = theirs.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let theirs = losses(&theirs);

@@ -196,6 +196,7 @@ impl<'m> Decoder<'m> {
             for cache in &self.caches {
                 cache.copy_sequence(parameters, from, to, self.options.positions[from])?;
             }
+            self.options.positions[to] = self.options.positions[from];
         }
         self.options.memory_lengths.swap_remove(sentence);
         self.options.positions.truncate(last * self.width);

@@ -106,7 +106,8 @@ impl Recorded {
         let (mut sources, mut predicted) = (vec![0; ROWS * source_time], vec![IGNORED; ROWS * time]);
         let (mut documents, mut counted) = (vec![0; 2 * ROWS * source_time], vec![0; ROWS]);
         let mut targets = vec![0; ROWS * target_time];
-        let copy = |to: &mut [i32], tokens: &[u32]| to.iter_mut().zip(tokens).for_each(|(id, &token)| *id = token as i32);
+        let copy =
+            |to: &mut [i32], tokens: &[u32]| to.iter_mut().zip(tokens).for_each(|(id, &token)| *id = token as i32);
         for (row, [source, target]) in batch.iter().enumerate() {
             let read = &target[..target.len() - 1];
             let at = row * source_time;

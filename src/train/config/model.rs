@@ -3,10 +3,10 @@
 
 use super::choices::{ActivationKind, LoraTargets, PositionKind};
 use super::{Config, Model, Task};
-use crate::model::{ModelConfig, translate};
 use crate::model::config::{Architecture, Convolution, Heads, LanguageHead, Positions};
 use crate::model::lora::LoraOptions;
 use crate::model::treatment::{Adapts, Lora, Treatment};
+use crate::model::{ModelConfig, translate};
 use crate::ops::linear::Activation;
 
 /// What of a model depends on the data.
