@@ -159,7 +159,12 @@ fn train(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
     let documents = tape.input_ids("documents", &[BATCH, TIME, 2]);
     let positions = tape.input_ids("positions", &size);
     let types = (config.token_types > 0).then(|| tape.input_ids("types", &size));
-    let inputs = Inputs { ids: id_values, position_ids: Some(positions), type_ids: types, documents: Some(documents) };
+    let inputs = Inputs {
+        position_ids: Some(positions),
+        type_ids: types,
+        documents: Some(documents),
+        ..Inputs::rows(id_values)
+    };
     // An encoder-decoder translates each row to what follows it; sources are of different lengths.
     let apart = (config.architecture == Architecture::EncoderDecoder).then(|| tape.input_ids("lengths", &[BATCH]));
     let trunk = match apart {

@@ -283,6 +283,7 @@ fn conclude(arguments: &Arguments, trainer: &Trainer, ending: &str) {
         Task::Classification | Task::MultiLabel | Task::Regression => {
             format!("try     engine-run classify {folder} --text \"It is a truth.\"")
         }
+        Task::ImageClassification => format!("try     engine-run classify {folder} image.png"),
         Task::QuestionAnswering => format!("try     engine-run answer {folder} --question \"...\" --context \"...\""),
         Task::Translation => format!("try     engine-run translate {folder} --text \"...\""),
     });

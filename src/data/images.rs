@@ -2,19 +2,39 @@
 //!
 //! All images of a set have one size and as many channels, grey or RGB, as bytes. What leaves are `f32` rows: an image as a
 //! sequence of square patches (Dosovitskiy et al. 2021), each the row of its pixels, channels last; a patch of one pixel makes
-//! it a sequence of pixels.
+//! it a sequence of pixels. For batches the images of a set are examples like any others ([`Images::examples`]): all of the
+//! same token ids, each with its class.
 
 mod idx;
 mod png_file;
 
 use super::error::{Error, Result};
 use super::hash::Hash;
+use super::labelled::LabelledSet;
+use crate::ops::philox::philox;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
+
+/// Marks the random words of shifts, so that no other use of the same seed draws the same ones.
+const DOMAIN: u32 = 0x7368_6966;
+
+/// How an image becomes patches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patching {
+    /// Side of a patch.
+    pub side: usize,
+    /// A pixel becomes `(value / 255 - mean) / deviation`.
+    pub mean: f32,
+    pub deviation: f32,
+}
 
 /// Images of one size.
 #[derive(Clone, Debug)]
 pub struct Images {
+    /// What they were read from.
+    place: PathBuf,
+    /// The file of each, where each has one.
+    files: Vec<PathBuf>,
     width: usize,
     height: usize,
     channels: usize,
@@ -33,6 +53,24 @@ struct Image {
 }
 
 impl Images {
+    /// Reads what the paths name: PNG files, or one folder as [`from_folder`](Self::from_folder) reads it, or one idx file;
+    /// its labels are in the file beside it that has "labels" in its name instead of "images" (and "idx1" instead of
+    /// "idx3"), if it is there.
+    ///
+    /// # Errors
+    /// As those of the other readers.
+    pub fn open<P: AsRef<Path> + Sync>(paths: &[P]) -> Result<Self> {
+        let [path] = paths else { return Self::from_files(paths) };
+        let path = path.as_ref();
+        if path.is_dir() {
+            return Self::from_folder(path);
+        }
+        if is_png(path) {
+            return Self::from_files(&[path]);
+        }
+        Self::from_idx(path, labels_beside(path).filter(|labels| labels.exists()).as_deref())
+    }
+
     /// Reads images in idx format, and their labels where a file of them is given; both may be `.gz`. Classes are the numbers
     /// from 0 to the largest label.
     ///
@@ -52,7 +90,16 @@ impl Images {
         if count * height * width == 0 {
             return Err(Error::table(path, "holds no images", "give a file with at least one"));
         }
-        let mut set = Self { width, height, channels, pixels, labels: Vec::new(), classes: Vec::new() };
+        let mut set = Self {
+            place: path.to_owned(),
+            files: Vec::new(),
+            width,
+            height,
+            channels,
+            pixels,
+            labels: Vec::new(),
+            classes: Vec::new(),
+        };
         if let Some(path) = labels {
             let (sizes, labels) = idx::read(path)?;
             if sizes != [count] {
@@ -88,7 +135,7 @@ impl Images {
             let what = "the folder has no folders with .png files in them";
             return Err(Error::table(folder, what, "put the images of each class into a folder of its name"));
         }
-        Ok(Self { labels, classes, ..Self::from_files(&files)? })
+        Ok(Self { place: folder.to_owned(), labels, classes, ..Self::from_files(&files)? })
     }
 
     /// Reads PNG files, without labels.
@@ -115,7 +162,9 @@ impl Images {
                 pixels.extend(image.pixels.iter().flat_map(|&grey| [grey; 3]));
             }
         }
-        Ok(Self { width, height, channels, pixels, labels: Vec::new(), classes: Vec::new() })
+        let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_owned()).collect();
+        let place = files[0].clone();
+        Ok(Self { place, files, width, height, channels, pixels, labels: Vec::new(), classes: Vec::new() })
     }
 
     /// Number of images.
@@ -143,6 +192,14 @@ impl Images {
         self.labels.get(image).map(|&label| label as usize)
     }
 
+    /// What an image is called: its file, or that of all images and its number in it, from 0.
+    pub fn name(&self, image: usize) -> String {
+        match self.files.get(image) {
+            Some(file) => file.display().to_string(),
+            None => format!("{}:{image}", self.place.display()),
+        }
+    }
+
     /// The bytes of an image, row by row, channels last.
     ///
     /// # Panics
@@ -164,24 +221,29 @@ impl Images {
         Ok((self.height / side * (self.width / side), side * side * self.channels))
     }
 
-    /// Writes an image as its patches, `(patches, side * side * channels)`: from left to right, then down; each pixel becomes
-    /// `(value / 255 - mean) / deviation`.
+    /// Writes an image as its patches, `(patches, side * side * channels)`: from left to right, then down. The image is moved
+    /// by `shift` pixels down and to the right; what that uncovers is filled with the pixels at the edge.
     ///
     /// # Errors
     /// As [`patches`](Self::patches).
     ///
     /// # Panics
     /// Where there is no such image, or `out` has another length.
-    pub fn write_patches(&self, image: usize, side: usize, mean: f32, deviation: f32, out: &mut [f32]) -> Result<()> {
+    pub fn write_patches(&self, image: usize, patching: &Patching, shift: [i32; 2], out: &mut [f32]) -> Result<()> {
+        let &Patching { side, mean, deviation } = patching;
         let (count, numbers) = self.patches(side)?;
         assert_eq!(out.len(), count * numbers, "room for {count} patches of {numbers} numbers");
         let (pixels, across, run) = (self.pixels(image), self.width / side, side * self.channels);
+        let moved = |at: usize, by: i32, size: usize| at.saturating_add_signed(-by as isize).min(size - 1);
         for (patch, out) in out.chunks_exact_mut(numbers).enumerate() {
             let (top, left) = (patch / across * side, patch % across * side);
             for (line, out) in out.chunks_exact_mut(run).enumerate() {
-                let at = ((top + line) * self.width + left) * self.channels;
-                for (out, &pixel) in out.iter_mut().zip(&pixels[at..at + run]) {
-                    *out = (f32::from(pixel) / 255.0 - mean) / deviation;
+                let first = moved(top + line, shift[0], self.height) * self.width;
+                for (column, out) in out.chunks_exact_mut(self.channels).enumerate() {
+                    let at = (first + moved(left + column, shift[1], self.width)) * self.channels;
+                    for (out, &pixel) in out.iter_mut().zip(&pixels[at..at + self.channels]) {
+                        *out = (f32::from(pixel) / 255.0 - mean) / deviation;
+                    }
                 }
             }
         }
@@ -211,13 +273,51 @@ impl Images {
         let number = |name: &String| {
             classes.iter().position(|known| known == name).map(|number| number as u32).ok_or_else(|| {
                 let what = format!("class {name:?} of the images is none of those known, {}", classes.join(", "));
-                Error::Argument(format!("{what}; take its images out, or train with them"))
+                Error::table(&self.place, what, "take its images out, or train with them")
             })
         };
         let numbers: Vec<u32> = self.classes.iter().map(number).collect::<Result<_>>()?;
         self.labels.iter_mut().for_each(|label| *label = numbers[*label as usize]);
         self.classes = classes.to_vec();
         Ok(())
+    }
+
+    /// Makes the images fit to `(height, width, channels)`: grey ones become RGB by repetition, RGB ones grey by their luma
+    /// (ITU-R BT.601).
+    ///
+    /// # Errors
+    /// Their height or width is another.
+    pub fn fit(&mut self, (height, width, channels): (usize, usize, usize)) -> Result<()> {
+        if (self.height, self.width) != (height, width) {
+            let what = format!("images of {} x {} pixels, but {width} x {height} are needed", self.width, self.height);
+            return Err(Error::table(&self.place, what, "scale them to that size"));
+        }
+        self.pixels = match (self.channels, channels) {
+            (1, 3) => self.pixels.iter().flat_map(|&grey| [grey; 3]).collect(),
+            (3, 1) => self.pixels.chunks_exact(3).map(|rgb| luma([rgb[0], rgb[1], rgb[2]])).collect(),
+            _ => return Ok(()),
+        };
+        self.channels = channels;
+        Ok(())
+    }
+
+    /// The images as examples of these token ids, each labelled with its class.
+    ///
+    /// # Errors
+    /// They have no labels.
+    pub fn examples(&self, ids: &[u32]) -> Result<LabelledSet> {
+        if self.labels.is_empty() {
+            let what = "the images have no labels";
+            let remedy = "name a folder with a folder for each class, or an idx file of images, such as \
+                          train-images.idx.gz, with one of labels beside it, such as train-labels.idx.gz";
+            return Err(Error::table(&self.place, what, remedy));
+        }
+        LabelledSet::of_classes(ids, &self.labels, &self.classes)
+    }
+
+    /// Bytes of memory that the pixels take.
+    pub fn bytes(&self) -> usize {
+        self.pixels.len()
     }
 
     /// A short text that changes when images or labels do.
@@ -231,6 +331,26 @@ impl Images {
     fn image_bytes(&self) -> usize {
         self.width * self.height * self.channels
     }
+}
+
+/// How an image is moved for training: up to `most` pixels in each direction, by chance, but the same for the same seed,
+/// epoch and image.
+pub fn random_shift(seed: u64, epoch: u64, image: usize, most: usize) -> [i32; 2] {
+    let counter = [image as u32, epoch as u32, (epoch >> 32) as u32, DOMAIN];
+    let words = philox(counter, [seed as u32, (seed >> 32) as u32]);
+    let within = |word: u32| ((u64::from(word) * (2 * most as u64 + 1)) >> 32) as i32 - most as i32;
+    [within(words[0]), within(words[1])]
+}
+
+/// Where the labels of an idx file of images are by custom.
+fn labels_beside(images: &Path) -> Option<PathBuf> {
+    let name = images.file_name()?.to_str().filter(|name| name.contains("images"))?;
+    Some(images.with_file_name(name.replace("images", "labels").replace("idx3", "idx1")))
+}
+
+/// The brightness of a pixel, weighted as the eye sees colours; that of a grey pixel is its value.
+fn luma([red, green, blue]: [u8; 3]) -> u8 {
+    ((299 * u32::from(red) + 587 * u32::from(green) + 114 * u32::from(blue) + 500) / 1000) as u8
 }
 
 /// What is in a folder, sorted by name.

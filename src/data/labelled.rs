@@ -84,6 +84,14 @@ impl LabelledSet {
         reading::into_memory(paths, tokenizer, options, progress)
     }
 
+    /// Examples that all have these tokens, and one of `classes` each.
+    ///
+    /// # Errors
+    /// There are none, or a label is none of the classes.
+    pub fn of_classes(tokens: &[u32], labels: &[u32], classes: &[String]) -> Result<Self> {
+        reading::of_classes(tokens, labels, classes)
+    }
+
     /// Maps a folder that [`write()`] made. Every length, offset and label is checked, and that its files belong together;
     /// token ids are not: see [`check_vocabulary`](Self::check_vocabulary).
     ///

@@ -1,6 +1,7 @@
 //! What a transformer is made of. Every model here is a choice of these, out of the same blocks; which of them a
 //! Hugging Face `config.json` can express is the business of [`huggingface`](super::huggingface).
 
+use super::image::ImageInput;
 use crate::ops::linear::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -101,6 +102,9 @@ pub struct Heads {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     pub architecture: Architecture,
+    /// What is read besides token ids; an encoder of images.
+    #[serde(default)]
+    pub image: Option<ImageInput>,
     /// `V`: number of token ids.
     pub vocabulary: usize,
     /// Longest sequence.
@@ -158,6 +162,7 @@ impl ModelConfig {
     pub fn gpt2() -> Self {
         Self {
             architecture: Architecture::Decoder,
+            image: None,
             vocabulary: 50257,
             block: 1024,
             channels: 768,

@@ -58,6 +58,11 @@ pub enum Error {
          checkpoint"
     )]
     NotFinite { text: usize },
+    #[error(
+        "example {text} has {found} numbers of patches, but the model takes {expected} (none, where it reads texts); use \
+         a model for such input"
+    )]
+    Patches { text: usize, found: usize, expected: usize },
     #[error("this model has no {what}; use one that was trained for it")]
     NoHead { what: &'static str },
     #[error(transparent)]
@@ -74,6 +79,8 @@ pub struct Encoder {
     /// Bounds of what a text may be.
     vocabulary: usize,
     longest: usize,
+    /// Numbers of a patch; 0 of a model of texts.
+    numbers: usize,
     /// Values for each token, position or text.
     width: usize,
     batch: Batch,
@@ -86,6 +93,7 @@ struct Recorded {
     positions: Value,
     types: Option<Value>,
     documents: Value,
+    patches: Option<Value>,
     ranges: Option<Value>,
     result: Value,
 }
@@ -142,6 +150,7 @@ impl Encoder {
             arrangement,
             vocabulary: config.vocabulary,
             longest,
+            numbers: config.image.map_or(0, |image| image.numbers()),
             width,
             batch: Batch::default(),
         })
@@ -178,6 +187,10 @@ impl Encoder {
                 program.write_ids(types, &self.batch.types)?;
             }
             program.write_ids(recorded.documents, &self.batch.documents)?;
+            if let Some(patches) = recorded.patches {
+                self.batch.fill_patches(recorded.shape, examples, self.numbers);
+                program.write(patches, &self.batch.patches)?;
+            }
             if let Some(ranges) = recorded.ranges {
                 let count = program_ranges(recorded.shape, self.output);
                 program.write_ids(ranges, &self.batch.ranges(self.pick, recorded.shape, examples, count))?;
@@ -227,6 +240,10 @@ impl Encoder {
             if let Some(&token) = example.ids.iter().find(|&&token| token as usize >= self.vocabulary) {
                 return Err(Error::OutOfVocabulary { text, token, vocabulary: self.vocabulary });
             }
+            let (found, expected) = (example.patches.len(), example.ids.len() * self.numbers);
+            if found != expected {
+                return Err(Error::Patches { text, found, expected });
+            }
             if let Output::Tokens { slots } = self.output {
                 let found = example.positions.len();
                 if found > slots {
@@ -254,7 +271,8 @@ fn record(tape: &mut Tape<'_>, model: &Transformer, output: Output, shape: Shape
     let positions = tape.input_ids("positions", &size);
     let documents = tape.input_ids("documents", &[shape.rows, shape.time, 2]);
     let types = (model.config().token_types > 0).then(|| tape.input_ids("types", &size));
-    let inputs = Inputs { ids, position_ids: Some(positions), type_ids: types, documents: Some(documents) };
+    let patches = model.config().image.map(|image| tape.input("patches", &[shape.rows, shape.time, image.numbers()]));
+    let inputs = Inputs { ids, position_ids: Some(positions), type_ids: types, documents: Some(documents), patches };
     let trunk = model.record_trunk(tape, &inputs, false)?;
     let mut ranges = None;
     let mut pick = |tape: &mut Tape<'_>| {
@@ -284,5 +302,5 @@ fn record(tape: &mut Tape<'_>, model: &Transformer, output: Output, shape: Shape
         Output::Spans => model.record_span_logits(tape, trunk)?,
     };
     tape.keep(result);
-    Ok(Recorded { shape, ids, positions, types, documents, ranges, result })
+    Ok(Recorded { shape, ids, positions, types, documents, patches, ranges, result })
 }

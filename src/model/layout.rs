@@ -131,6 +131,9 @@ impl List<'_> {
 pub(super) fn layouts(config: &ModelConfig) -> Vec<Layout> {
     let mut list = List { config, layouts: Vec::with_capacity(12 * config.layers + 8), is_head: false };
     list.push("token_embedding.weight".into(), &[config.vocabulary, config.channels]);
+    if let Some(image) = &config.image {
+        list.push("patch_embedding.weight".into(), &[config.channels, image.numbers()]);
+    }
     for prefix in stack_prefixes(config.architecture) {
         list.stack(prefix, *prefix == "decoder.");
     }

@@ -12,6 +12,7 @@ pub mod encode;
 mod encoder_decoder;
 pub mod generate;
 mod heads;
+pub mod image;
 mod layout;
 pub mod sampling;
 pub mod transformer;

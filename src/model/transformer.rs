@@ -11,6 +11,7 @@ use super::treatment::Treatment;
 use super::weights::WeightFolder;
 use crate::ops::Device;
 use crate::ops::attention::Mask;
+use crate::ops::linear::Activation;
 use crate::ops::relative_bias::Kind;
 use crate::tape::{
     Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
@@ -24,6 +25,8 @@ pub struct Transformer {
     config: ModelConfig,
     specs: Vec<ParameterSpec>,
     token_embedding: ParameterId,
+    /// The projection of patches, of a model of images.
+    patch_embedding: Option<ParameterId>,
     /// The encoder before the decoder where there are both.
     pub(super) stacks: Vec<Stack>,
     pub(super) heads: super::heads::HeadParameters,
@@ -51,12 +54,14 @@ pub struct Inputs {
     pub type_ids: Option<Value>,
     /// `(B, T, 2)` ids: the document of each position; else the row is one.
     pub documents: Option<Value>,
+    /// `(B, T, numbers)`: the patch of each place, of a model of images.
+    pub patches: Option<Value>,
 }
 
 impl Inputs {
     /// Rows that are one text each.
     pub fn rows(ids: Value) -> Self {
-        Self { ids, position_ids: None, type_ids: None, documents: None }
+        Self { ids, position_ids: None, type_ids: None, documents: None, patches: None }
     }
 }
 
@@ -131,6 +136,7 @@ impl Transformer {
         let prefixes = super::layout::stack_prefixes(config.architecture);
         Self {
             token_embedding: parameters.find("token_embedding.weight").expect("a name of every model"),
+            patch_embedding: parameters.find("patch_embedding.weight"),
             stacks: prefixes.iter().map(|prefix| Stack::find(&config, parameters, prefix, &lora)).collect(),
             heads: super::heads::HeadParameters::find(parameters),
             specs: config.parameters(),
@@ -204,23 +210,26 @@ impl Transformer {
     }
 
     /// Floating-point operations of training on one token of a sequence of `time`: `6·N + 6·L·C·T`, where N counts
-    /// all parameters but the tables of positions and kinds; forward is 2, backward 4 of the 6. Attention is counted as
-    /// causal in a decoder, and twice that where it sees both directions. A token of an encoder-decoder passes one of
-    /// two stacks, so half the parameters count, and the mean of an encoder's attention and a decoder's two.
-    pub fn flops_per_token(&self, time: usize) -> f64 {
+    /// all parameters but the tables of tokens, positions and kinds (tied, that of tokens counts as the head); forward is
+    /// 2, backward 4 of the 6. Attention is counted as causal in a decoder, and twice that where it sees both directions. A token of an encoder-decoder passes one of
+    /// two stacks, so half the parameters count, and the mean of an encoder's attention and a decoder's two. The product
+    /// with the vocabulary counts for the share `predicted` of the tokens.
+    pub fn flops_per_token(&self, time: usize, predicted: f64) -> f64 {
         let config = &self.config;
-        let is_table = |spec: &&ParameterSpec| {
-            let is_output =
-                spec.name == "token_embedding.weight" && config.tied && config.predictions.language.is_some();
-            !spec.name.ends_with("embedding.weight") || is_output
+        let of = |wanted: &dyn Fn(&str) -> bool| -> f64 {
+            self.specs.iter().filter(|spec| wanted(&spec.name)).map(|spec| spec.elements() as f64).sum()
         };
-        let parameters: usize = self.specs.iter().filter(is_table).map(ParameterSpec::elements).sum();
+        let has_output = config.predictions.language.is_some();
+        let output = if config.tied { "token_embedding.weight" } else { "head.weight" };
+        let is_table = |name: &str| name.ends_with("embedding.weight") && name != "patch_embedding.weight";
+        let inside = of(&|name| name != output && !is_table(name));
+        let parameters = inside + if has_output { predicted * of(&|name| name == output) } else { 0.0 };
         let (share, attention) = match config.architecture {
             Architecture::Decoder => (1.0, 1.0),
             Architecture::Encoder => (1.0, 2.0),
             Architecture::EncoderDecoder => (0.5, 2.5),
         };
-        6.0 * (share * parameters as f64 + attention * (config.layers * config.channels * time) as f64)
+        6.0 * (share * parameters + attention * (config.layers * config.channels * time) as f64)
     }
 
     /// Records one stack; the result is `(B, T, C)`.
@@ -246,6 +255,13 @@ impl Transformer {
         let types = stack.type_embedding.zip(inputs.type_ids);
         let embedding = EmbeddingInputs { positions, position_ids: inputs.position_ids, types };
         let mut stream = tape.embedding(inputs.ids, self.token_embedding, embedding)?;
+        if let Some(weight) = self.patch_embedding {
+            let patches = inputs.patches.ok_or_else(|| {
+                let what = "this model reads images: give the patch of each place".to_owned();
+                Error::Shape { operation: "embedding", what }
+            })?;
+            stream = tape.linear(patches, weight, None, Activation::Identity, Some(stream))?;
+        }
         if let Some(norm) = &stack.embedding_norm {
             stream = record_norm(tape, config, stream, norm)?;
         }

@@ -272,6 +272,15 @@ impl Parameters {
         unsafe { self.gradients.read(bytes(range)) }.map(Some)
     }
 
+    /// Sets all gradients to zero. A program overwrites those of the parameters that it uses; this is for several
+    /// programs that add up theirs and use different ones.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn clear_gradients(&mut self) -> Result<(), driver::Error> {
+        self.gradients.modify(0..self.gradients.bytes(), |gradients| gradients.fill(0.0))
+    }
+
     /// Fills all gradients with NaN, so that one that is read before it is written shows.
     #[cfg(test)]
     pub(super) fn poison_gradients(&mut self) {

@@ -13,8 +13,9 @@ mod model;
 mod validate;
 
 pub use choices::{
-    ActivationKind, Architecture, ClassWeights, DeviceKind, Keep, Layout, LoraTargets, LossWeights, MaskUnit, Norm,
-    NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task, TokenizerChoice,
+    ActivationKind, Architecture, ClassWeights, DeviceKind, Keep, Layout, LoraTargets, LossWeights, MaskUnit, Mix,
+    MixedTask, Norm, NormPlace, OptimizerName, Order, Paths, Pooling, PositionKind, ScheduleKind, Setting, Task,
+    TokenizerChoice,
 };
 pub use load::{ConfigError, Source};
 pub(crate) use model::DataFacts;
@@ -145,6 +146,13 @@ section! {
         csm_taps: usize = 9;
         /// Positions from one of its taps to the next.
         csm_dilation: usize = 1;
+        /// "image-classification": side of the square patches, in pixels, that an image is a sequence of; 1 for its pixels. As
+        /// many as there are take the place of block.
+        patch: usize = 4;
+        /// "image-classification": what is taken from each pixel / 255. Not set: the mean of the training images.
+        pixel_mean: Option<f64> = None;
+        /// "image-classification": what it is then divided by. Not set: the standard deviation of the training images.
+        pixel_deviation: Option<f64> = None;
         /// Whether linear layers have biases.
         biases: bool = true;
         /// Kinds of tokens with vectors of their own, for pairs of texts; 0: none.
@@ -153,7 +161,8 @@ section! {
         embedding_norm: bool = false;
         /// Whether a linear layer, the activation and a norm come before the prediction of tokens, as in BERT.
         head_transform: bool = false;
-        /// What stands for a text: the vector of its "first" token, or the "mean" of all.
+        /// What stands for a text: the vector of its "first" token, or the "mean" of all. For an image "first" is a class
+        /// token before its patches.
         pooling: Pooling = Pooling::First;
         /// Whether a linear layer and tanh come between that vector and the classes, as in BERT.
         pooler: bool = false;
@@ -169,7 +178,9 @@ section! {
     /// The text to learn from.
     ["data"] Data {
         /// A text file, a token shard (.bin), a folder of either, or a list of these; relative to the working
-        /// directory. "bundled:austen" is the text that is part of this program.
+        /// directory. "bundled:austen" is the text that is part of this program. For "image-classification" a folder with a
+        /// folder of PNG files for each class, or an idx file of images, such as train-images.idx.gz, whose labels are in
+        /// the file beside it of the same name but for "labels" in the place of "images".
         path: Option<Paths> = None;
         /// How text becomes token ids: "char" (the characters that occur in it), "byte", or a tokenizer.json file.
         /// "bundled:austen" is the tokenizer of the bundled text.
@@ -201,14 +212,17 @@ section! {
         layout: Layout = Layout::Packed;
         /// "padded": number of lengths of rows, evenly spaced up to max_tokens.
         buckets: usize = 4;
+        /// "image-classification": pixels by which images are moved at most, up or down and sideways, by chance and anew in
+        /// each epoch.
+        shift: usize = 0;
     }
 }
 
 section! {
     /// The training job.
     ["train"] Train {
-        /// What is learned: "causal-lm" (the next token), "masked-lm" (hidden tokens), "classification", "multi-label",
-        /// "regression", "question-answering" or "translation".
+        /// What is learned: "causal-lm" (the next token), "masked-lm" (hidden tokens), "classification",
+        /// "image-classification", "multi-label", "regression", "question-answering" or "translation".
         task: Task = Task::CausalLm;
         /// Sequences in one forward and backward pass.
         batch: usize = 12;
@@ -250,7 +264,7 @@ section! {
         outlier_z: f64 = 6.0;
         /// Share of the target that is spread over all classes or tokens.
         label_smoothing: f64 = 0.0;
-        /// "classification": "none", or "balanced" (classes weigh by their rarity in the training data).
+        /// "classification" and "image-classification": "none", or "balanced" (classes weigh by their rarity in the training data).
         class_weights: ClassWeights = ClassWeights::None;
         /// "translation": examples of an evaluation that are translated, for its BLEU and chrF. 0: none.
         eval_translations: usize = 200;
@@ -261,6 +275,10 @@ section! {
         /// "masked-lm": weights of its losses, masked-lm and csm (convolutional sequence modelling). A section of its own,
         /// [train.losses], says the same.
         losses: LossWeights = LossWeights::default();
+        /// Tasks that are learned beside this one, from data of their own: each update also takes a batch of each, and adds
+        /// its loss times a weight. Sections of their own, [[train.mix]], say the same. Keys of each: task, path, weight,
+        /// text, text_pair, label, batch.
+        mix: Mix = Mix::default();
         /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
         chunk_rows: usize = 256;
     }
@@ -357,6 +375,23 @@ impl Config {
     /// The update at which the learning rate has come down: `schedule.decay_steps`, or the end of the run.
     pub fn decay_steps(&self) -> usize {
         self.schedule.decay_steps.unwrap_or(self.train.steps)
+    }
+
+    /// The main task first, then those of `train.mix`, each as if it were a run of its own; and what its loss weighs.
+    pub fn tasks(&self) -> Vec<(Config, f64)> {
+        let mut main = self.clone();
+        let mixed = std::mem::take(&mut main.train.mix).0;
+        let others = mixed.into_iter().map(|mixed| {
+            let mut other = main.clone();
+            (other.train.task, other.data.path, other.data.val_path) = (mixed.task, Some(mixed.path), None);
+            other.data.text = mixed.text.unwrap_or(other.data.text);
+            other.data.text_pair = mixed.text_pair.or(other.data.text_pair);
+            other.data.label = mixed.label.unwrap_or(other.data.label);
+            other.train.batch = mixed.batch.unwrap_or(other.train.batch);
+            (other, mixed.weight)
+        });
+        let others: Vec<_> = others.collect();
+        std::iter::once((main, 1.0)).chain(others).collect()
     }
 
     /// Tokens that one update learns from.

@@ -35,7 +35,7 @@ pub(super) fn estimate(config: &Config, device: &Arc<Device>, data: &dyn Data) -
     Ok(Estimate {
         memory,
         parameters: parameters.count(),
-        flops_per_token: model.flops_per_token(amount.time),
+        flops_per_token: model.flops_per_token(amount.time, amount.predicted),
         vocabulary: facts.vocabulary,
         amount,
     })

@@ -1,16 +1,21 @@
-//! The examples that a configuration names: folders of labelled shards, or files of rows that are tokenised at start.
+//! The examples that a configuration names: folders of labelled shards, files of rows that are tokenised at start, or images.
 
 use super::config::{Architecture, Config, Paths, Task as Learned, TokenizerChoice};
+use super::pictures::{self, Pictures};
 use super::trainer::Error;
 use crate::data::labelled::{Empty, Kind, Long, Options, Task};
 use crate::data::{LabelledSet, Tokenizer};
+use crate::model::image::ImageInput;
 use std::path::{Path, PathBuf};
 
 /// What a task with examples learns from.
 pub(super) struct ExampleSource {
-    pub(super) tokenizer: Tokenizer,
+    /// Of texts.
+    pub(super) tokenizer: Option<Tokenizer>,
     pub(super) train: LabelledSet,
     pub(super) val: Option<LabelledSet>,
+    /// The images that the examples stand for, if any.
+    pub(super) pictures: Option<Pictures>,
 }
 
 impl ExampleSource {
@@ -18,7 +23,29 @@ impl ExampleSource {
     pub(super) fn bytes(&self) -> u64 {
         let sets = [Some(&self.train), self.val.as_ref()];
         let in_memory = sets.into_iter().flatten().filter(|set| set.path().is_none());
-        in_memory.map(|set| 4 * set.total_tokens() as u64).sum()
+        let tokens: u64 = in_memory.map(|set| 4 * set.total_tokens() as u64).sum();
+        tokens + self.pictures.as_ref().map_or(0, Pictures::bytes)
+    }
+
+    /// The tokenizer of the texts.
+    ///
+    /// # Errors
+    /// The examples are no texts.
+    pub(super) fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        self.tokenizer.as_ref().ok_or_else(|| unsupported("these examples are images, and the task is one of texts"))
+    }
+
+    /// Number of token ids that the examples may have.
+    pub(super) fn vocabulary(&self, config: &Config) -> usize {
+        match (&self.pictures, &self.tokenizer) {
+            (None, Some(tokenizer)) => config.model.vocabulary.unwrap_or_else(|| tokenizer.vocabulary()),
+            _ => ImageInput::vocabulary(config.model.pooling),
+        }
+    }
+
+    /// Changes when the training data does.
+    pub(super) fn fingerprint(&self) -> String {
+        self.pictures.as_ref().map_or_else(|| self.train.fingerprint(), Pictures::fingerprint)
     }
 }
 
@@ -29,6 +56,9 @@ impl ExampleSource {
 pub(super) fn open(config: &Config) -> Result<ExampleSource, Error> {
     let paths =
         config.data.path.as_ref().ok_or_else(|| unsupported("data.path is not set: name a file of examples"))?;
+    if config.train.task == Learned::ImageClassification {
+        return pictures::open(config, paths);
+    }
     let tokenizer = tokenizer(config, paths)?;
     let train = set(config, paths, &tokenizer, None)?;
     let classes = (!train.classes().is_empty()).then(|| train.classes().to_vec());
@@ -36,10 +66,10 @@ pub(super) fn open(config: &Config) -> Result<ExampleSource, Error> {
     if let Some(val) = &val {
         val.check_same_labels(&train)?;
     }
-    Ok(ExampleSource { tokenizer, train, val })
+    Ok(ExampleSource { tokenizer: Some(tokenizer), train, val, pictures: None })
 }
 
-fn unsupported(what: &str) -> Error {
+pub(super) fn unsupported(what: &str) -> Error {
     Error::Unsupported(what.to_owned())
 }
 
@@ -80,6 +110,7 @@ fn task(config: &Config) -> Result<Task, Error> {
         Learned::Translation => Task::Pair { source: text, target: pair.unwrap_or_default() },
         Learned::CausalLm | Learned::MaskedLm => Task::Text { text, long: Long::Cut },
         Learned::Classification => Task::Classification { text, pair, label },
+        Learned::ImageClassification => unreachable!("images have no columns"),
         Learned::MultiLabel => Task::MultiLabel { text, pair, label, separator: ",".into() },
         Learned::Regression => Task::Regression { text, pair, label },
         Learned::QuestionAnswering => Task::Span {

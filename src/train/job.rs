@@ -56,6 +56,8 @@ pub struct Amount {
     pub bytes: u64,
     /// Mean length of what the model sees at once.
     pub time: usize,
+    /// How many predictions among the vocabulary are made for each token that is seen.
+    pub predicted: f64,
     /// Tokens of an update, padding included.
     pub update_tokens: usize,
     /// A line for a person.
@@ -65,13 +67,15 @@ pub struct Amount {
 }
 
 /// What a batch gave.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Learned {
     /// Sum of the losses, and what the counted rows weigh together.
     pub(super) loss_sum: f64,
     pub(super) weight: f64,
     /// Tokens that were learned from; padding does not count.
     pub(super) tokens: usize,
+    /// Losses that are learned beside that: name, sum and weight.
+    pub(super) beside: Vec<(&'static str, f64, f64)>,
 }
 
 /// What an evaluation found.
@@ -96,11 +100,28 @@ pub(super) struct Evaluation {
 pub enum DrawState {
     Windows(SamplerState),
     Examples(BatcherState),
+    /// Several tasks that are learned together.
+    Mixed(Vec<BatcherState>),
+}
+
+impl DrawState {
+    /// The state of one task with examples.
+    fn only(&self) -> Result<&BatcherState, Error> {
+        match self {
+            Self::Examples(state) => Ok(state),
+            _ => Err(Error::Resume("the checkpoint is of another kind of task".into())),
+        }
+    }
 }
 
 /// A task under way.
 pub(super) trait Job {
-    /// Draws the next batch and runs it, forward and backward.
+    /// Draws the batches of an update in advance, where it takes several: what their rows weigh together is known then,
+    /// and each row counts alike however the batches are filled. `first` is the number of the first.
+    fn draw(&mut self, _first: u64, _count: usize) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Runs the next batch, forward and backward; it is drawn now where it was not in advance.
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error>;
     /// Runs the last batch again and says which tensor is the first that is not finite.
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String;

@@ -36,6 +36,9 @@ pub struct StepRecord {
     /// Model FLOPs per second as a share of the machine's measured peak.
     #[serde(deserialize_with = "null_is_nan")]
     pub mfu: f64,
+    /// Losses that are learned beside `loss`, by name: `csm`, or other tasks of train.mix.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, f64>,
 }
 
 /// Figures of one evaluation.
@@ -223,7 +226,16 @@ mod tests {
     use super::*;
 
     fn step(step: usize) -> Record {
-        StepRecord { step, loss: 4.25, lr: 1e-3, grad_norm: 0.5, tokens_per_second: 1e4, mfu: 0.25 }.into()
+        StepRecord {
+            step,
+            loss: 4.25,
+            lr: 1e-3,
+            grad_norm: 0.5,
+            tokens_per_second: 1e4,
+            mfu: 0.25,
+            beside: BTreeMap::new(),
+        }
+        .into()
     }
 
     fn evaluation(step: usize) -> Record {
@@ -259,7 +271,15 @@ mod tests {
 
     #[test]
     fn a_loss_that_is_not_a_number_reads_back_as_one() {
-        let mut record = StepRecord { step: 1, loss: 0.0, lr: 1.0, grad_norm: 1.0, tokens_per_second: 1.0, mfu: 1.0 };
+        let mut record = StepRecord {
+            step: 1,
+            loss: 0.0,
+            lr: 1.0,
+            grad_norm: 1.0,
+            tokens_per_second: 1.0,
+            mfu: 1.0,
+            beside: BTreeMap::new(),
+        };
         (record.loss, record.grad_norm) = (f64::NAN, f64::INFINITY);
         let (_folder, path) = written(&[record.into()]);
         let [Record::Step(back)] = &read::<Record>(&path).unwrap()[..] else { panic!("one step") };

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod outliers;
+mod pictures;
 pub mod plot;
 pub mod presets;
 pub mod progress;

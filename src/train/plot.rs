@@ -327,7 +327,10 @@ mod tests {
             let lr = 1e-3 * (step as f64 / 50.0).min(1.0) * (0.55 + 0.45 * (std::f64::consts::PI * progress).cos());
             let (grad_norm, tokens_per_second) =
                 (0.5 + 0.3 * noise + (-20.0 * progress).exp(), 10_400.0 + 600.0 * noise);
-            records.push(StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.7 }.into());
+            records.push(
+                StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.7, beside: Default::default() }
+                    .into(),
+            );
             if step % (count / 8).max(1) == 0 {
                 records.push(EvaluationRecord::new(step, 1.5 + 3.0 * (-9.0 * progress).exp()).into());
             }
@@ -373,7 +376,7 @@ mod tests {
         for alike in [0.0, 5.0, 1e-30, -3.0] {
             let steps = (1..5).map(|step| {
                 let (loss, lr, grad_norm, tokens_per_second) = (alike, alike, alike, alike);
-                StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.0 }.into()
+                StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.0, beside: Default::default() }.into()
             });
             assert!(loss_svg(&steps.collect::<Vec<Record>>()).unwrap().contains("<svg"), "{alike}");
         }

@@ -50,6 +50,11 @@ pub const PRESETS: &[Preset] = &[
         toml: include_str!("../../presets/question-answering.toml"),
     },
     Preset {
+        name: "digits",
+        summary: "handwritten digits, a small vision transformer; needs data.path and data.val_path",
+        toml: include_str!("../../presets/digits.toml"),
+    },
+    Preset {
         name: "translate-en-zh",
         summary: "English to Chinese, a small encoder-decoder; needs data.path, data.val_path and data.tokenizer",
         toml: include_str!("../../presets/translate-en-zh.toml"),

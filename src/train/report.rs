@@ -7,6 +7,7 @@ use super::memory::{MemoryTable, human_bytes};
 use super::metrics::{Note, NoteKind, Record};
 use super::plot::{self, PlotError};
 use super::write_atomically;
+use crate::util::html::escape;
 use std::io::Write;
 use std::path::Path;
 
@@ -186,24 +187,6 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// Text as HTML, in content and in attributes. Control characters that HTML does not allow become a replacement mark.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            '\n' | '\t' => escaped.push(character),
-            other if other.is_control() => escaped.push('\u{FFFD}'),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::metrics::{EvaluationRecord, StepRecord};
@@ -214,7 +197,10 @@ mod tests {
         for step in 1..=40 {
             let loss = 4.0 / (1.0 + step as f64 / 10.0);
             let (lr, grad_norm, tokens_per_second) = (1e-3, 0.5, 9000.0 + step as f64);
-            records.push(StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.71 }.into());
+            records.push(
+                StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu: 0.71, beside: Default::default() }
+                    .into(),
+            );
         }
         records.push(EvaluationRecord::new(20, 1.5).into());
         records.push(EvaluationRecord::new(40, 1.75).into());

@@ -21,6 +21,7 @@ use crate::model::huggingface::Wanted;
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Device;
 use crate::tape::{self, Parameters, RunOptions};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -311,6 +312,8 @@ impl Trainer {
         let start = Instant::now();
         let accumulate = self.config.train.accumulate;
         let (mut sum, mut counted, mut tokens) = (0.0, 0.0, 0);
+        let mut beside: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        self.job.draw((self.state.step * accumulate) as u64, accumulate)?;
         for micro in 0..accumulate {
             let options = self.run_options(micro);
             let learned = self.job.learn(&mut self.parameters, &options)?;
@@ -320,7 +323,16 @@ impl Trainer {
             sum += learned.loss_sum;
             counted += learned.weight;
             tokens += learned.tokens;
+            for (name, sum, weight) in learned.beside {
+                if !sum.is_finite() {
+                    return Err(self.not_finite(micro, format!("loss of {name} is {sum}")));
+                }
+                let both = beside.entry(name).or_default();
+                *both = (both.0 + sum, both.1 + weight);
+            }
         }
+        let mean = |(name, (sum, weight)): (&str, (f64, f64))| (name.to_owned(), sum / weight.max(f64::MIN_POSITIVE));
+        let beside: BTreeMap<String, f64> = beside.into_iter().map(mean).collect();
         let loss = sum / counted.max(f64::MIN_POSITIVE);
         let learning_rate = self.config.optimizer.learning_rate * self.schedule.factor(self.state.step);
         let update =
@@ -333,7 +345,9 @@ impl Trainer {
         self.state.tokens += tokens as u64;
         self.state.seconds += seconds;
         self.state.optimizer_updates = self.optimizer.updates();
-        self.record(observer, loss, learning_rate, update.grad_norm, tokens as f64 / seconds)
+        let (step, grad_norm, tokens_per_second) = (self.state.step, update.grad_norm, tokens as f64 / seconds);
+        let mfu = tokens_per_second * self.flops_per_token() / self.peak_flops;
+        self.record(observer, StepRecord { step, loss, lr: learning_rate, grad_norm, tokens_per_second, mfu, beside })
     }
 
     fn run_options(&self, micro: usize) -> RunOptions {
@@ -347,23 +361,18 @@ impl Trainer {
         }
     }
 
+    /// Floating-point operations of training on a token of this data.
+    fn flops_per_token(&self) -> f64 {
+        self.model.flops_per_token(self.amount.time, self.amount.predicted)
+    }
+
     /// Writes down an update, and warns of outliers.
-    fn record(
-        &mut self,
-        observer: &mut dyn Observer,
-        loss: f64,
-        lr: f64,
-        grad_norm: f64,
-        tokens_per_second: f64,
-    ) -> Result<(), Error> {
-        let step = self.state.step;
-        let flops_per_second = tokens_per_second * self.model.flops_per_token(self.amount.time);
-        let mfu = flops_per_second / self.peak_flops;
+    fn record(&mut self, observer: &mut dyn Observer, record: StepRecord) -> Result<(), Error> {
+        let StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu, .. } = record;
         let outliers = [self.state.loss_detector.observe(loss), self.state.norm_detector.observe(grad_norm)];
         for outlier in outliers.into_iter().flatten() {
             self.note(observer, NoteKind::Warning, format!("step {step}: {outlier}"))?;
         }
-        self.metrics.append(&StepRecord { step, loss, lr, grad_norm, tokens_per_second, mfu })?;
         let scalars = [
             ("train/loss", loss),
             ("train/learning_rate", lr),
@@ -372,6 +381,10 @@ impl Trainer {
             ("speed/mfu", mfu),
         ];
         self.events.scalars(step, &scalars)?;
+        for (name, value) in &record.beside {
+            self.events.scalars(step, &[(&format!("train/{name}"), *value)])?;
+        }
+        self.metrics.append(&record)?;
         observer.step(&StepReport {
             step,
             steps: self.config.train.steps,
@@ -379,7 +392,7 @@ impl Trainer {
             learning_rate: lr,
             grad_norm,
             tokens_per_second,
-            flops_per_second,
+            flops_per_second: tokens_per_second * self.flops_per_token(),
             mfu,
         });
         Ok(())

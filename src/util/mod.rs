@@ -2,3 +2,4 @@
 
 pub mod atomic_file;
 pub mod edit_distance;
+pub mod html;

@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         times,
         losses,
         tokens: shape.tokens(),
-        flops_per_token: step.model().flops_per_token(shape.time),
+        flops_per_token: step.model().flops_per_token(shape.time, 1.0),
         parameters: step.parameter_count(),
         peak_flops_per_second: peaks.flops_per_second,
         memory,

@@ -1,11 +1,12 @@
-//! `engine-run classify`: the class of a text, its labels, or the number that a regression gives it.
+//! `engine-run classify`: the class of a text or an image, its labels, or the number that a regression gives it.
 
-use crate::model::ModelArguments;
+use crate::images;
+use crate::model::{Loaded, ModelArguments};
 use crate::output::Output as Lines;
-use crate::texts::{BatchArguments, Framer, TextArguments, open, run_in_order};
+use crate::texts::{BatchArguments, Framer, Text, TextArguments, run_in_order};
 use clap::Args;
 use engine::model::ModelConfig;
-use engine::model::encode::{Output, sigmoid, softmax, top};
+use engine::model::encode::{Example, Output, sigmoid, softmax, top};
 use serde_json::{Map, Value, json};
 
 #[derive(Args)]
@@ -61,22 +62,57 @@ impl Meaning {
 }
 
 pub fn classify(arguments: &ClassifyArguments) -> anyhow::Result<()> {
-    let (tokenizer, folder) = open(&arguments.model)?;
-    let texts = arguments.texts.read()?;
-    let mut loaded = arguments.model.load(&folder)?;
-    let examples = Framer::new(&tokenizer, &loaded, &arguments.batch)?.encode_all(&texts)?;
+    let folder = arguments.model.folder()?;
+    match images::input(&folder)? {
+        Some(input) => {
+            let images = images::read(&arguments.texts.files()?, &input)?;
+            let mut loaded = arguments.model.load(&folder)?;
+            let examples = images::examples(&images, loaded.model.config(), &input)?;
+            print(arguments, &mut loaded, &examples, |number| Named {
+                key: "image",
+                name: images.name(number),
+                pair: None,
+            })
+        }
+        None => {
+            let tokenizer = arguments.model.tokenizer(&folder)?;
+            let texts = arguments.texts.read()?;
+            let mut loaded = arguments.model.load(&folder)?;
+            let examples = Framer::new(&tokenizer, &loaded, &arguments.batch)?.encode_all(&texts)?;
+            print(arguments, &mut loaded, &examples, |number| {
+                let Text { first, second } = &texts[number];
+                Named { key: "text", name: first.clone(), pair: second.clone() }
+            })
+        }
+    }
+}
+
+/// What is printed beside the classes of an example, and under which key.
+struct Named {
+    key: &'static str,
+    name: String,
+    pair: Option<String>,
+}
+
+/// Prints a line for each example.
+fn print(
+    arguments: &ClassifyArguments,
+    loaded: &mut Loaded,
+    examples: &[Example],
+    name_of: impl Fn(usize) -> Named,
+) -> anyhow::Result<()> {
     let meaning = if arguments.multi_label { Meaning::Labels } else { Meaning::of(loaded.model.config()) };
     let names = loaded.model.config().predictions.classes.clone().unwrap_or_default();
     let mut lines = Lines::default();
-    run_in_order(&mut loaded, &examples, Output::Classes, arguments.batch.arrangement(), |number, logits| {
+    run_in_order(loaded, examples, Output::Classes, arguments.batch.arrangement(), |number, logits| {
         let figures = meaning.figures(&logits);
         let most = arguments.top_k.unwrap_or(if arguments.batch.json { names.len() } else { 1 });
         let order = top(&figures, most);
-        let text = &texts[number].first;
+        let Named { key, name, pair } = name_of(number);
         let line = if arguments.batch.json {
-            let mut object = json!({ "text": text });
-            if let Some(second) = &texts[number].second {
-                object["pair"] = json!(second);
+            let mut object = json!({ key: name });
+            if let Some(pair) = pair {
+                object["pair"] = json!(pair);
             }
             let by_name = || -> Map<String, Value> {
                 order.iter().map(|&class| (names[class].clone(), json!(figures[class]))).collect()
@@ -114,7 +150,7 @@ pub fn classify(arguments: &ClassifyArguments) -> anyhow::Result<()> {
                 }
                 Meaning::Numbers => figures.iter().map(|figure| format!("{figure:.6}")).collect(),
             };
-            format!("{}\t{text}", shown.join("\t"))
+            format!("{}\t{name}", shown.join("\t"))
         };
         Ok(lines.print(&format!("{line}\n")))
     })?;

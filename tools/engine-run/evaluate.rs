@@ -3,9 +3,10 @@
 mod translations;
 
 use crate::classify::Meaning;
+use crate::images;
 use crate::model::{Loaded, ModelArguments, check_vocabulary};
 use crate::output::Output as Lines;
-use crate::texts::{BatchArguments, open, run_in_order};
+use crate::texts::{BatchArguments, run_in_order};
 use crate::translate::parse_penalty;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -15,6 +16,7 @@ use engine::data::masking::{Masked, Masker, Masking};
 use engine::data::{Batch, LabelledSet, Tokenizer};
 use engine::model::config::Architecture;
 use engine::model::encode::{Example, Output, SpanOptions, best_spans, top};
+use engine::model::image::ImageInput;
 use engine::model::translate::is_translator;
 use engine::score::classification::{ConfusionMatrix, MultiLabelReport, Report};
 use engine::score::{language, prediction, regression, squad};
@@ -23,7 +25,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct EvaluateArguments {
@@ -31,7 +33,8 @@ pub struct EvaluateArguments {
     model: ModelArguments,
     #[command(flatten)]
     batch: BatchArguments,
-    /// Labelled rows: .tsv, .csv, .jsonl or .txt, also with .gz. May be repeated.
+    /// Labelled rows: .tsv, .csv, .jsonl or .txt, also with .gz; may be repeated. For a model of images an idx file with its
+    /// labels beside it, or a folder with a folder of PNG files for each class.
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
     /// What the model is for; from its heads if not given.
@@ -90,8 +93,37 @@ struct Figures {
 }
 
 pub fn evaluate(arguments: &EvaluateArguments) -> anyhow::Result<()> {
-    let (tokenizer, folder) = open(&arguments.model)?;
-    let mut loaded = arguments.model.load(&folder)?;
+    let folder = arguments.model.folder()?;
+    let figures = match images::input(&folder)? {
+        Some(input) => judge_images(arguments, &folder, &input)?,
+        None => judge_texts(arguments, &folder)?,
+    };
+    if let Some(path) = &arguments.predictions {
+        let text = prediction::lines(&figures.predictions);
+        write_atomically(path, |file| file.write_all(text.as_bytes())).context("--predictions")?;
+    }
+    let mut lines = Lines::default();
+    let text = if arguments.batch.json { figures.object.to_string() } else { figures.table.trim_end().to_owned() };
+    let _ = lines.print(&format!("{text}\n"));
+    lines.outcome()
+}
+
+fn judge_images(arguments: &EvaluateArguments, folder: &Path, input: &ImageInput) -> anyhow::Result<Figures> {
+    if arguments.task.is_some_and(|task| task != Wanted::Classification) {
+        bail!("this model classifies images; leave --task out");
+    }
+    let mut images = images::read(&arguments.data, input)?;
+    let mut loaded = arguments.model.load(folder)?;
+    let config = loaded.model.config();
+    images.renumber(config.predictions.classes.as_deref().unwrap_or_default())?;
+    let set = images.examples(&input.ids(config.pooling))?;
+    let examples = images::examples(&images, config, input)?;
+    judge_classes(arguments, Wanted::Classification, &mut loaded, &set, &examples)
+}
+
+fn judge_texts(arguments: &EvaluateArguments, folder: &Path) -> anyhow::Result<Figures> {
+    let tokenizer = arguments.model.tokenizer(folder)?;
+    let mut loaded = arguments.model.load(folder)?;
     check_vocabulary(&tokenizer, loaded.model.config())?;
     let wanted = match arguments.task {
         Some(wanted) => wanted,
@@ -103,22 +135,14 @@ pub fn evaluate(arguments: &EvaluateArguments) -> anyhow::Result<()> {
     let block = loaded.model.config().block;
     let set = read(arguments, wanted, &tokenizer, &loaded, arguments.batch.max_tokens.unwrap_or(block).min(block))?;
     let examples: Vec<Example> = (0..set.len()).map(|example| example_of(&set, example)).collect();
-    let figures = match wanted {
+    match wanted {
         Wanted::Classification | Wanted::MultiLabel | Wanted::Regression => {
-            judge_classes(arguments, wanted, &mut loaded, &set, &examples)?
+            judge_classes(arguments, wanted, &mut loaded, &set, &examples)
         }
-        Wanted::QuestionAnswering => judge_answers(arguments, &mut loaded, &set, &examples)?,
-        Wanted::MaskedLm => judge_masks(arguments, &mut loaded, &tokenizer, &set, examples)?,
-        Wanted::Translation => translations::judge(arguments, &mut loaded, &tokenizer, &set)?,
-    };
-    if let Some(path) = &arguments.predictions {
-        let text = prediction::lines(&figures.predictions);
-        write_atomically(path, |file| file.write_all(text.as_bytes())).context("--predictions")?;
+        Wanted::QuestionAnswering => judge_answers(arguments, &mut loaded, &set, &examples),
+        Wanted::MaskedLm => judge_masks(arguments, &mut loaded, &tokenizer, &set, examples),
+        Wanted::Translation => translations::judge(arguments, &mut loaded, &tokenizer, &set),
     }
-    let mut lines = Lines::default();
-    let text = if arguments.batch.json { figures.object.to_string() } else { figures.table.trim_end().to_owned() };
-    let _ = lines.print(&format!("{text}\n"));
-    lines.outcome()
 }
 
 /// What a model's heads are for.
@@ -183,7 +207,8 @@ fn read(
 fn example_of(set: &LabelledSet, example: usize) -> Example {
     let mut ids = vec![0i32; set.length(example)];
     set.tokens(example).copy_to(&mut ids);
-    Example { ids: ids.into_iter().map(|id| id as u32).collect(), second: set.second(example), positions: Vec::new() }
+    let ids = ids.into_iter().map(|id| id as u32).collect();
+    Example { ids, second: set.second(example), ..Example::default() }
 }
 
 fn judge_classes(

@@ -8,6 +8,7 @@ mod embed;
 mod evaluate;
 mod fill;
 mod generate;
+mod images;
 mod model;
 mod output;
 mod texts;
@@ -75,7 +76,7 @@ Examples:
   engine-run fill bert \"Paris is the [MASK] of France.\"
   engine-run fill runs/masked-lm --input texts.txt --top-k 3 --json")]
     Fill(fill::FillArguments),
-    /// Classify texts, or pairs of them.
+    /// Classify texts, pairs of them, or images.
     #[command(after_help = "\
 Texts come after the checkpoint or from --text, from --input, or else from standard input, one a line. Printed is each
 text after its class and the class's probability; after its labels with --multi-label; after its number where the model
@@ -84,7 +85,9 @@ is a regression.
 Examples:
   engine-run classify runs/imdb \"What a film!\" --top-k 2
   engine-run classify runs/imdb --input reviews.tsv --text-column text --json > predictions.jsonl
-  engine-run classify runs/entailment \"It rains.\" --pair \"It is wet.\"")]
+  engine-run classify runs/entailment \"It rains.\" --pair \"It is wet.\"
+  engine-run classify runs/digits seven.png four.png
+  engine-run classify runs/digits --input images.idx.gz --json > predictions.jsonl")]
     Classify(classify::ClassifyArguments),
     /// Answer questions by a part of a text.
     #[command(after_help = "\
@@ -111,6 +114,7 @@ The task is that of the model's heads: classification, multi-label, regression, 
 
 Examples:
   engine-run evaluate runs/imdb --data dev.tsv.gz
+  engine-run evaluate runs/digits --data dev-images.idx.gz
   engine-run evaluate runs/squad --data dev.jsonl --json
   engine-run evaluate runs/masked-lm --data held-out.txt --max-tokens 128")]
     Evaluate(evaluate::EvaluateArguments),

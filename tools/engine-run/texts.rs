@@ -18,7 +18,7 @@ const TOGETHER: usize = 512;
 
 #[derive(Args)]
 pub struct TextArguments {
-    /// Texts.
+    /// Texts; PNG files, for a model of images.
     #[arg(value_name = "TEXT", conflicts_with = "input")]
     texts: Vec<String>,
     /// A text that may begin with a hyphen. May be repeated.
@@ -27,7 +27,8 @@ pub struct TextArguments {
     /// The second text of each text, for models of pairs. May be repeated.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "input")]
     pair: Vec<String>,
-    /// File of texts: .txt with one a line, or .tsv, .csv or .jsonl with a column of texts; also with .gz.
+    /// File of texts: .txt with one a line, or .tsv, .csv or .jsonl with a column of texts; also with .gz. For a model of
+    /// images an idx file of these, also with .gz, or a folder of folders of PNG files.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// The column of texts.
@@ -91,15 +92,26 @@ impl TextArguments {
             }
             return Ok(texts);
         }
-        let mut firsts: Vec<String> = self.texts.iter().chain(&self.text).cloned().collect();
-        if firsts.is_empty() {
-            firsts = standard_input()?;
-        }
+        let firsts = self.given()?;
         if !self.pair.is_empty() && self.pair.len() != firsts.len() {
             bail!("{} texts, but {} second texts; give --pair once for each text", firsts.len(), self.pair.len());
         }
         let mut seconds = self.pair.iter().cloned();
         Ok(firsts.into_iter().map(|first| Text { first, second: seconds.next() }).collect())
+    }
+
+    /// What is read as texts, as the names of files: for a model of images.
+    pub fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        match &self.input {
+            Some(path) => Ok(vec![path.clone()]),
+            None => Ok(self.given()?.into_iter().map(PathBuf::from).collect()),
+        }
+    }
+
+    /// The texts of the command line, or else those of standard input.
+    fn given(&self) -> anyhow::Result<Vec<String>> {
+        let texts: Vec<String> = self.texts.iter().chain(&self.text).cloned().collect();
+        if texts.is_empty() { standard_input() } else { Ok(texts) }
     }
 }
 
@@ -164,7 +176,7 @@ impl<'a> Framer<'a> {
         if let Some(second) = second {
             ids.extend(second.iter().copied().chain(end));
         }
-        Example { ids, second: split, positions: Vec::new() }
+        Example { ids, second: split, ..Example::default() }
     }
 
     /// The tokens of a text, cut to fit.
@@ -228,6 +240,7 @@ fn counted_from_one(mut error: Error, before: usize) -> Error {
         | Error::TooLong { text, .. }
         | Error::OutOfVocabulary { text, .. }
         | Error::Positions { text, .. }
+        | Error::Patches { text, .. }
         | Error::NotFinite { text } => *text += before + 1,
         Error::NoHead { .. } | Error::Tape(_) => {}
     }

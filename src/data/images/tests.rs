@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::labelled::Label;
 use std::io::Write;
 
 fn idx(sizes: &[u32], bytes: &[u8]) -> Vec<u8> {
@@ -50,7 +51,7 @@ fn patches_run_from_left_to_right_and_then_down() {
     let set = Images::from_idx(write(folder.path().join("a.idx"), &idx(&[1, 4, 4], &pixels)), None).unwrap();
     let (count, numbers) = set.patches(2).unwrap();
     let mut out = vec![f32::NAN; count * numbers];
-    set.write_patches(0, 2, 0.0, 1.0 / 255.0, &mut out).unwrap();
+    set.write_patches(0, &Patching { side: 2, mean: 0.0, deviation: 1.0 / 255.0 }, [0, 0], &mut out).unwrap();
     let rounded: Vec<u8> = out.iter().map(|value| value.round() as u8).collect();
     assert_eq!(rounded, [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
     assert_eq!(set.patches(1).unwrap(), (16, 1));
@@ -58,9 +59,58 @@ fn patches_run_from_left_to_right_and_then_down() {
     assert!(set.patches(0).is_err());
     let (mean, deviation) = set.mean_and_deviation();
     let mut out = vec![0.0; 16];
-    set.write_patches(0, 4, mean, deviation, &mut out).unwrap();
+    set.write_patches(0, &Patching { side: 4, mean, deviation }, [0, 0], &mut out).unwrap();
     let square: f32 = out.iter().map(|value| value * value).sum();
     assert!(out.iter().sum::<f32>().abs() < 1e-4 && (square / 16.0 - 1.0).abs() < 1e-4);
+}
+
+#[test]
+fn a_shift_moves_the_image_and_repeats_its_edge() {
+    let folder = tempfile::tempdir().unwrap();
+    let pixels: Vec<u8> = (0..9).collect();
+    let set = Images::from_idx(write(folder.path().join("a.idx"), &idx(&[1, 3, 3], &pixels)), None).unwrap();
+    let moved = |shift| {
+        let mut out = vec![f32::NAN; 9];
+        set.write_patches(0, &Patching { side: 1, mean: 0.0, deviation: 1.0 / 255.0 }, shift, &mut out).unwrap();
+        out.iter().map(|value| value.round() as u8).collect::<Vec<u8>>()
+    };
+    assert_eq!(moved([1, 0]), [0, 1, 2, 0, 1, 2, 3, 4, 5]);
+    assert_eq!(moved([0, -1]), [1, 2, 2, 4, 5, 5, 7, 8, 8]);
+    assert_eq!(moved([-9, 9]), [6; 9]);
+    let shifts: Vec<[i32; 2]> = (0..500).map(|image| random_shift(3, 1, image, 2)).collect();
+    for way in 0..2 {
+        let count = |by: i32| shifts.iter().filter(|shift| shift[way] == by).count();
+        assert!((-2..=2).all(|by| (60..140).contains(&count(by))), "each of five about a fifth of the times");
+    }
+    assert_ne!(shifts[7], random_shift(3, 2, 7, 2), "another epoch");
+    assert_eq!(random_shift(3, 2, 7, 0), [0, 0]);
+}
+
+#[test]
+fn labels_lie_beside_their_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = write(folder.path().join("train-images-idx3-ubyte"), &idx(&[2, 1, 1], &[5, 6]));
+    let message = Images::open(&[&images]).unwrap().examples(&[1, 0]).err().unwrap().to_string();
+    assert!(message.contains("train-images-idx3-ubyte: the images have no labels"), "{message}");
+    write(folder.path().join("train-labels-idx1-ubyte"), &idx(&[2], &[2, 0]));
+    let set = Images::open(&[&images]).unwrap();
+    assert_eq!(set.name(1), format!("{}:1", images.display()));
+    let examples = set.examples(&[1, 0]).unwrap();
+    assert_eq!((examples.len(), examples.total_tokens(), examples.classes().len()), (2, 4, 3));
+    assert_eq!((examples.label(0), examples.label(1)), (Label::Class(2), Label::Class(0)));
+}
+
+#[test]
+fn images_are_made_to_fit_but_not_scaled() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(folder.path().join("a.png"), &png(2, 1, png::ColorType::Rgb, &[9, 9, 9, 255, 0, 0]));
+    let mut set = Images::open(&[file]).unwrap();
+    set.fit((1, 2, 1)).unwrap();
+    assert_eq!((set.size(), set.pixels(0)), ((1, 2, 1), &[9, 76][..]));
+    set.fit((1, 2, 3)).unwrap();
+    assert_eq!(set.pixels(0), [9, 9, 9, 76, 76, 76]);
+    let message = set.fit((2, 2, 3)).unwrap_err().to_string();
+    assert!(message.contains("a.png: images of 2 x 1 pixels, but 2 x 2 are needed; scale them"), "{message}");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use super::super::tokenizer::{SpecialTokens, Tokenizer};
 use super::classes::Classes;
 use super::encode::{Columns, EncodedRow, Encoder, RowLabel};
 use super::folder::{self, DESCRIPTION_FILE, Description, EXAMPLES_FILE};
-use super::format::{Builder, Layout, RawLabel, in_memory};
-use super::{Kind, LabelledSet, Options, fingerprint};
+use super::format::{Builder, Item, Layout, RawLabel, in_memory};
+use super::{Keep, Kind, LabelledSet, Options, Task, fingerprint};
 use crate::util::atomic_file::{AtomicFile, WriteError, remove_abandoned};
 use rayon::prelude::*;
 use std::io::{self, Cursor, Seek, Write};
@@ -69,9 +69,51 @@ pub(super) fn into_memory<P: AsRef<Path>>(
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<LabelledSet> {
-    let place = Path::new("examples in memory");
-    let fail = |cause| Error::from(WriteError { path: place.to_path_buf(), cause });
-    let (bytes, description) = read(paths, tokenizer, options, progress, Cursor::new(Vec::new()), &fail)?;
+    let (bytes, description) = read(paths, tokenizer, options, progress, Cursor::new(Vec::new()), &in_memory_fails)?;
+    map(bytes, description)
+}
+
+pub(super) fn of_classes(tokens: &[u32], labels: &[u32], classes: &[String]) -> Result<LabelledSet> {
+    let vocabulary = tokens.iter().max().map_or(0, |&largest| largest as usize + 1);
+    let item = Item { tokens: tokens.to_vec(), second: tokens.len() as u32, offsets: Vec::new() };
+    let out = Cursor::new(Vec::new());
+    let token_type = TokenType::for_vocabulary(vocabulary);
+    let mut builder = Builder::new(out, Kind::Classification, token_type).map_err(in_memory_fails)?;
+    for &label in labels {
+        builder.push_row("");
+        builder.push(&item, RawLabel::Class(label)).map_err(in_memory_fails)?;
+    }
+    let examples = builder.examples();
+    let (bytes, hash) = builder.finish(classes.len(), |class| class).map_err(in_memory_fails)?;
+    let description = Description {
+        kind: Kind::Classification,
+        task: Task::Classification { text: String::new(), pair: None, label: String::new() },
+        max_tokens: tokens.len(),
+        keep: Keep::default(),
+        vocabulary,
+        tokenizer: String::new(),
+        special: None,
+        classes: classes.to_vec(),
+        rows: examples,
+        examples,
+        tokens: examples * tokens.len(),
+        skipped: 0,
+        truncated: 0,
+        fingerprint: fingerprint(examples, examples * tokens.len(), hash),
+        sources: Vec::new(),
+    };
+    map(bytes, description)
+}
+
+/// What examples that are in no file are called in errors.
+const IN_MEMORY: &str = "examples in memory";
+
+fn in_memory_fails(cause: io::Error) -> Error {
+    WriteError { path: IN_MEMORY.into(), cause }.into()
+}
+
+fn map(bytes: Cursor<Vec<u8>>, description: Description) -> Result<LabelledSet> {
+    let place = Path::new(IN_MEMORY);
     let map = in_memory(bytes).map_err(Error::read(place))?;
     let layout = Layout::read(place, &map, description.classes.len())?;
     Ok(LabelledSet { map: Arc::new(map), layout, description: Arc::new(description), path: None })

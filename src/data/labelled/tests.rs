@@ -138,10 +138,9 @@ fn long_documents_are_cut_or_truncated() {
         assert_eq!((0..set.len()).map(|example| bench.decoded(&set, example)).collect::<Vec<_>>(), expected);
         assert_eq!((set.rows(), set.row(set.len() - 1), set.label(0)), (2, 1, Label::None));
     }
-    for (keep, expected) in [
-        (Keep::End, "[CLS] cat sat on the mat [SEP]"),
-        (Keep::Both, "[CLS] the sat on the mat [SEP]"),
-    ] {
+    for (keep, expected) in
+        [(Keep::End, "[CLS] cat sat on the mat [SEP]"), (Keep::Both, "[CLS] the sat on the mat [SEP]")]
+    {
         let task = Task::Text { text: "text".into(), long: Long::Truncate };
         let set = bench.set(&path, &Options { keep, ..Options::new(task, 7) }).unwrap();
         assert_eq!([bench.decoded(&set, 0), bench.decoded(&set, 1)], [expected, "[CLS] a dog [SEP]"]);

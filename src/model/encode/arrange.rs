@@ -7,8 +7,8 @@
 
 use super::super::config::Pooling;
 
-/// A text as a model reads it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A text, or an image, as a model reads it.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// Token ids, special ones included.
     pub ids: Vec<u32>,
@@ -16,12 +16,14 @@ pub struct Example {
     pub second: usize,
     /// For [`Output::Tokens`](super::Output::Tokens): where tokens are to be predicted, in order.
     pub positions: Vec<usize>,
+    /// Of an image: the numbers of each place's patch.
+    pub patches: Vec<f32>,
 }
 
 impl Example {
     /// One text.
     pub fn new(ids: Vec<u32>) -> Self {
-        Self { second: ids.len(), ids, positions: Vec::new() }
+        Self { second: ids.len(), ids, ..Self::default() }
     }
 }
 
@@ -189,6 +191,8 @@ pub(super) struct Batch {
     pub types: Vec<i32>,
     /// `(rows, time, 2)`
     pub documents: Vec<i32>,
+    /// `(rows, time, numbers)`
+    pub patches: Vec<f32>,
     placed: Vec<Placed>,
 }
 
@@ -216,6 +220,16 @@ impl Batch {
             }
         }
         self.placed = placed.to_vec();
+    }
+
+    /// Puts the patches of the examples, of so many `numbers` each, in their places.
+    pub(super) fn fill_patches(&mut self, shape: Shape, examples: &[Example], numbers: usize) {
+        self.patches.clear();
+        self.patches.resize(shape.rows * shape.time * numbers, 0.0);
+        for &Placed { example, row, start } in &self.placed {
+            let (at, patches) = ((row * shape.time + start) * numbers, &examples[example].patches);
+            self.patches[at..at + patches.len()].copy_from_slice(patches);
+        }
     }
 
     /// The ranges of rows that are picked, `count` of them; (0, 0) for those that are left over.

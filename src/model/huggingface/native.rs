@@ -3,7 +3,8 @@
 
 use super::reader::ConfigReader;
 use super::{Error, LIMITS};
-use crate::model::config::ModelConfig;
+use crate::model::config::{Architecture, ModelConfig};
+use crate::model::image::ImageInput;
 use serde_json::{Value, json};
 
 /// What `model_type` says of them.
@@ -35,6 +36,18 @@ pub(super) fn read(mut reader: ConfigReader) -> Result<ModelConfig, Error> {
     if !config.channels.is_multiple_of(config.heads) || !config.heads.is_multiple_of(config.kv_heads) {
         let found = json!([config.channels, config.heads, config.kv_heads]);
         return Err(reader.wrong("channels, heads, kv_heads", &found, "each must divide the one before"));
+    }
+    if let Some(image) = &config.image {
+        let found = serde_json::to_value(image).unwrap_or_default();
+        if let Some(fault) = image.fault() {
+            return Err(reader.wrong("image", &found, fault));
+        }
+        if image.places(config.pooling) > config.block {
+            return Err(reader.wrong("image", &found, &format!("it has more places than block = {}", config.block)));
+        }
+        if config.architecture != Architecture::Encoder || config.vocabulary != ImageInput::vocabulary(config.pooling) {
+            return Err(reader.wrong("image", &found, "only an encoder with ids for patches alone reads images"));
+        }
     }
     config.other = reader.object;
     Ok(config)

@@ -4,6 +4,7 @@
 //! they follow the reader's light or dark setting; all styles are inline. Names come from data and are escaped.
 
 use super::{ClassFigures, Report, text};
+use crate::util::html::escape;
 use std::fmt::Write;
 
 /// More classes than this are no matrix that anybody reads.
@@ -110,21 +111,4 @@ fn most_frequent_confusions(report: &Report) -> String {
 
 fn push(html: &mut String, part: std::fmt::Arguments<'_>) {
     html.write_fmt(part).expect("a string takes all text");
-}
-
-/// Text as HTML, in content and in attributes; a replacement mark for control characters, which HTML does not allow.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other if other.is_control() => escaped.push('\u{fffd}'),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }

@@ -21,6 +21,9 @@ use crate::tape::{
     Value,
 };
 
+mod attention_layer;
+mod losses;
+mod network;
 mod relative_attention;
 
 /// `B`, `T`, `H`, `D`, `C`, `F` and `V` of all cases.
@@ -394,89 +397,6 @@ fn of_rms_norm_alone_and_with_a_residual() {
     }
 }
 
-#[test]
-fn of_attention_with_shared_heads_key_lengths_and_dropout() {
-    for (mask, key_value_heads, dropout, has_lengths) in
-        [(Mask::Causal, 4, 0.0, false), (Mask::Full, 2, 0.0, true), (Mask::Causal, 1, 0.3, true)]
-    {
-        let options = AttentionOptions { heads: HEADS, key_value_heads, mask, dropout };
-        Case {
-            name: &format!("attention, {mask:?}, {key_value_heads} key/value heads, dropout {dropout}"),
-            parameters: vec![leaf("head", &[VOCABULARY, CHANNELS])],
-            inputs: vec![leaf("qkv", &[BATCH, TIME, (HEADS + 2 * key_value_heads) * HEAD_SIZE])],
-            record: &|tape, p, v, ids| {
-                let mixed = tape.attention(
-                    v[0],
-                    &options,
-                    AttentionInputs {
-                        key_lengths: has_lengths.then_some(ids.key_lengths),
-                        ..AttentionInputs::default()
-                    },
-                )?;
-                let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
-                tape.softmax_cross_entropy(logits, ids.targets, 0.0)
-            },
-            compute: &|p, v, ids| {
-                let key_lengths = has_lengths.then_some(&ids.key_lengths[..]);
-                let mixed = attention64(&options, 1, &v[0], Around { key_lengths, ..Around::default() });
-                mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
-            },
-        }
-        .check();
-    }
-}
-
-/// Keys of the cross-attention case.
-const KEY_TIME: usize = 3;
-
-#[test]
-fn of_cross_attention_with_a_bias_that_is_a_parameter() {
-    let options = AttentionOptions { heads: HEADS, key_value_heads: 2, mask: Mask::Full, dropout: 0.0 };
-    let key_columns = 2 * HEAD_SIZE;
-    Case {
-        name: "cross-attention",
-        parameters: vec![leaf("head", &[VOCABULARY, CHANNELS]), leaf("bias", &[HEADS, TIME, KEY_TIME])],
-        inputs: vec![leaf("query", &[BATCH, TIME, CHANNELS]), leaf("key_value", &[BATCH, KEY_TIME, 2 * key_columns])],
-        record: &|tape, p, v, ids| {
-            let bias = tape.parameter(p[1])?;
-            let inputs = AttentionInputs { bias: Some(bias), ..AttentionInputs::default() };
-            let mixed = tape.cross_attention(v[0], v[1], &options, inputs)?;
-            let logits = tape.linear(mixed, p[0], None, Activation::Identity, None)?;
-            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
-        },
-        compute: &|p, v, ids| {
-            let half = |right: usize| -> Vec<f64> {
-                v[1].chunks(2 * key_columns)
-                    .flat_map(|row| row[right * key_columns..(right + 1) * key_columns].to_vec())
-                    .collect()
-            };
-            let inputs = attention::reference::Inputs {
-                shape: attention::Shape {
-                    batch: BATCH,
-                    query_time: TIME,
-                    key_time: KEY_TIME,
-                    heads: HEADS,
-                    key_value_heads: 2,
-                    head_size: HEAD_SIZE,
-                    scale: 1.0 / (HEAD_SIZE as f32).sqrt(),
-                    mask: Mask::Full,
-                },
-                query: &v[0],
-                key: &half(0),
-                value: &half(1),
-                key_lengths: None,
-                documents: None,
-                bias: Some(&p[1]),
-                relative_bias: None,
-                dropout: None,
-            };
-            let mixed = attention::reference::forward(&inputs).0;
-            mean_loss(&linear64(Activation::Identity, &mixed, &p[0], None, None), ids, 0.0)
-        },
-    }
-    .check();
-}
-
 /// The sum is used once or twice, so its gradient arrives before the norm adds to it, or not at all.
 #[test]
 fn of_layer_norm_with_a_residual() {
@@ -701,126 +621,6 @@ fn of_a_gated_convolution() {
     }
 }
 
-/// The gradient of what two losses have in common is the sum of both; the case asks for the one of their sum.
-#[test]
-fn of_two_losses_of_one_value() {
-    Case {
-        name: "two losses",
-        parameters: vec![leaf("first", &[VOCABULARY, CHANNELS]), leaf("second", &[VOCABULARY, CHANNELS])],
-        inputs: vec![leaf("input", &[ROWS, CHANNELS])],
-        record: &|tape, p, v, ids| {
-            let trunk = tape.add(v[0], v[0])?;
-            tape.linear_cross_entropy(trunk, p[0], None, ids.targets, 0.0, None)?;
-            let logits = tape.linear(trunk, p[1], None, Activation::Identity, None)?;
-            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
-        },
-        compute: &|p, v, ids| {
-            let trunk: Vec<f64> = v[0].iter().map(|x| 2.0 * x).collect();
-            let loss = |weight| mean_loss(&linear64(Activation::Identity, &trunk, weight, None, None), ids, 0.0);
-            loss(&p[0]) + loss(&p[1])
-        },
-    }
-    .check();
-}
-
-#[test]
-fn of_two_losses_with_factors() {
-    Case {
-        name: "1.5 of one loss and 0.25 of another",
-        parameters: vec![leaf("first", &[VOCABULARY, CHANNELS]), leaf("second", &[VOCABULARY, CHANNELS])],
-        inputs: vec![leaf("input", &[ROWS, CHANNELS])],
-        record: &|tape, p, v, ids| {
-            let first = tape.linear_cross_entropy(v[0], p[0], None, ids.targets, 0.0, None)?;
-            let logits = tape.linear(v[0], p[1], None, Activation::Identity, None)?;
-            let second = tape.softmax_cross_entropy(logits, ids.targets, 0.0)?;
-            tape.scale_loss(first, 1.5)?;
-            tape.scale_loss(second, 0.25)?;
-            Ok(second)
-        },
-        compute: &|p, v, ids| {
-            let loss = |weight| mean_loss(&linear64(Activation::Identity, &v[0], weight, None, None), ids, 0.0);
-            1.5 * loss(&p[0]) + 0.25 * loss(&p[1])
-        },
-    }
-    .check();
-}
-
-#[test]
-fn of_softmax_cross_entropy_with_weights_of_classes() {
-    let weights: Vec<f32> = (0..VOCABULARY).map(|class| if class == 2 { 0.0 } else { 0.25 + class as f32 }).collect();
-    for label_smoothing in [0.0, 0.1] {
-        Case {
-            name: &format!("weights of classes, smoothing {label_smoothing}"),
-            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
-            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
-            record: &|tape, p, v, ids| {
-                let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
-                tape.softmax_cross_entropy_weighted(logits, ids.targets, label_smoothing, &weights)
-            },
-            compute: &|p, v, ids| {
-                let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
-                let shape = softmax_cross_entropy::Shape {
-                    rows: ROWS,
-                    vocabulary: VOCABULARY,
-                    label_smoothing,
-                    ignored: IGNORED,
-                };
-                let losses =
-                    softmax_cross_entropy::reference::forward(&shape, &logits, &ids.targets, Some(&double(&weights)));
-                let counted = ids.targets.iter().filter(|&&target| target != IGNORED);
-                losses.iter().sum::<f64>() / counted.map(|&target| f64::from(weights[target as usize])).sum::<f64>()
-            },
-        }
-        .check();
-    }
-}
-
-#[test]
-fn of_binary_cross_entropy_and_the_squared_error() {
-    use pointwise_loss::Kind;
-    for kind in [Kind::BinaryCrossEntropy, Kind::SquaredError] {
-        Case {
-            name: &format!("{kind:?}"),
-            parameters: vec![leaf("weight", &[VOCABULARY, CHANNELS])],
-            inputs: vec![leaf("input", &[ROWS, CHANNELS])],
-            record: &|tape, p, v, ids| {
-                let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
-                match kind {
-                    Kind::BinaryCrossEntropy => tape.binary_cross_entropy(logits, ids.floats),
-                    Kind::SquaredError => tape.squared_error(logits, ids.floats),
-                }
-            },
-            compute: &|p, v, ids| {
-                let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
-                let shape = pointwise_loss::Shape { rows: ROWS, columns: VOCABULARY, kind };
-                let losses = pointwise_loss::reference::forward(&shape, &logits, &double(&ids.floats));
-                losses.iter().sum::<f64>() / (ROWS - 1) as f64
-            },
-        }
-        .check();
-    }
-}
-
-#[test]
-fn of_span_cross_entropy() {
-    Case {
-        name: "span cross-entropy",
-        parameters: vec![leaf("weight", &[2, CHANNELS])],
-        inputs: vec![leaf("input", &[BATCH, TIME, CHANNELS])],
-        record: &|tape, p, v, ids| {
-            let logits = tape.linear(v[0], p[0], None, Activation::Identity, None)?;
-            tape.span_cross_entropy(logits, ids.spans, ids.answers)
-        },
-        compute: &|p, v, ids| {
-            let logits = linear64(Activation::Identity, &v[0], &p[0], None, None);
-            let shape = span_cross_entropy::Shape { positions: ROWS, spans: 3, ignored: IGNORED };
-            let all = span_cross_entropy::reference::forward_backward(&shape, &logits, &ids.spans, &ids.answers, 1.0);
-            all.0.iter().sum::<f64>() / 2.0
-        },
-    }
-    .check();
-}
-
 /// The sum is an input of the activation and of the residual, so its gradient comes from two places.
 #[test]
 fn of_activations_by_themselves_and_of_a_scale() {
@@ -847,82 +647,6 @@ fn of_activations_by_themselves_and_of_a_scale() {
                     logits.iter_mut().zip(&scaled).for_each(|(logit, scaled)| *logit += scaled);
                 }
                 mean_loss(&logits, ids, 0.0)
-            },
-        }
-        .check();
-    }
-}
-
-const BLOCK_LEAVES: usize = 12;
-
-fn block_leaves() -> Vec<Leaf> {
-    vec![
-        leaf("norm1.weight", &[CHANNELS]),
-        leaf("norm1.bias", &[CHANNELS]),
-        leaf("qkv.weight", &[3 * CHANNELS, CHANNELS]),
-        leaf("qkv.bias", &[3 * CHANNELS]),
-        leaf("projection.weight", &[CHANNELS, CHANNELS]),
-        leaf("projection.bias", &[CHANNELS]),
-        leaf("norm2.weight", &[CHANNELS]),
-        leaf("norm2.bias", &[CHANNELS]),
-        leaf("ffn.weight_in", &[HIDDEN, CHANNELS]),
-        leaf("ffn.bias_in", &[HIDDEN]),
-        leaf("ffn.weight_out", &[CHANNELS, HIDDEN]),
-        leaf("ffn.bias_out", &[CHANNELS]),
-    ]
-}
-
-const BLOCK_ATTENTION: AttentionOptions =
-    AttentionOptions { heads: HEADS, key_value_heads: HEADS, mask: Mask::Causal, dropout: 0.1 };
-const BLOCK_DROPOUT: f32 = 0.2;
-
-fn record_block(tape: &mut Tape<'_>, stream: Value, p: &[ParameterId]) -> Result<Value, Error> {
-    let normed = tape.layer_norm(Norm::Layer, stream, p[0], Some(p[1]), EPSILON)?;
-    let qkv = tape.linear(normed, p[2], Some(p[3]), Activation::Identity, None)?;
-    let mixed = tape.attention(qkv, &BLOCK_ATTENTION, AttentionInputs::default())?;
-    let branch = tape.linear(mixed, p[4], Some(p[5]), Activation::Identity, None)?;
-    let stream = tape.dropout(branch, BLOCK_DROPOUT, Some(stream))?;
-    let normed = tape.layer_norm(Norm::Layer, stream, p[6], Some(p[7]), EPSILON)?;
-    tape.ffn(normed, ffn_parameters(&p[8..]), Activation::GeluTanh, Some(stream), false)
-}
-
-/// `sites`: how many dropouts were recorded before this block.
-fn block64(stream: &[f64], p: &[Vec<f64>], sites: u32) -> Vec<f64> {
-    let normed = norm64(Norm::Layer, stream, &p[0], Some(&p[1]));
-    let qkv = linear64(Activation::Identity, &normed, &p[2], Some(&p[3]), None);
-    let mixed = attention64(&BLOCK_ATTENTION, sites + 1, &qkv, Around::default());
-    let branch = linear64(Activation::Identity, &mixed, &p[4], Some(&p[5]), None);
-    let stream = dropout64(BLOCK_DROPOUT, sites + 2, &branch, Some(stream));
-    let normed = norm64(Norm::Layer, &stream, &p[6], Some(&p[7]));
-    ffn64(Activation::GeluTanh, &normed, &p[8..], Some(&stream))
-}
-
-#[test]
-fn of_a_tied_network_of_two_blocks_with_dropout() {
-    for recompute in [false, true] {
-        let mut parameters = vec![leaf("tokens", &[VOCABULARY, CHANNELS]), leaf("positions", &[TIME, CHANNELS])];
-        let names = |prefix: &'static str| {
-            let named = move |(name, shape)| (&*Box::leak(format!("{prefix}.{name}").into_boxed_str()), shape);
-            block_leaves().into_iter().map(named)
-        };
-        parameters.extend(names("first"));
-        parameters.extend(names("second"));
-        Case {
-            name: &format!("two blocks, recompute {recompute}"),
-            parameters,
-            inputs: vec![],
-            record: &|tape, p, _, ids| {
-                let mut stream = tape.embedding(ids.tokens, p[0], EmbeddingInputs::learned(p[1]))?;
-                for block in p[2..].chunks(BLOCK_LEAVES) {
-                    let record = |tape: &mut Tape<'_>| record_block(tape, stream, block);
-                    stream = if recompute { tape.recomputed(record)? } else { record(tape)? };
-                }
-                tape.linear_cross_entropy(stream, p[0], None, ids.targets, 0.0, Some(3))
-            },
-            compute: &|p, _, ids| {
-                let first = block64(&plain_embedding64(ids, &p[0], &p[1]), &p[2..], 0);
-                let second = block64(&first, &p[2 + BLOCK_LEAVES..], 2);
-                mean_loss(&linear64(Activation::Identity, &second, &p[0], None, None), ids, 0.0)
             },
         }
         .check();

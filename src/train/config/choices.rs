@@ -108,14 +108,16 @@ impl Setting for Pooling {
 
 choice! {
     /// What a run learns.
-    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"multi-label\", \"regression\", \"question-answering\" or \
-           \"translation\"" {
+    Task: "\"causal-lm\", \"masked-lm\", \"classification\", \"image-classification\", \"multi-label\", \"regression\", \
+           \"question-answering\" or \"translation\"" {
         /// The next token.
         CausalLm,
         /// Tokens that are hidden.
         MaskedLm,
         /// The class of a text, or of a pair of texts.
         Classification,
+        /// The class of an image.
+        ImageClassification,
         /// Any number of classes of a text.
         MultiLabel,
         /// A number for a text.
@@ -124,6 +126,22 @@ choice! {
         QuestionAnswering,
         /// A text in another language.
         Translation,
+    }
+}
+
+impl Task {
+    /// As a configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "causal-lm",
+            Self::MaskedLm => "masked-lm",
+            Self::Classification => "classification",
+            Self::ImageClassification => "image-classification",
+            Self::MultiLabel => "multi-label",
+            Self::Regression => "regression",
+            Self::QuestionAnswering => "question-answering",
+            Self::Translation => "translation",
+        }
     }
 }
 
@@ -413,6 +431,41 @@ pub(super) fn bundled_name(path: &Path) -> Option<&str> {
 impl Setting for Paths {
     fn expected() -> &'static str {
         "a path or a list of paths (strings)"
+    }
+}
+
+/// A task that is learned beside the main one, from data of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixedTask {
+    pub task: Task,
+    pub path: Paths,
+    /// Of its loss; the main task's weighs 1.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// As the keys of the same names in `[data]` and `[train]`, whose values stand in where they are not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Tasks that are learned beside the main one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mix(pub Vec<MixedTask>);
+
+impl Setting for Mix {
+    fn expected() -> &'static str {
+        "a list of tables, as in [{ task = \"masked-lm\", path = \"reviews.txt\", weight = 0.5 }]"
     }
 }
 

@@ -4,6 +4,7 @@
 use super::choices::{ActivationKind, LoraTargets, PositionKind};
 use super::{Config, Model, Task};
 use crate::model::config::{Architecture, Convolution, Heads, LanguageHead, Positions};
+use crate::model::image::ImageInput;
 use crate::model::lora::LoraOptions;
 use crate::model::treatment::{Adapts, Lora, Treatment};
 use crate::model::{ModelConfig, translate};
@@ -18,6 +19,8 @@ pub(crate) struct DataFacts {
     pub(crate) end: Option<u32>,
     /// Names of the classes, for tasks that have them.
     pub(crate) classes: Vec<String>,
+    /// Size and scale of images, for a task with these.
+    pub(crate) image: Option<ImageInput>,
 }
 
 impl Config {
@@ -27,8 +30,9 @@ impl Config {
         let dropout = model.dropout as f32;
         ModelConfig {
             architecture: model.architecture,
+            image: facts.image,
             vocabulary: facts.vocabulary,
-            block: model.block,
+            block: facts.image.map_or(model.block, |image| image.places(model.pooling)),
             channels: model.channels,
             layers: model.layers,
             heads: model.heads,
@@ -69,7 +73,7 @@ impl Config {
     /// What `transformers` calls the task of a classifier; and that a decoder translates, which nothing else of it says.
     fn purpose(&self) -> serde_json::Map<String, serde_json::Value> {
         let (key, name) = match self.train.task {
-            Task::Classification => ("problem_type", "single_label_classification"),
+            Task::Classification | Task::ImageClassification => ("problem_type", "single_label_classification"),
             Task::MultiLabel => ("problem_type", "multi_label_classification"),
             Task::Regression => ("problem_type", "regression"),
             Task::Translation if self.model.architecture == Architecture::Decoder => translate::PURPOSE,
@@ -100,24 +104,25 @@ impl Config {
         }
     }
 
-    /// What the task puts on top.
+    /// What the tasks put on top.
     fn heads(&self, classes: &[String]) -> Heads {
-        let none = Heads::default();
-        match self.train.task {
-            Task::CausalLm | Task::MaskedLm | Task::Translation => {
-                let has_surroundings = self.train.task == Task::MaskedLm && self.train.losses.csm > 0.0;
-                let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
-                Heads {
-                    language: Some(LanguageHead { transform: self.model.head_transform }),
-                    surroundings: has_surroundings.then_some(surroundings),
-                    ..none
+        let mut heads = Heads::default();
+        for task in std::iter::once(self.train.task).chain(self.train.mix.0.iter().map(|mixed| mixed.task)) {
+            match task {
+                Task::CausalLm | Task::MaskedLm | Task::Translation => {
+                    let has_surroundings = task == Task::MaskedLm && self.train.losses.csm > 0.0;
+                    let surroundings = Convolution { taps: self.model.csm_taps, dilation: self.model.csm_dilation };
+                    heads.language = Some(LanguageHead { transform: self.model.head_transform });
+                    heads.surroundings = has_surroundings.then_some(surroundings);
                 }
+                Task::Classification | Task::ImageClassification | Task::MultiLabel | Task::Regression => {
+                    heads.pooler = self.model.pooler;
+                    heads.classes = Some(classes.to_vec());
+                }
+                Task::QuestionAnswering => heads.spans = true,
             }
-            Task::Classification | Task::MultiLabel | Task::Regression => {
-                Heads { pooler: self.model.pooler, classes: Some(classes.to_vec()), ..none }
-            }
-            Task::QuestionAnswering => Heads { spans: true, ..none },
         }
+        heads
     }
 }
 
@@ -151,6 +156,13 @@ impl Model {
             pooling = folder.pooling;
             pooler = folder.predictions.pooler;
             head_transform = folder.predictions.language.is_some_and(|head| head.transform);
+        }
+        if let Some(image) = folder.image {
+            fill! {
+                patch = image.patch;
+                pixel_mean = Some(shortest(image.mean));
+                pixel_deviation = Some(shortest(image.deviation));
+            }
         }
         if given("positions") {
             return;

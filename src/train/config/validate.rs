@@ -61,6 +61,10 @@ impl Config {
         check.size("model.position_buckets", model.position_buckets, 4, MAX_WIDTH)?;
         check.size("model.position_max_distance", model.position_max_distance, 4, MAX_WIDTH)?;
         check.size("model.token_types", model.token_types, 0, MAX_WIDTH)?;
+        check.size("model.patch", model.patch, 1, MAX_WIDTH)?;
+        check.number("model.pixel_mean", model.pixel_mean.unwrap_or(0.0), "a finite number", |_| true)?;
+        let deviation = model.pixel_deviation.unwrap_or(1.0);
+        check.number("model.pixel_deviation", deviation, "a finite number above 0", |x| x as f32 > 0.0)?;
         let is_encoder = model.architecture == Architecture::Encoder;
         for (key, taps, needs_odd) in [
             ("model.convolution_taps", model.convolution_taps, is_encoder && model.convolution_taps > 0),
@@ -102,12 +106,41 @@ impl Config {
         if task == Task::Translation {
             self.validate_translation(check)?;
         }
+        self.validate_mix(check)?;
         if model.positions == PositionKind::Rotary && !(model.channels / model.heads).is_multiple_of(2) {
             return check.refuse(
                 "model.positions",
                 format!("rotary positions rotate pairs, and heads of {} have an odd one", model.channels / model.heads),
                 "choose channels and heads so that a head's size is even",
             );
+        }
+        Ok(())
+    }
+
+    /// Whether the tasks can be learned together.
+    fn validate_mix(&self, check: &Check<impl Fn(&str) -> String>) -> Result<(), ConfigError> {
+        let is_of_encoder = |task| !matches!(task, Task::CausalLm | Task::Translation | Task::ImageClassification);
+        let has_classes = |task| matches!(task, Task::Classification | Task::MultiLabel | Task::Regression);
+        let mut tasks = vec![self.train.task];
+        for mixed in &self.train.mix.0 {
+            let task = mixed.task;
+            if !is_of_encoder(task) || !is_of_encoder(self.train.task) {
+                let both = [shown(&task), shown(&self.train.task)].join(" and ");
+                let problem = format!("train.mix: {both} cannot be learned together");
+                return check.refuse("train.mix", problem, "mix tasks of an encoder");
+            }
+            if tasks.iter().any(|&other| other == task || (has_classes(other) && has_classes(task))) {
+                let problem = format!("train.mix: {} would share its head with another task", shown(&task));
+                return check.refuse(
+                    "train.mix",
+                    problem,
+                    "mix tasks of different kinds; a path may list several files",
+                );
+            }
+            validate_paths(check, "train.mix: path", &mixed.path)?;
+            check.number("train.mix: weight", mixed.weight, "a finite number above 0", |x| x > 0.0)?;
+            check.size("train.mix: batch", mixed.batch.unwrap_or(1), 1, MAX_WIDTH)?;
+            tasks.push(task);
         }
         Ok(())
     }
@@ -163,6 +196,7 @@ impl Config {
             check.size("data.max_tokens", max_tokens, 3, self.model.block)?;
         }
         check.size("data.buckets", self.data.buckets, 1, 64)?;
+        check.size("data.shift", self.data.shift, 0, MAX_WIDTH)?;
         check.number("data.val_fraction", self.data.val_fraction, "from 0 to below 1", |x| (0.0..1.0).contains(&x))
     }
 

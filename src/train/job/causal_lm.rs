@@ -28,6 +28,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         val_tokens,
         bytes: source.bytes(vocabulary),
         time: config.model.block,
+        predicted: 1.0,
         update_tokens: config.tokens_per_step(),
         line: format!("{train_tokens} tokens to learn from, {val_tokens} kept back"),
         warning: (!has_evaluation)
@@ -181,7 +182,7 @@ impl Job for CausalLm {
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error> {
         self.sampler.next_batch(&self.source.train, &mut self.ids, &mut self.targets)?;
         let (loss_sum, weight) = self.training.run(parameters, &self.ids, &self.targets, options)?;
-        Ok(Learned { loss_sum, weight, tokens: self.ids.len() })
+        Ok(Learned { loss_sum, weight, tokens: self.ids.len(), beside: Vec::new() })
     }
 
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String {
@@ -237,7 +238,7 @@ impl Job for CausalLm {
     fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
         match state {
             DrawState::Windows(state) => Ok(self.sampler.restore(state)?),
-            DrawState::Examples(_) => Err(Error::Resume("the checkpoint is of a task with examples".into())),
+            _ => Err(Error::Resume("the checkpoint is of a task with examples".into())),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Examples, and how they come in batches: what all tasks with examples share.
 
-use super::{Amount, DrawState};
+use super::Amount;
 use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
-use crate::data::{Batch, Batcher, LabelledSet};
+use crate::data::{Batch, Batcher, BatcherState, LabelledSet};
 use crate::tape::{self, MemoryUse, Mode, Tape};
 use crate::train::config::{Config, Layout};
 use crate::train::example_source::{self, ExampleSource};
@@ -25,17 +25,16 @@ impl Drawing {
     /// Data that cannot be used.
     pub(super) fn open(config: &Config, halves: Halves) -> Result<Self, Error> {
         let source = example_source::open(config)?;
-        let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
-        let arrangement = arrangement(config, max_tokens);
+        let arrangement = arrangement(config, &source);
         let visit = Visit::Shuffled { seed: config.train.seed };
         let batcher = Batcher::new(&source.train, arrangement.clone(), visit, halves)?;
-        let vocabulary = config.model.vocabulary.unwrap_or_else(|| source.tokenizer.vocabulary());
+        let vocabulary = source.vocabulary(config);
         source.train.check_vocabulary(vocabulary)?;
         if let Some(val) = &source.val {
             val.check_vocabulary(vocabulary)?;
         }
         let sides = if halves == Halves::Apart { 2 } else { 1 };
-        let update_tokens = sides * config.train.batch * max_tokens * config.train.accumulate;
+        let update_tokens = sides * config.train.batch * arrangement.longest() * config.train.accumulate;
         Ok(Self { source, arrangement, halves, batcher, update_tokens, vocabulary })
     }
 
@@ -54,6 +53,7 @@ impl Drawing {
             val_tokens,
             bytes: self.source.bytes(),
             time: train.total_tokens() / (sides * train.len().max(1)),
+            predicted: 1.0,
             update_tokens: self.update_tokens,
             line,
             warning: val.is_none().then(|| "nothing is kept back for an evaluation; see data.val_path".into()),
@@ -93,15 +93,17 @@ impl Drawing {
         Ok(Some((val, batcher)))
     }
 
-    pub(super) fn state(&self) -> DrawState {
-        DrawState::Examples(self.batcher.state())
+    /// The epoch that the last batch to learn from is of.
+    pub(super) fn epoch(&self) -> u64 {
+        self.batcher.epoch()
     }
 
-    pub(super) fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        match state {
-            DrawState::Examples(state) => Ok(self.batcher.restore(state)?),
-            DrawState::Windows(_) => Err(Error::Resume("the checkpoint is of a task without examples".into())),
-        }
+    pub(super) fn state(&self) -> BatcherState {
+        self.batcher.state()
+    }
+
+    pub(super) fn restore(&mut self, state: &BatcherState) -> Result<(), Error> {
+        Ok(self.batcher.restore(state)?)
     }
 }
 
@@ -117,9 +119,13 @@ pub(super) fn largest<'t, 'p: 't>(tapes: impl Iterator<Item = &'t Tape<'p>>) -> 
 /// The shortest rows: a token between those that frame it.
 const SHORTEST: usize = 3;
 
-/// Batches of as many tokens as `train.batch` of the longest examples have.
-fn arrangement(config: &Config, max_tokens: usize) -> Arrangement {
-    let (rows, time) = (config.train.batch, max_tokens);
+/// Batches of as many tokens as `train.batch` of the longest examples have; of images, which are all alike, a row for each.
+fn arrangement(config: &Config, source: &ExampleSource) -> Arrangement {
+    let rows = config.train.batch;
+    if source.pictures.is_some() {
+        return Arrangement::Padded { buckets: vec![source.train.longest()], size: BatchSize::Rows(rows) };
+    }
+    let time = config.data.max_tokens.unwrap_or(config.model.block);
     match config.data.layout {
         Layout::Packed => Arrangement::Packed { rows, time, max_documents: rows.max(rows * time / 16) },
         Layout::Padded => {

@@ -1,5 +1,8 @@
-//! Tasks with examples: texts with labels, or texts of which something is hidden. Examples come in batches of a few
-//! shapes, packed or padded; programs of all shapes take turns over one arena.
+//! Tasks with examples: texts or images with labels, or texts of which something is hidden. Examples come in batches of a
+//! few shapes, packed or padded; programs of all shapes take turns over one arena.
+//!
+//! Several tasks may be learned together (`train.mix`): each update then takes a batch of each, and their losses are added
+//! with weights (Caruana 1997, "Multitask Learning"). Only the first is evaluated.
 
 use super::drawing::{self, Drawing};
 use super::objective::{self, Objective, Recorded, Wanted};
@@ -11,31 +14,52 @@ use crate::data::{Batch, LabelledSet, Tokenizer};
 use crate::model::Transformer;
 use crate::model::transformer::Inputs;
 use crate::ops::Device;
-use crate::tape::{self, MemoryUse, Mode, NonFinite, Parameters, Programs, RunOptions, Tape, Value};
+use crate::tape::{self, MemoryUse, Mode, NonFinite, Parameters, Program, Programs, RunOptions, Tape, Value};
 use crate::train::config::{Config, DataFacts, Task};
 use crate::train::trainer::Error;
+use std::collections::VecDeque;
+use std::mem::take;
 use std::sync::Arc;
 
-struct Examples {
+/// A task, its data, and what its loss weighs beside the others.
+struct Part {
+    name: &'static str,
     drawing: Drawing,
-    facts: DataFacts,
     objective: Box<dyn Objective>,
+    weight: f64,
+}
+
+struct Examples {
+    parts: Vec<Part>,
+    facts: DataFacts,
+    predicted: f64,
 }
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
-    let drawing = Drawing::open(config, Halves::Together)?;
-    let objective = objective::new(config, &drawing.source)?;
-    let classes = match config.train.task {
-        Task::Regression => vec![config.data.label.clone()],
-        _ => drawing.source.train.classes().to_vec(),
-    };
-    let special = match config.train.task {
-        Task::Translation => Some(SpecialTokens::of(&drawing.source.tokenizer)?),
-        _ => None,
-    };
-    let (start, end) = (special.map(|special| special.start), special.map(|special| special.end));
-    let facts = DataFacts { start, end, vocabulary: drawing.vocabulary, classes, ..DataFacts::default() };
-    Ok(Box::new(Examples { drawing, facts, objective }))
+    let mut parts = Vec::new();
+    let mut facts = DataFacts::default();
+    for (config, weight) in config.tasks() {
+        let drawing = Drawing::open(&config, Halves::Together)?;
+        let objective = objective::new(&config, &drawing.source)?;
+        match config.train.task {
+            Task::Regression => facts.classes = vec![config.data.label.clone()],
+            Task::Classification | Task::ImageClassification | Task::MultiLabel => {
+                facts.classes = drawing.source.train.classes().to_vec()
+            }
+            Task::Translation => {
+                let special = SpecialTokens::of(drawing.source.tokenizer()?)?;
+                (facts.start, facts.end) = (Some(special.start), Some(special.end));
+            }
+            _ => {}
+        }
+        facts.image = facts.image.or(drawing.source.pictures.as_ref().map(|pictures| pictures.input));
+        facts.vocabulary = facts.vocabulary.max(drawing.vocabulary);
+        parts.push(Part { name: config.train.task.name(), drawing, objective, weight });
+    }
+    let (train, losses) = (&config.train, &config.train.losses);
+    let count = if losses.csm > 0.0 { 2.0 } else { 1.0 };
+    let predicted = if train.task == Task::MaskedLm { count * train.mask_share } else { 0.0 };
+    Ok(Box::new(Examples { parts, facts, predicted }))
 }
 
 /// Inputs and results of a program.
@@ -44,11 +68,12 @@ struct Shape {
     positions: Value,
     types: Value,
     documents: Value,
+    patches: Option<Value>,
     capacity: usize,
     recorded: Recorded,
 }
 
-impl Examples {
+impl Part {
     /// The tapes of all shapes: those for training, then those for evaluation.
     fn tapes<'p>(
         &self,
@@ -62,8 +87,15 @@ impl Examples {
             let mut input = |name: &str, shape: &[usize]| tape.input_ids(name, shape);
             let (ids, positions) = (input("ids", &[rows, time]), input("position ids", &[rows, time]));
             let (types, documents) = (input("token types", &[rows, time]), input("documents", &[rows, time, 2]));
-            let inputs =
-                Inputs { ids, position_ids: Some(positions), type_ids: Some(types), documents: Some(documents) };
+            let image = model.config().image;
+            let patches = image.map(|image| tape.input("patches", &[rows, time, image.numbers()]));
+            let inputs = Inputs {
+                ids,
+                position_ids: Some(positions),
+                type_ids: Some(types),
+                documents: Some(documents),
+                patches,
+            };
             let trunk = model.record_trunk(&mut tape, &inputs, config.train.recompute && mode == Mode::Training)?;
             let examples = match &self.drawing.arrangement {
                 Arrangement::Padded { .. } => rows,
@@ -71,7 +103,7 @@ impl Examples {
             };
             let capacity = self.objective.capacity(rows, time, examples);
             let recorded = self.objective.record(&mut tape, model, trunk, documents, capacity)?;
-            Ok((tape, Shape { ids, positions, types, documents, capacity, recorded }))
+            Ok((tape, Shape { ids, positions, types, documents, patches, capacity, recorded }))
         };
         self.drawing.programs().into_iter().map(record).collect()
     }
@@ -83,11 +115,25 @@ impl Data for Examples {
     }
 
     fn amount(&self) -> Amount {
-        self.drawing.amount()
+        let mut amount = Amount { predicted: self.predicted, ..self.parts[0].drawing.amount() };
+        for part in &self.parts[1..] {
+            let other = part.drawing.amount();
+            amount.train_tokens += other.train_tokens;
+            amount.bytes += other.bytes;
+            amount.update_tokens += other.update_tokens;
+            let train = &part.drawing.source.train;
+            amount.line.push_str(&format!(
+                "; beside them {} of {} for {}",
+                train.len(),
+                train.total_tokens(),
+                part.name
+            ));
+        }
+        amount
     }
 
     fn steps(&self, config: &Config, epochs: f64) -> usize {
-        self.drawing.steps(config, epochs)
+        self.parts[0].drawing.steps(config, epochs)
     }
 
     fn measure(
@@ -97,10 +143,14 @@ impl Data for Examples {
         model: &Transformer,
         parameters: &Parameters,
     ) -> Result<(MemoryUse, usize), Error> {
-        let tapes = self.tapes(config, device, model, parameters)?;
+        let mut tapes = Vec::new();
+        for part in &self.parts {
+            tapes.extend(part.tapes(config, device, model, parameters)?);
+        }
         let largest = drawing::largest(tapes.iter().map(|(tape, _)| tape))?;
-        let examples = self.drawing.source.val.as_ref().map_or(0, LabelledSet::len);
-        Ok((largest, self.objective.generating_bytes(model.config(), examples)))
+        let Part { drawing, objective, .. } = &self.parts[0];
+        let examples = drawing.source.val.as_ref().map_or(0, LabelledSet::len);
+        Ok((largest, objective.generating_bytes(model.config(), examples)))
     }
 
     fn start(
@@ -110,74 +160,215 @@ impl Data for Examples {
         model: &Transformer,
         parameters: &Parameters,
     ) -> Result<Box<dyn Job>, Error> {
-        let (tapes, shapes): (Vec<Tape<'_>>, Vec<Shape>) =
-            self.tapes(config, device, model, parameters)?.into_iter().unzip();
-        let Self { drawing, objective, .. } = *self;
-        Ok(Box::new(WithExamples {
-            programs: Programs::new(tapes)?,
-            shapes,
-            device: Arc::clone(device),
-            drawing,
-            objective,
-            batch: Batch::default(),
-            wanted: Wanted::default(),
-        }))
+        let (mut tapes, mut learners) = (Vec::new(), Vec::new());
+        for part in self.parts {
+            let first_program = tapes.len();
+            let (of_part, shapes): (Vec<Tape<'_>>, Vec<Shape>) =
+                part.tapes(config, device, model, parameters)?.into_iter().unzip();
+            tapes.extend(of_part);
+            learners.push(Learner {
+                part,
+                first_program,
+                shapes,
+                device: Arc::clone(device),
+                drawn: Drawn::default(),
+                batch: Batch::default(),
+                patches: Vec::new(),
+                wanted: Wanted::default(),
+            });
+        }
+        Ok(Box::new(WithExamples { programs: Programs::new(tapes)?, learners }))
     }
 }
 
-struct WithExamples {
-    drawing: Drawing,
-    objective: Box<dyn Objective>,
-    programs: Programs,
+/// Batches of an update that were drawn in advance, and what their rows weigh together.
+#[derive(Default)]
+struct Drawn {
+    batches: VecDeque<(Batch, Vec<f32>, Wanted)>,
+    weight: f64,
+}
+
+/// A task under way.
+struct Learner {
+    part: Part,
+    /// Number of its first program among all.
+    first_program: usize,
     shapes: Vec<Shape>,
     device: Arc<Device>,
-    /// The last batch, and what is to be learned from it.
+    drawn: Drawn,
+    /// The last batch, the patches of its images, and what is to be learned from it.
     batch: Batch,
+    patches: Vec<f32>,
     wanted: Wanted,
 }
 
-impl WithExamples {
+impl Learner {
     /// Writes the batch into its program.
-    fn write(&mut self, index: usize) -> Result<(), tape::Error> {
+    fn write<'p>(&self, programs: &'p mut Programs, mode: Mode) -> Result<(&'p mut Program, &Recorded), tape::Error> {
+        let index = self.part.drawing.program_of(mode, &self.batch);
         let (shape, batch) = (&self.shapes[index], &self.batch);
-        let program = self.programs.select(index)?;
+        let program = programs.select(self.first_program + index)?;
         program.write_ids(shape.ids, &batch.ids)?;
         program.write_ids(shape.positions, &batch.positions)?;
         program.write_ids(shape.types, &batch.token_types)?;
         program.write_ids(shape.documents, &batch.documents)?;
-        self.wanted.write(program, &shape.recorded)
+        if let Some(patches) = shape.patches {
+            program.write(patches, &self.patches)?;
+        }
+        self.wanted.write(program, &shape.recorded)?;
+        Ok((program, &shape.recorded))
     }
 
-    /// Runs the batch; the sum of its losses and what its counted rows weigh.
-    fn run(&mut self, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> Result<(f64, f64), Error> {
-        let index = self.drawing.program_of(mode, &self.batch);
-        self.write(index)?;
-        let program = self.programs.select(index)?;
-        program.run(parameters, options)?;
-        Ok(program.loss_sum(self.shapes[index].recorded.loss)?)
+    /// Draws a batch to learn from; `number` is its number.
+    fn next(&mut self, number: u64) -> Result<(), Error> {
+        self.part.drawing.next(&mut self.batch)?;
+        self.prepare(Mode::Training, number)
     }
 
-    fn prepare(&mut self, mode: Mode, step: u64) -> Result<(), Error> {
-        let index = self.drawing.program_of(mode, &self.batch);
-        let capacity = self.shapes[index].capacity;
-        let set = match (mode, &self.drawing.source.val) {
+    fn prepare(&mut self, mode: Mode, number: u64) -> Result<(), Error> {
+        let Part { drawing, objective, .. } = &mut self.part;
+        let capacity = self.shapes[drawing.program_of(mode, &self.batch)].capacity;
+        if let Some(pictures) = &drawing.source.pictures {
+            pictures.write(mode, drawing.epoch(), &self.batch, &mut self.patches)?;
+        }
+        let set = match (mode, &drawing.source.val) {
             (Mode::Inference, Some(val)) => val,
-            _ => &self.drawing.source.train,
+            _ => &drawing.source.train,
         };
-        self.objective.prepare(set, &mut self.batch, step, capacity, &mut self.wanted)
+        objective.prepare(set, &mut self.batch, number, capacity, &mut self.wanted)
+    }
+
+    fn draw(&mut self, programs: &mut Programs, first: u64, count: usize) -> Result<(), Error> {
+        self.drawn = Drawn::default();
+        for number in first..first + count as u64 {
+            self.next(number)?;
+            let index = self.part.drawing.program_of(Mode::Training, &self.batch);
+            let program = programs.select(self.first_program + index)?;
+            self.drawn.weight += self.wanted.weigh(program, &self.shapes[index].recorded);
+            self.drawn.batches.push_back((take(&mut self.batch), take(&mut self.patches), take(&mut self.wanted)));
+        }
+        Ok(())
+    }
+
+    /// Learns from the next batch: the sum of its losses and what its counted rows weigh, and the same of what is beside.
+    fn learn(
+        &mut self,
+        programs: &mut Programs,
+        parameters: &mut Parameters,
+        mut options: RunOptions,
+    ) -> Result<Learned, Error> {
+        match self.drawn.batches.pop_front() {
+            Some(drawn) => (self.batch, self.patches, self.wanted) = drawn,
+            None => {
+                self.drawn.weight = 0.0;
+                self.next(options.step)?;
+            }
+        }
+        let (program, recorded) = self.write(programs, Mode::Training)?;
+        if self.drawn.weight > 0.0 {
+            let losses = std::iter::once(recorded.loss).chain(recorded.beside.map(|(_, loss)| loss));
+            options.loss_weights = losses.map(|loss| (loss, self.drawn.weight)).collect();
+            options.loss_factor = 1.0;
+        }
+        options.loss_factor *= self.part.weight;
+        program.run(parameters, &options)?;
+        let (loss_sum, weight) = program.loss_sum(recorded.loss)?;
+        let mut beside = Vec::new();
+        if let Some((name, loss)) = recorded.beside {
+            let (sum, weight) = program.loss_sum(loss)?;
+            beside.push((name, sum, weight));
+        }
+        Ok(Learned { loss_sum, weight, tokens: self.batch.tokens(), beside })
+    }
+
+    /// Lets the model write about the examples to evaluate on, or those to learn from where there are none.
+    fn generating<T>(
+        &mut self,
+        model: &Transformer,
+        parameters: &mut Parameters,
+        write: impl FnOnce(&mut dyn Objective, &mut Generating<'_>, &LabelledSet) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Part { drawing, objective, .. } = &mut self.part;
+        let source = &drawing.source;
+        let mut with = Generating { device: &self.device, model, parameters, source };
+        write(objective.as_mut(), &mut with, source.val.as_ref().unwrap_or(&source.train))
+    }
+
+    fn find(&self, programs: &mut Programs, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> String {
+        let written = self.write(programs, mode);
+        name_of_non_finite(written.and_then(|(program, _)| program.find_non_finite(parameters, options)))
+    }
+
+    fn evaluate(
+        &mut self,
+        programs: &mut Programs,
+        parameters: &mut Parameters,
+        step: usize,
+    ) -> Result<Option<Evaluation>, Error> {
+        let Some((val, mut batcher)) = self.part.drawing.evaluation()? else { return Ok(None) };
+        let (mut sum, mut counted) = (0.0, 0.0);
+        let options = RunOptions::default();
+        for _ in 0..batcher.batches_of_epoch() {
+            batcher.next_batch(&val, &mut self.batch)?;
+            self.prepare(Mode::Inference, 0)?;
+            let (program, recorded) = self.write(programs, Mode::Inference)?;
+            program.run(parameters, &options)?;
+            let (batch_sum, batch_counted) = program.loss_sum(recorded.loss)?;
+            if !batch_sum.is_finite() {
+                let found = self.find(programs, Mode::Inference, parameters, &options);
+                return Err(not_finite(step, batch_sum, found));
+            }
+            if let Some(output) = recorded.output {
+                let output = program.read(output)?;
+                self.part.objective.observe(&val, &self.batch, &output);
+            }
+            sum += batch_sum;
+            counted += batch_counted;
+        }
+        let loss = sum / counted.max(f64::MIN_POSITIVE);
+        Ok(Some(Evaluation { loss, ..self.part.objective.judge(&val)? }))
     }
 }
 
+/// All tasks of a run; the first is the one that is evaluated.
+struct WithExamples {
+    programs: Programs,
+    learners: Vec<Learner>,
+}
+
 impl Job for WithExamples {
+    fn draw(&mut self, first: u64, count: usize) -> Result<(), Error> {
+        if count > 1 {
+            self.learners.iter_mut().try_for_each(|learner| learner.draw(&mut self.programs, first, count))?;
+        }
+        Ok(())
+    }
+
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error> {
-        self.drawing.next(&mut self.batch)?;
-        self.prepare(Mode::Training, options.step)?;
-        let (loss_sum, weight) = self.run(Mode::Training, parameters, options)?;
-        Ok(Learned { loss_sum, weight, tokens: self.batch.tokens() })
+        let is_mixed = self.learners.len() > 1;
+        if is_mixed && !options.accumulate {
+            // Each task leaves the gradients of the others' heads alone.
+            parameters.clear_gradients().map_err(tape::Error::from)?;
+        }
+        let options = RunOptions { accumulate: options.accumulate || is_mixed, ..options.clone() };
+        let mut learned = Learned::default();
+        for (number, learner) in self.learners.iter_mut().enumerate() {
+            let found = learner.learn(&mut self.programs, parameters, options.clone())?;
+            if number == 0 {
+                learned = found;
+                continue;
+            }
+            learned.tokens += found.tokens;
+            learned.beside.push((learner.part.name, found.loss_sum, found.weight));
+            learned.beside.extend(found.beside);
+        }
+        Ok(learned)
     }
 
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String {
-        self.find(Mode::Training, parameters, options)
+        let find = |learner: &Learner| learner.find(&mut self.programs, Mode::Training, parameters, options);
+        let found: Vec<String> = self.learners.iter().map(find).collect();
+        found.iter().find(|found| *found != SUM_OVERFLOWS).unwrap_or(&found[0]).clone()
     }
 
     fn evaluate(
@@ -186,63 +377,51 @@ impl Job for WithExamples {
         parameters: &mut Parameters,
         step: usize,
     ) -> Result<Option<Evaluation>, Error> {
-        let Some((val, mut batcher)) = self.drawing.evaluation()? else { return Ok(None) };
-        let (mut sum, mut counted) = (0.0, 0.0);
-        let options = RunOptions::default();
-        for _ in 0..batcher.batches_of_epoch() {
-            batcher.next_batch(&val, &mut self.batch)?;
-            self.prepare(Mode::Inference, 0)?;
-            let (batch_sum, batch_counted) = self.run(Mode::Inference, parameters, &options)?;
-            if !batch_sum.is_finite() {
-                let found = self.find(Mode::Inference, parameters, &options);
-                return Err(not_finite(step, batch_sum, found));
-            }
-            let index = self.drawing.program_of(Mode::Inference, &self.batch);
-            if let Some(output) = self.shapes[index].recorded.output {
-                let program = self.programs.select(index)?;
-                self.objective.observe(&val, &self.batch, &program.read(output)?);
-            }
-            sum += batch_sum;
-            counted += batch_counted;
-        }
-        let loss = sum / counted.max(f64::MIN_POSITIVE);
-        let mut evaluation = Evaluation { loss, ..self.objective.judge(&val)? };
-        let (device, tokenizer) = (&self.device, &self.drawing.source.tokenizer);
-        let mut with = Generating { device, model, parameters, tokenizer };
-        self.objective.judge_generated(&mut with, &val, &mut evaluation)?;
+        let found = self.learners[0].evaluate(&mut self.programs, parameters, step)?;
+        let Some(mut evaluation) = found else { return Ok(None) };
+        self.learners[0].generating(model, parameters, |objective, with, set| {
+            objective.judge_generated(with, set, &mut evaluation)
+        })?;
         Ok(Some(evaluation))
     }
 
     fn sample(&mut self, model: &Transformer, parameters: &mut Parameters) -> Result<Option<String>, Error> {
-        let source = &self.drawing.source;
-        let mut with = Generating { device: &self.device, model, parameters, tokenizer: &source.tokenizer };
-        self.objective.sample(&mut with, source.val.as_ref().unwrap_or(&source.train))
+        self.learners[0].generating(model, parameters, |objective, with, set| objective.sample(with, set))
     }
 
     fn state(&self) -> DrawState {
-        self.drawing.state()
+        match &self.learners[..] {
+            [only] => DrawState::Examples(only.part.drawing.state()),
+            all => DrawState::Mixed(all.iter().map(|learner| learner.part.drawing.state()).collect()),
+        }
     }
 
     fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        self.drawing.restore(state)
+        let states = match state {
+            DrawState::Examples(state) => std::slice::from_ref(state),
+            DrawState::Mixed(states) => states,
+            DrawState::Windows(_) => &[],
+        };
+        if states.len() != self.learners.len() {
+            let (was, now) = (states.len(), self.learners.len());
+            let what = format!("the run learned {was} tasks with examples, and now there are {now}");
+            return Err(Error::Resume(what));
+        }
+        self.learners.iter_mut().zip(states).try_for_each(|(learner, state)| learner.part.drawing.restore(state))
     }
 
     fn fingerprint(&self) -> String {
-        self.drawing.source.train.fingerprint()
+        let all = self.learners.iter().map(|learner| learner.part.drawing.source.fingerprint());
+        all.collect::<Vec<_>>().join("+")
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
-        Some(&self.drawing.source.tokenizer)
+        self.learners[0].part.drawing.source.tokenizer.as_ref()
     }
 }
 
-impl WithExamples {
-    fn find(&mut self, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> String {
-        let index = self.drawing.program_of(mode, &self.batch);
-        let written = self.write(index);
-        name_of_non_finite(written.and_then(|()| self.programs.select(index)?.find_non_finite(parameters, options)))
-    }
-}
+/// What is said where no tensor is to blame.
+const SUM_OVERFLOWS: &str = "no single tensor holds one: their sum overflows";
 
 /// What a search for a tensor that is not finite found, in words.
 pub(super) fn name_of_non_finite(found: Result<Option<NonFinite>, tape::Error>) -> String {
@@ -250,6 +429,6 @@ pub(super) fn name_of_non_finite(found: Result<Option<NonFinite>, tape::Error>) 
         Ok(Some(found)) => {
             format!("the first tensor that holds one is {}, element {}: {}", found.tensor, found.index, found.value)
         }
-        _ => "no single tensor holds one: their sum overflows".to_owned(),
+        _ => SUM_OVERFLOWS.to_owned(),
     }
 }

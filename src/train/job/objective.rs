@@ -24,6 +24,8 @@ pub(super) struct Recorded {
     pub(super) ranges: Value,
     pub(super) targets: Targets,
     pub(super) loss: Loss,
+    /// A second loss over the same targets.
+    pub(super) beside: Option<(&'static str, Loss)>,
     /// Kept for judging.
     pub(super) output: Option<Value>,
 }
@@ -50,6 +52,15 @@ impl Wanted {
             Targets::Ids(value) => program.write_ids(value, &self.ids),
             Targets::Values(value) => program.write(value, &self.values),
         }
+    }
+
+    /// What the predictions weigh together.
+    pub(super) fn weigh(&self, program: &Program, recorded: &Recorded) -> f64 {
+        let targets = match recorded.targets {
+            Targets::Ids(_) => tape::Targets::Ids(&self.ids),
+            Targets::Values(_) => tape::Targets::Floats(&self.values),
+        };
+        program.weigh(recorded.loss, targets)
     }
 
     /// Nothing is predicted: as many empty ranges as there is room for.
@@ -123,7 +134,7 @@ fn in_order(predictions: &mut Predictions) -> Vec<serde_json::Value> {
 pub(super) fn new(config: &Config, source: &ExampleSource) -> Result<Box<dyn Objective>, Error> {
     Ok(match config.train.task {
         Task::MaskedLm => Box::new(masked_lm::MaskedLm::new(config, source)?),
-        Task::Classification => Box::new(classes::Classes::new(config, source)),
+        Task::Classification | Task::ImageClassification => Box::new(classes::Classes::new(config, source)),
         Task::MultiLabel => Box::new(values::Values::labels(config, source)),
         Task::Regression => Box::new(values::Values::numbers(config)),
         Task::QuestionAnswering => Box::new(spans::Spans::default()),

@@ -2,7 +2,7 @@
 //! encoder-decoder and for a decoder alone.
 
 use super::Evaluation;
-use crate::data::{LabelledSet, Tokenizer};
+use crate::data::LabelledSet;
 use crate::model::translate::{Method, Translator};
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Device;
@@ -10,6 +10,7 @@ use crate::score::prediction;
 use crate::score::translation::{self, bleu, chrf};
 use crate::tape::Parameters;
 use crate::train::config::Config;
+use crate::train::example_source::ExampleSource;
 use crate::train::trainer::Error;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub(super) struct Generating<'a> {
     pub(super) device: &'a Arc<Device>,
     pub(super) model: &'a Transformer,
     pub(super) parameters: &'a mut Parameters,
-    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) source: &'a ExampleSource,
 }
 
 /// A translation, what it is one of, and the one that it is compared with.
@@ -91,10 +92,11 @@ fn translate(
     let mut translator = Translator::new(Arc::clone(with.device), with.model, sentences, Method::Greedy)?;
     let most = config.data.max_tokens.unwrap_or(config.model.block);
     let translations = translator.translate(with.parameters, &sources, most)?;
+    let tokenizer = with.source.tokenizer()?;
     let both = translations.iter().zip(examples);
     both.map(|(found, &example)| {
         let sides = set.sides(set.row(example))?;
-        let text = with.tokenizer.decode(&found.tokens).trim().to_owned();
+        let text = tokenizer.decode(&found.tokens).trim().to_owned();
         Ok(Translated { source: sides.source, target: sides.target, text })
     })
     .collect()

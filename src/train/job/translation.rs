@@ -27,7 +27,7 @@ struct Pairs {
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
     let drawing = Drawing::open(config, Halves::Apart)?;
-    let special = SpecialTokens::of(&drawing.source.tokenizer)?;
+    let special = SpecialTokens::of(drawing.source.tokenizer()?)?;
     let facts = DataFacts {
         vocabulary: drawing.vocabulary,
         start: Some(special.start),
@@ -203,7 +203,7 @@ impl Translation {
     }
 
     fn generating<'a>(&'a self, model: &'a Transformer, parameters: &'a mut Parameters) -> Generating<'a> {
-        Generating { device: &self.device, model, parameters, tokenizer: &self.drawing.source.tokenizer }
+        Generating { device: &self.device, model, parameters, source: &self.drawing.source }
     }
 }
 
@@ -212,7 +212,7 @@ impl Job for Translation {
         self.drawing.next(&mut self.batch)?;
         let tokens = self.written.fill(&self.batch);
         let (loss_sum, weight) = self.run(Mode::Training, parameters, options)?;
-        Ok(Learned { loss_sum, weight, tokens })
+        Ok(Learned { loss_sum, weight, tokens, beside: Vec::new() })
     }
 
     fn find_non_finite(&mut self, parameters: &mut Parameters, options: &RunOptions) -> String {
@@ -250,18 +250,18 @@ impl Job for Translation {
     }
 
     fn state(&self) -> DrawState {
-        self.drawing.state()
+        DrawState::Examples(self.drawing.state())
     }
 
     fn restore(&mut self, state: &DrawState) -> Result<(), Error> {
-        self.drawing.restore(state)
+        self.drawing.restore(state.only()?)
     }
 
     fn fingerprint(&self) -> String {
-        self.drawing.source.train.fingerprint()
+        self.drawing.source.fingerprint()
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
-        Some(&self.drawing.source.tokenizer)
+        self.drawing.source.tokenizer.as_ref()
     }
 }

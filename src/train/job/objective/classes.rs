@@ -59,7 +59,7 @@ impl Objective for Classes {
             None => tape.softmax_cross_entropy(logits, targets, smoothing)?,
         };
         let output = kept_for_judging(tape, logits);
-        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output })
+        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, beside: None, output })
     }
 
     fn prepare(

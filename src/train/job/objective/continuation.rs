@@ -39,7 +39,7 @@ impl Objective for Continuation {
         let train = &self.settings.train;
         let smoothing = if tape.mode() == Mode::Training { train.label_smoothing as f32 } else { 0.0 };
         let loss = model.record_token_loss(tape, rows, targets, smoothing, Some(train.chunk_rows.max(1)))?;
-        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output: None })
+        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output: None, beside: None })
     }
 
     fn prepare(

@@ -29,7 +29,7 @@ impl MaskedLm {
         };
         let masking = Masking { probability: train.mask_share as f32, unit, seed: train.seed, ..Masking::default() };
         Ok(Self {
-            masker: Masker::new(&source.tokenizer, masking)?,
+            masker: Masker::new(source.tokenizer()?, masking)?,
             masked: Masked::default(),
             chunk_rows: train.chunk_rows.max(1),
             label_smoothing: train.label_smoothing as f32,
@@ -56,13 +56,15 @@ impl Objective for MaskedLm {
         let smoothing = if tape.mode() == Mode::Training { self.label_smoothing } else { 0.0 };
         let loss = model.record_token_loss(tape, rows, targets, smoothing, Some(self.chunk_rows))?;
         tape.scale_loss(loss, self.losses.masked_lm)?;
+        let mut beside = None;
         if self.losses.csm > 0.0 && tape.mode() == Mode::Training {
             let around = model.record_surroundings(tape, trunk, Some(documents))?;
             let rows = tape.mean_rows(around, ranges)?;
             let csm = model.record_token_loss(tape, rows, targets, smoothing, Some(self.chunk_rows))?;
             tape.scale_loss(csm, self.losses.csm)?;
+            beside = Some(("csm", csm));
         }
-        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output: None })
+        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, beside, output: None })
     }
 
     fn prepare(

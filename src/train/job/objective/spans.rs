@@ -6,13 +6,11 @@ use crate::data::labelled::Label;
 use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
+use crate::model::encode::{SpanOptions, best_spans};
 use crate::score::{prediction, squad};
 use crate::tape::{Tape, Value};
 use crate::train::trainer::Error;
 use std::collections::BTreeMap;
-
-/// Tokens of an answer at most, as in BERT's own evaluation.
-const LONGEST_ANSWER: usize = 30;
 
 /// The best span of a window: example, first token and the one behind the last; and how much better it is than none.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +18,7 @@ struct Found {
     example: usize,
     first: usize,
     end: usize,
-    score: f32,
+    score: f64,
 }
 
 #[derive(Default)]
@@ -46,7 +44,7 @@ impl Objective for Spans {
         let logits = model.record_span_logits(tape, trunk)?;
         let loss = tape.span_cross_entropy(logits, ranges, targets)?;
         let output = kept_for_judging(tape, logits);
-        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, output })
+        Ok(Recorded { ranges, targets: Targets::Ids(targets), loss, beside: None, output })
     }
 
     fn prepare(
@@ -79,10 +77,12 @@ impl Objective for Spans {
     fn observe(&mut self, set: &LabelledSet, batch: &Batch, output: &[f32]) {
         for placed in &batch.examples {
             let first = placed.row * batch.time + placed.start;
-            let context = set.context(placed.example);
-            let logit = |token: usize, side: usize| output[2 * (first + token) + side];
-            let Some((start, end, score)) = best_span(context, logit) else { continue };
-            let found = Found { example: placed.example, first: start, end, score: score - logit(0, 0) - logit(0, 1) };
+            let logits = &output[2 * first..];
+            let spans = best_spans(logits, set.context(placed.example), SpanOptions::default());
+            let Some(span) = spans.first() else { continue };
+            let none = f64::from(logits[0]) + f64::from(logits[1]);
+            let (example, score) = (placed.example, span.score - none);
+            let found = Found { example, first: span.first, end: span.last + 1, score };
             let best = self.found.entry(set.row(placed.example)).or_insert(found);
             if found.score > best.score {
                 *best = found;
@@ -116,20 +116,6 @@ impl Objective for Spans {
             ..Evaluation::default()
         })
     }
-}
-
-/// The span of the context whose start and end have the largest logits together, its end, and that sum.
-fn best_span(context: std::ops::Range<usize>, logit: impl Fn(usize, usize) -> f32) -> Option<(usize, usize, f32)> {
-    let mut best: Option<(usize, usize, f32)> = None;
-    for start in context.clone() {
-        for last in start..context.end.min(start + LONGEST_ANSWER) {
-            let score = logit(start, 0) + logit(last, 1);
-            if best.is_none_or(|(.., other)| score > other) {
-                best = Some((start, last + 1, score));
-            }
-        }
-    }
-    best
 }
 
 /// The characters of the context that a span covers.

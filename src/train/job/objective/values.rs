@@ -74,7 +74,7 @@ impl Objective for Values {
             tape.binary_cross_entropy(output, targets)?
         };
         let output = kept_for_judging(tape, output);
-        Ok(Recorded { ranges, targets: Targets::Values(targets), loss, output })
+        Ok(Recorded { ranges, targets: Targets::Values(targets), loss, beside: None, output })
     }
 
     fn prepare(
