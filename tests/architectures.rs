@@ -4,7 +4,7 @@
 use engine::cpu::Cpu;
 use engine::driver::{DeviceFacts, Emulated};
 use engine::gpu::Gpu;
-use engine::model::config::{Architecture, Heads, LanguageHead, Norm, NormPlace, Pooling, Positions};
+use engine::model::config::{Architecture, Convolution, Heads, LanguageHead, Norm, NormPlace, Pooling, Positions};
 use engine::model::generate::Generator;
 use engine::model::image::ImageInput;
 use engine::model::transformer::Inputs;
@@ -57,6 +57,11 @@ fn encoder() -> ModelConfig {
     }
 }
 
+/// An encoder and a decoder of those sizes.
+fn encoder_decoder() -> ModelConfig {
+    ModelConfig { architecture: Architecture::EncoderDecoder, ..decoder() }
+}
+
 /// A model for each choice, all others as usual; and some choices together.
 fn choices() -> Vec<(&'static str, ModelConfig)> {
     let relative = Positions::Relative { buckets: 8, max_distance: 9 };
@@ -101,6 +106,32 @@ fn choices() -> Vec<(&'static str, ModelConfig)> {
         ("encoder with relative positions", ModelConfig { positions: relative, kv_heads: 1, ..encoder() }),
         ("encoder with ALiBi", ModelConfig { positions: Positions::Alibi, ..encoder() }),
         ("encoder with rotary positions", ModelConfig { positions: rotary, norm: Norm::Rms, ..encoder() }),
+        (
+            "decoder with convolutions",
+            ModelConfig { convolution: Some(Convolution { taps: 4, dilation: 2 }), ..decoder() },
+        ),
+        (
+            "encoder with convolutions",
+            ModelConfig { convolution: Some(Convolution { taps: 5, dilation: 1 }), ..encoder() },
+        ),
+        ("encoder-decoder", encoder_decoder()),
+        (
+            "encoder-decoder with post-norm",
+            ModelConfig { norm_place: NormPlace::Post, tied: false, ..encoder_decoder() },
+        ),
+        ("T5", {
+            ModelConfig {
+                positions: relative,
+                norm: Norm::Rms,
+                activation: Activation::Relu,
+                biases: false,
+                kv_heads: 1,
+                ..encoder_decoder()
+            }
+        }),
+        ("encoder-decoder with convolutions", {
+            ModelConfig { convolution: Some(Convolution { taps: 3, dilation: 1 }), ..encoder_decoder() }
+        }),
     ]
 }
 
@@ -135,7 +166,16 @@ fn train(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
         documents: Some(documents),
         ..Inputs::rows(id_values)
     };
-    let trunk = model.record_trunk(&mut tape, &inputs, false).unwrap();
+    // An encoder-decoder translates each row to what follows it; sources are of different lengths.
+    let apart = (config.architecture == Architecture::EncoderDecoder).then(|| tape.input_ids("lengths", &[BATCH]));
+    let trunk = match apart {
+        Some(lengths) => {
+            let target = Inputs::rows(id_values);
+            let source = Inputs { position_ids: None, ..inputs };
+            model.record_translation_trunk(&mut tape, &source, lengths, &target, false).unwrap()
+        }
+        None => model.record_trunk(&mut tape, &inputs, false).unwrap(),
+    };
     let loss = model.record_token_loss(&mut tape, trunk, targets, 0.0, None).unwrap();
     let mut program = tape.finish().unwrap();
     let row = |at: usize| -> (i32, [i32; 2]) {
@@ -151,6 +191,9 @@ fn train(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
             let all = ids(BATCH * TIME + 1, config.vocabulary);
             program.write_ids(id_values, &all[..BATCH * TIME]).unwrap();
             program.write_ids(targets, &all[1..]).unwrap();
+            if let Some(lengths) = apart {
+                program.write_ids(lengths, &[10, 4]).unwrap();
+            }
             program.write_ids(positions, &places().map(|at| row(at).0).collect::<Vec<i32>>()).unwrap();
             program.write_ids(documents, &places().flat_map(|at| row(at).1).collect::<Vec<i32>>()).unwrap();
             if let Some(types) = types {
@@ -250,7 +293,8 @@ fn full_pass(device: &Arc<Device>, model: &Transformer, parameters: &mut Paramet
 fn every_decoder_decodes_from_its_cache_what_a_pass_over_all_tokens_gives() {
     for device in [cpu(), emulator()] {
         for (name, config) in choices() {
-            if config.architecture != Architecture::Decoder {
+            // Convolutions keep no cache.
+            if config.architecture != Architecture::Decoder || config.convolution.is_some() {
                 continue;
             }
             let vocabulary = config.vocabulary;

@@ -149,7 +149,16 @@ fn tasks(scratch: &Scratch) -> Vec<(&'static str, Vec<String>, Option<&'static s
     let path = |key: &str, name: &str| format!("{key}={}", scratch.path(name).display());
     let mut answers = sets(&["train.task=question-answering", "data.stride=8"]);
     answers.extend([path("data.path", "train.jsonl"), path("data.val_path", "val.jsonl")]);
+    let translation = |architecture: &str| {
+        let architecture = format!("model.architecture={architecture}");
+        let pairs = ["train.task=translation", "data.text_pair=labels", "model.token_types=0", "data.layout=padded"];
+        let mut all = sets(&pairs);
+        all.extend([architecture, "train.eval_translations=5".to_owned(), "train.label_smoothing=0.1".to_owned()]);
+        all
+    };
     vec![
+        ("translation", translation("encoder-decoder"), Some("chrf")),
+        ("translation by a decoder", translation("decoder"), Some("bleu")),
         ("masked-lm", sets(&["train.task=masked-lm"]), None),
         (
             "csm",
@@ -199,6 +208,10 @@ fn every_task_gives_the_same_bits_for_any_threads_and_through_a_resume() {
         succeed(resume(&half, &["train.steps=12"]));
         assert!(state(&whole, 12) == state(&half, 12), "{name}: straight and resumed");
         assert_eq!(records, metrics(&half), "{name}: records");
+        let predictions = |run: &Path| fs::read_to_string(run.join("predictions.jsonl")).ok();
+        assert_eq!(predictions(&whole).is_some(), figure.is_some(), "{name}: predictions where there are labels");
+        assert_eq!(predictions(&whole), predictions(&threads), "{name}: predictions");
+        assert_eq!(predictions(&whole), predictions(&half), "{name}: predictions of a resumed run");
     }
 }
 

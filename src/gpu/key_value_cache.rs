@@ -44,9 +44,11 @@ pub(crate) mod checks {
 
     fn append_writes_keys_and_values_at_each_sequence_s_position_and_nothing_else(device: &Device) {
         let mut random = Random::fresh();
-        // The second has more sequences than one launch takes, the third more columns than a block.
-        for (batch, time, key_columns, capacity) in [(2, 3, 5, 7), (300, 1, 3, 4), (3, 17, 203, 40)] {
-            let query_columns = 8;
+        // The second has more sequences than one launch takes, the third more columns than a block; the last two are an
+        // encoder's, without queries beside the keys.
+        for (batch, time, query_columns, key_columns, capacity) in
+            [(2, 3, 8, 5, 7), (300, 1, 8, 3, 4), (3, 17, 8, 203, 40), (2, 9, 0, 7, 9), (257, 2, 0, 3, 5)]
+        {
             let shape = Shape { batch, time, query_columns, key_columns, capacity };
             let (row, columns) = (query_columns + 2 * key_columns, 2 * key_columns);
             let values = random.normal(batch * time * row);

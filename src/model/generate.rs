@@ -39,10 +39,11 @@ struct Sequence {
     cached: usize,
 }
 
-struct Recorded {
-    program: Program,
-    ids: Value,
-    logits: Value,
+/// A program that reads or decodes.
+pub(super) struct Recorded {
+    pub(super) program: Program,
+    pub(super) ids: Value,
+    pub(super) logits: Value,
 }
 
 impl<'m> Generator<'m> {
@@ -237,12 +238,12 @@ pub fn first_token_read(length: usize, block: usize) -> usize {
 }
 
 /// Ids beyond `i32` become negative, and the embedding refuses those.
-fn as_id(token: u32) -> i32 {
+pub(super) fn as_id(token: u32) -> i32 {
     token as i32
 }
 
 /// A program for `time` new tokens of each of `batch` sequences.
-fn record(
+pub(super) fn record(
     device: &Arc<Device>,
     model: &Transformer,
     parameters: &Parameters,

@@ -1,12 +1,14 @@
-//! Translation by an encoder-decoder: one token after the other, the likeliest, by chance, or by beam search.
+//! Translation, one token after the other, the likeliest, by chance, or by beam search: by an encoder-decoder, or by a
+//! decoder alone that goes on from `[CLS] source [SEP]`. Both begin a translation with `[CLS]` and end it with `[SEP]`.
 //!
-//! Sentences are encoded and decoded in batches, because a step's time is that of reading the weights, whatever the
+//! Sentences are read and decoded in batches, because a step's time is that of reading the weights, whatever the
 //! number of rows (while there are few). They are sorted by length for that, and those that have ended leave the batch.
 //! A batch may change the last bits of a probability, since products of more rows add up in another order; the same
 //! batches give the same bits.
 
 mod beam;
 mod decoder;
+mod loss;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +19,11 @@ use crate::ops::Device;
 use crate::tape::{self, OutOfMemory, Parameters};
 use beam::{Beam, Decision};
 use decoder::Decoder;
+pub use loss::loss;
 use std::sync::Arc;
+
+/// Key and value of [`ModelConfig::other`] that tell a decoder that translates from one that writes.
+pub const PURPOSE: (&str, &str) = ("engine_task", "translation");
 
 /// How a translation is looked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,15 +59,24 @@ pub struct Translation {
     pub is_complete: bool,
 }
 
+/// Whether a model of this configuration translates.
+pub fn is_translator(config: &ModelConfig) -> bool {
+    match config.architecture {
+        Architecture::EncoderDecoder => true,
+        Architecture::Decoder => config.other.get(PURPOSE.0).is_some_and(|value| value == PURPOSE.1),
+        Architecture::Encoder => false,
+    }
+}
+
 /// Why there is no translation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("this model does not translate: use one that was trained with train.task = \"translation\"")]
     Model,
     #[error(
-        "sentence {sentence} has {tokens} tokens, special ones included, but the model reads at most {block}; split it"
+        "sentence {sentence} has {tokens} tokens, special ones included, but the model reads at most {most}; split it"
     )]
-    TooLong { sentence: usize, tokens: usize, block: usize },
+    TooLong { sentence: usize, tokens: usize, most: usize },
     #[error(transparent)]
     Tape(#[from] tape::Error),
     #[error(transparent)]
@@ -80,12 +95,16 @@ pub struct Translator<'m> {
     start: u32,
     end: u32,
     block: usize,
+    /// Whether a source takes room in the same block as its translation.
+    shares_block: bool,
 }
 
 /// A sentence that is being decoded.
 struct Active {
     /// Its number among all.
     sentence: usize,
+    /// Tokens of its translation at most.
+    limit: usize,
     search: Search,
 }
 
@@ -98,19 +117,20 @@ impl<'m> Translator<'m> {
     /// Room for `sentences` at a time.
     ///
     /// # Errors
-    /// A model that is no encoder-decoder, or knows no tokens that begin and end a text; not enough memory.
+    /// A model that does not translate, or knows no tokens that begin and end a text; not enough memory.
     pub fn new(device: Arc<Device>, model: &'m Transformer, sentences: usize, method: Method) -> Result<Self, Error> {
         let config = model.config();
-        let (Architecture::EncoderDecoder, Some(start), Some(end)) = (config.architecture, config.bos, config.eos)
-        else {
+        let (true, Some(start), Some(end)) = (is_translator(config), config.bos, config.eos) else {
             return Err(Error::Model);
         };
         let decoder = Decoder::new(device, model, sentences.max(1), method.width())?;
-        Ok(Self { decoder, method, start, end, block: config.block })
+        let shares_block = config.architecture == Architecture::Decoder;
+        Ok(Self { decoder, method, start, end, block: config.block, shares_block })
     }
 
     /// Bytes that a translator of such a model needs: keys and values of the hypotheses and of the sources, and logits.
     pub fn bytes(config: &ModelConfig, sentences: usize, width: usize) -> usize {
+        // An encoder's memory counts for all: a decoder's prompts need less.
         let row = 2 * config.kv_heads * config.head_size() * config.block * config.layers;
         4 * sentences * ((width + 1) * row + width * config.vocabulary)
     }
@@ -126,16 +146,15 @@ impl<'m> Translator<'m> {
         sources: &[Vec<u32>],
         max_tokens: usize,
     ) -> Result<Vec<Translation>, Error> {
-        let too_long = sources.iter().position(|source| source.len() > self.block);
-        if let Some(sentence) = too_long {
-            return Err(Error::TooLong { sentence, tokens: sources[sentence].len(), block: self.block });
+        let most = if self.shares_block { self.block - 1 } else { self.block };
+        if let Some(sentence) = sources.iter().position(|source| source.len() > most) {
+            return Err(Error::TooLong { sentence, tokens: sources[sentence].len(), most });
         }
         let mut order: Vec<usize> = (0..sources.len()).collect();
         order.sort_by_key(|&sentence| sources[sentence].len());
-        let limit = max_tokens.clamp(1, self.block);
         let mut translations = vec![Translation::default(); sources.len()];
         for sentences in order.chunks(self.decoder.capacity()) {
-            self.translate_batch(parameters, sentences, sources, limit, &mut translations)?;
+            self.translate_batch(parameters, sentences, sources, max_tokens, &mut translations)?;
         }
         Ok(translations)
     }
@@ -145,19 +164,24 @@ impl<'m> Translator<'m> {
         parameters: &mut Parameters,
         sentences: &[usize],
         sources: &[Vec<u32>],
-        limit: usize,
+        max_tokens: usize,
         translations: &mut [Translation],
     ) -> Result<(), Error> {
         let batch: Vec<&[u32]> = sentences.iter().map(|&sentence| &sources[sentence][..]).collect();
         self.decoder.read(parameters, &batch)?;
-        let search = || match self.method {
+        let search = |limit: usize| match self.method {
             Method::Greedy => Search::single(Sampling { temperature: 0.0, ..Sampling::default() }),
             Method::Sample(sampling) => Search::single(sampling),
             Method::Beam { length_penalty, .. } => {
                 Search::Beam(Beam::new(self.method.width(), length_penalty, self.end, limit))
             }
         };
-        let mut active: Vec<Active> = sentences.iter().map(|&sentence| Active { sentence, search: search() }).collect();
+        let begin = |&sentence: &usize| {
+            let taken = if self.shares_block { sources[sentence].len() } else { 0 };
+            let limit = max_tokens.clamp(1, self.block - taken);
+            Active { sentence, limit, search: search(limit) }
+        };
+        let mut active: Vec<Active> = sentences.iter().map(begin).collect();
         while !active.is_empty() {
             let width = self.method.width();
             let last = |active: &Active, row: usize| active.search.last_token(row).unwrap_or(self.start);
@@ -166,13 +190,13 @@ impl<'m> Translator<'m> {
             self.decoder.step(parameters, &tokens)?;
             let mut decisions = Vec::with_capacity(active.len());
             for (place, active) in active.iter_mut().enumerate() {
-                let Active { sentence, search } = active;
-                decisions.push(search.advance(self.decoder.logits(place), *sentence, self.end, limit));
+                let Active { sentence, limit, search } = active;
+                decisions.push(search.advance(self.decoder.logits(place), *sentence, self.end, *limit));
             }
             // From the back, so that what moves into a place that is freed has been looked at.
             for (place, decision) in decisions.iter().enumerate().rev() {
                 if decision.is_over {
-                    let Active { sentence, search } = active.swap_remove(place);
+                    let Active { sentence, search, .. } = active.swap_remove(place);
                     translations[sentence] = search.finish();
                     self.decoder.remove(parameters, place)?;
                     continue;

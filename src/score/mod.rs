@@ -11,6 +11,7 @@
 
 pub mod classification;
 pub mod language;
+pub mod prediction;
 mod punctuation;
 pub mod regression;
 pub mod squad;

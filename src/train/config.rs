@@ -202,7 +202,8 @@ section! {
         text_pair: Option<String> = None;
         /// Tasks with examples: the column of the label.
         label: String = "label".to_string();
-        /// Tasks with examples: longest example in tokens, special ones included. Not set: model.block.
+        /// Tasks with examples: longest example in tokens, special ones included. Not set: model.block. Of a translation by a
+        /// decoder each text may have half of them.
         max_tokens: Option<usize> = None;
         /// Which part is kept of a text that is longer: "start", "end" or "both" (a quarter of the tokens from the start,
         /// three quarters from the end). Of pairs of texts it is always the start.

@@ -1,6 +1,6 @@
 //! The examples that a configuration names: folders of labelled shards, files of rows that are tokenised at start, or images.
 
-use super::config::{Config, Paths, Task as Learned, TokenizerChoice};
+use super::config::{Architecture, Config, Paths, Task as Learned, TokenizerChoice};
 use super::pictures::{self, Pictures};
 use super::trainer::Error;
 use crate::data::labelled::{Empty, Kind, Long, Options, Task};
@@ -94,6 +94,9 @@ fn set(
         return Err(unsupported("data.path: name one folder of examples, or files"));
     }
     let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
+    // A decoder alone has both texts in one row.
+    let shares_row = task.kind() == Kind::Pair && config.model.architecture == Architecture::Decoder;
+    let max_tokens = if shares_row { max_tokens / 2 } else { max_tokens };
     let empty = if task.kind() == Kind::Text { Empty::Skip } else { Empty::Refuse };
     let options = Options { classes, empty, keep: config.data.keep, ..Options::new(task, max_tokens) };
     Ok(LabelledSet::from_files(paths.as_slice(), tokenizer, &options, &|_, _| {})?)

@@ -8,9 +8,10 @@ mod causal_lm;
 mod drawing;
 mod examples;
 mod objective;
+mod translated;
 mod translation;
 
-use super::config::{Config, DataFacts, Task};
+use super::config::{Architecture, Config, DataFacts, Task};
 use super::trainer::Error;
 use crate::data::{BatcherState, SamplerState, Tokenizer};
 use crate::model::Transformer;
@@ -89,6 +90,8 @@ pub(super) struct Evaluation {
     pub(super) section: Option<String>,
     /// A table for the terminal.
     pub(super) table: Option<String>,
+    /// What was said about each example: see [`prediction`](crate::score::prediction).
+    pub(super) predictions: Vec<serde_json::Value>,
 }
 
 /// Where the drawing of batches stands.
@@ -147,7 +150,7 @@ pub(super) trait Job {
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
     match config.train.task {
         Task::CausalLm => causal_lm::open(config),
-        Task::Translation => translation::open(config),
+        Task::Translation if config.model.architecture == Architecture::EncoderDecoder => translation::open(config),
         _ => examples::open(config),
     }
 }

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// Name of the resolved configuration.
 pub const CONFIG_FILE: &str = "config.toml";
 
+/// Name of what the model said about each example in its best evaluation.
+pub const PREDICTIONS_FILE: &str = "predictions.jsonl";
+
 /// A folder cannot be used for a run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -156,6 +159,15 @@ pub fn load_config(folder: &Path, sets: &[String]) -> Result<Config, Error> {
 pub fn write_config(folder: &Path, config: &Config) -> Result<(), Error> {
     let text = config.to_toml();
     Ok(write_atomically(folder.join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?)
+}
+
+/// Writes what the model said about each example.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_predictions(folder: &Path, predictions: &[serde_json::Value]) -> Result<(), Error> {
+    let text = crate::score::prediction::lines(predictions);
+    Ok(write_atomically(folder.join(PREDICTIONS_FILE), |file| file.write_all(text.as_bytes()))?)
 }
 
 /// Writes `loss.svg` and `report.html` from the run's records.

@@ -426,6 +426,9 @@ impl Trainer {
         };
         let is_best = self.state.best.as_ref().is_none_or(|best| now.is_better_than(best));
         if is_best {
+            if !found.predictions.is_empty() {
+                run_folder::write_predictions(&self.folder, &found.predictions)?;
+            }
             self.state.best = Some(now);
             self.state.evaluations_without_best = 0;
         } else {

@@ -1,22 +1,29 @@
 //! `engine-run evaluate`: how good a model's predictions are on labelled data, with the figures of [`engine::score`].
 
+mod translations;
+
 use crate::classify::Meaning;
 use crate::images;
 use crate::model::{Loaded, ModelArguments, check_vocabulary};
 use crate::output::Output as Lines;
 use crate::texts::{BatchArguments, run_in_order};
-use anyhow::bail;
+use crate::translate::parse_penalty;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use engine::data::batch::Placed;
 use engine::data::labelled::{Empty, Label, Long, Options, Task};
 use engine::data::masking::{Masked, Masker, Masking};
 use engine::data::{Batch, LabelledSet, Tokenizer};
+use engine::model::config::Architecture;
 use engine::model::encode::{Example, Output, SpanOptions, best_spans, top};
 use engine::model::image::ImageInput;
+use engine::model::translate::is_translator;
 use engine::score::classification::{ConfusionMatrix, MultiLabelReport, Report};
-use engine::score::{language, regression, squad};
+use engine::score::{language, prediction, regression, squad};
+use engine::util::atomic_file::write_atomically;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +43,7 @@ pub struct EvaluateArguments {
     /// The column of texts.
     #[arg(long, value_name = "NAME", default_value = "text")]
     text_column: String,
-    /// The column of second texts.
+    /// The column of second texts; of the translations, for those.
     #[arg(long, value_name = "NAME")]
     pair_column: Option<String>,
     /// The column of labels.
@@ -51,6 +58,15 @@ pub struct EvaluateArguments {
     /// Key of the masks of masked-lm: same seed, same masks.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Hypotheses of each translation that are followed together; 1 takes the likeliest token each time.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = crate::at_least_one)]
+    beam: usize,
+    /// Longer translations if higher, as for `translate`.
+    #[arg(long, value_name = "A", default_value_t = 0.6, allow_hyphen_values = true, value_parser = parse_penalty)]
+    length_penalty: f64,
+    /// Write what the model says about each example to this file, a JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
     /// Leave rows without text out, instead of refusing them.
     #[arg(long)]
     skip_empty: bool,
@@ -63,12 +79,17 @@ enum Wanted {
     Regression,
     QuestionAnswering,
     MaskedLm,
+    Translation,
 }
 
-/// Figures for people and for programs.
+/// A label applies from this probability on.
+const THRESHOLD: f64 = 0.5;
+
+/// Figures for people and for programs, and what was said about each example.
 struct Figures {
     table: String,
     object: Value,
+    predictions: Vec<Value>,
 }
 
 pub fn evaluate(arguments: &EvaluateArguments) -> anyhow::Result<()> {
@@ -77,6 +98,10 @@ pub fn evaluate(arguments: &EvaluateArguments) -> anyhow::Result<()> {
         Some(input) => judge_images(arguments, &folder, &input)?,
         None => judge_texts(arguments, &folder)?,
     };
+    if let Some(path) = &arguments.predictions {
+        let text = prediction::lines(&figures.predictions);
+        write_atomically(path, |file| file.write_all(text.as_bytes())).context("--predictions")?;
+    }
     let mut lines = Lines::default();
     let text = if arguments.batch.json { figures.object.to_string() } else { figures.table.trim_end().to_owned() };
     let _ = lines.print(&format!("{text}\n"));
@@ -104,6 +129,9 @@ fn judge_texts(arguments: &EvaluateArguments, folder: &Path) -> anyhow::Result<F
         Some(wanted) => wanted,
         None => usual_task(&loaded)?,
     };
+    if wanted == Wanted::MaskedLm && arguments.predictions.is_some() {
+        bail!("--predictions: masked-lm has no labels to write predictions of; leave it out");
+    }
     let block = loaded.model.config().block;
     let set = read(arguments, wanted, &tokenizer, &loaded, arguments.batch.max_tokens.unwrap_or(block).min(block))?;
     let examples: Vec<Example> = (0..set.len()).map(|example| example_of(&set, example)).collect();
@@ -113,6 +141,7 @@ fn judge_texts(arguments: &EvaluateArguments, folder: &Path) -> anyhow::Result<F
         }
         Wanted::QuestionAnswering => judge_answers(arguments, &mut loaded, &set, &examples),
         Wanted::MaskedLm => judge_masks(arguments, &mut loaded, &tokenizer, &set, examples),
+        Wanted::Translation => translations::judge(arguments, &mut loaded, &tokenizer, &set),
     }
 }
 
@@ -120,6 +149,9 @@ fn judge_texts(arguments: &EvaluateArguments, folder: &Path) -> anyhow::Result<F
 fn usual_task(loaded: &Loaded) -> anyhow::Result<Wanted> {
     let config = loaded.model.config();
     let heads = &config.predictions;
+    if is_translator(config) {
+        return Ok(Wanted::Translation);
+    }
     Ok(match (heads.classes.is_some(), heads.spans, heads.language.is_some()) {
         (true, ..) => match Meaning::of(config) {
             Meaning::Classes => Wanted::Classification,
@@ -147,7 +179,7 @@ fn read(
         Wanted::MultiLabel => Task::MultiLabel { text, pair, label, separator: arguments.separator.clone() },
         Wanted::Regression => Task::Regression { text, pair, label },
         Wanted::QuestionAnswering => Task::Span {
-            id: None,
+            id: Some("id".into()),
             question: "question".into(),
             context: "context".into(),
             answers: "answers".into(),
@@ -155,7 +187,14 @@ fn read(
             stride: arguments.stride.min(max_tokens / 3),
         },
         Wanted::MaskedLm => Task::Text { text, long: Long::Cut },
+        Wanted::Translation => {
+            let target = pair.context("--pair-column is not given: name the column of the translations")?;
+            Task::Pair { source: text, target }
+        }
     };
+    // A decoder alone has both texts in one row.
+    let shares_row = wanted == Wanted::Translation && loaded.model.config().architecture == Architecture::Decoder;
+    let max_tokens = if shares_row { max_tokens / 2 } else { max_tokens };
     let mut options = Options::new(task, max_tokens);
     options.keep = arguments.batch.keep;
     options.empty = if arguments.skip_empty { Empty::Skip } else { Empty::Refuse };
@@ -183,17 +222,24 @@ fn judge_classes(
     let mut matrix = ConfusionMatrix::new(names.iter().cloned());
     let (mut truths, mut probabilities) = (Vec::new(), Vec::new());
     let (mut targets, mut numbers) = (Vec::new(), Vec::new());
+    let mut predictions = Vec::with_capacity(examples.len());
     run_in_order(loaded, examples, Output::Classes, arguments.batch.arrangement(), |example, logits| {
         match set.label(example) {
             Label::Class(truth) => {
                 let figures = Meaning::Classes.figures(&logits);
                 matrix.add(truth, top(&figures, 1)[0])?;
+                predictions.push(prediction::class(set.row(example), &names, truth, &figures));
             }
             Label::Classes(labels) => {
+                let (figures, first) = (Meaning::Labels.figures(&logits), truths.len());
                 truths.extend((0..names.len()).map(|class| labels.contains(&class)));
-                probabilities.extend(Meaning::Labels.figures(&logits).into_iter().map(|figure| figure as f32));
+                let line = prediction::labels(set.row(example), &names, &truths[first..], &figures, THRESHOLD);
+                predictions.push(line);
+                probabilities.extend(figures.into_iter().map(|figure| figure as f32));
             }
             Label::Value(target) => {
+                let (target_value, number) = (f64::from(target), f64::from(logits[0]));
+                predictions.push(prediction::number(set.row(example), target_value, number));
                 targets.push(f64::from(target));
                 numbers.push(f64::from(logits[0]));
             }
@@ -204,15 +250,15 @@ fn judge_classes(
     Ok(match wanted {
         Wanted::Regression => {
             let report = regression::Report::new(&numbers, &targets)?;
-            Figures { table: pairs(&json!(report)), object: json!(report) }
+            Figures { table: pairs(&json!(report)), object: json!(report), predictions }
         }
         Wanted::MultiLabel => {
-            let report = MultiLabelReport::at_threshold(&names, &probabilities, &truths, 0.5)?;
-            Figures { table: report.to_string(), object: json!(report) }
+            let report = MultiLabelReport::at_threshold(&names, &probabilities, &truths, THRESHOLD as f32)?;
+            Figures { table: report.to_string(), object: json!(report), predictions }
         }
         _ => {
             let report = Report::from(&matrix);
-            Figures { table: report.to_string(), object: json!(report) }
+            Figures { table: report.to_string(), object: json!(report), predictions }
         }
     })
 }
@@ -242,7 +288,7 @@ fn judge_answers(
     let is_chinese = |text: &str| text.chars().any(|character| ('\u{4E00}'..='\u{9FFF}').contains(&character));
     let chinese = questions.iter().filter(|question| is_chinese(&question.context)).count();
     let language = if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
-    let predictions: Vec<String> = questions
+    let answers: Vec<String> = questions
         .iter()
         .enumerate()
         .map(|(row, question)| match found.get(&row) {
@@ -252,9 +298,12 @@ fn judge_answers(
             _ => String::new(),
         })
         .collect();
+    let asked = questions.iter().zip(&answers);
+    let predictions =
+        asked.map(|(question, answer)| prediction::answer(&question.id, answer, &question.answers)).collect();
     let golds: Vec<Vec<String>> = questions.into_iter().map(|question| question.answers).collect();
-    let report = squad::Report::new(&predictions, &golds, squad::Rules { language, has_unanswerable })?;
-    Ok(Figures { table: pairs(&json!(report)), object: json!(report) })
+    let report = squad::Report::new(&answers, &golds, squad::Rules { language, has_unanswerable })?;
+    Ok(Figures { table: pairs(&json!(report)), object: json!(report), predictions })
 }
 
 fn judge_masks(
@@ -299,7 +348,7 @@ fn judge_masks(
         "perplexity": language::perplexity(sum, count),
         "accuracy": right as f64 / count as f64,
     });
-    Ok(Figures { table: pairs(&object), object })
+    Ok(Figures { table: pairs(&object), object, predictions: Vec::new() })
 }
 
 /// An object's figures one below the other; those of its parts are indented.

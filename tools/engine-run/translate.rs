@@ -40,9 +40,9 @@ pub struct TranslateArguments {
 }
 
 /// Texts that are translated before the first of them is printed: enough that batches hold texts of like lengths.
-const TOGETHER: usize = 256;
+pub const TOGETHER: usize = 256;
 
-fn parse_penalty(text: &str) -> Result<f64, String> {
+pub fn parse_penalty(text: &str) -> Result<f64, String> {
     let expected = || "expected a number from -10 to 10".to_owned();
     text.parse().ok().filter(|value: &f64| value.abs() <= 10.0).ok_or_else(expected)
 }

@@ -1,7 +1,10 @@
-//! The computation below a search: sentences that were encoded, and several hypotheses of each, one row a hypothesis. The
-//! hypotheses of a sentence lie side by side and share its row of the encoder's memory.
+//! The computation below a search: sentences that were read, and several hypotheses of each, one row a hypothesis. The
+//! hypotheses of a sentence lie side by side. In an encoder-decoder they share its row of the encoder's memory; a decoder
+//! alone reads the source as a prompt, and each hypothesis goes on from keys and values of it in its own row.
 
 use crate::model::Transformer;
+use crate::model::config::Architecture;
+use crate::model::generate::{self, Recorded, as_id};
 use crate::model::transformer::Inputs;
 use crate::ops::Device;
 use crate::tape::{Cache, Error, Mode, OutOfMemory, Parameters, Program, RunOptions, Tape, Value};
@@ -15,12 +18,14 @@ pub(super) struct Decoder<'m> {
     device: Arc<Device>,
     /// Hypotheses of each sentence.
     width: usize,
-    /// Of each layer: keys and values of the hypotheses' own tokens, and of the sources.
+    /// Of each layer: keys and values of the hypotheses' own tokens, and of the sources where there is an encoder.
     caches: Vec<Arc<Cache>>,
     memory: Vec<Arc<Cache>>,
     reader: Option<Reader>,
+    /// The program that read the last prompt, and its number of tokens.
+    prompt_reader: Option<(usize, Recorded)>,
     /// The program for `i + 1` sentences; recorded when there are that many.
-    steps: Vec<Option<Step>>,
+    steps: Vec<Option<Recorded>>,
     /// Where hypotheses stand, and how long the sentences are.
     options: RunOptions,
     /// `(sentences · width, V)`
@@ -35,12 +40,6 @@ struct Reader {
     documents: Value,
 }
 
-struct Step {
-    program: Program,
-    ids: Value,
-    logits: Value,
-}
-
 impl<'m> Decoder<'m> {
     pub(super) fn new(
         device: Arc<Device>,
@@ -48,13 +47,17 @@ impl<'m> Decoder<'m> {
         sentences: usize,
         width: usize,
     ) -> Result<Self, OutOfMemory> {
-        let block = model.config().block;
+        let (architecture, block) = (model.config().architecture, model.config().block);
         Ok(Self {
             model,
             width,
             caches: model.caches(&device, sentences * width, block)?,
-            memory: model.caches(&device, sentences, block)?,
+            memory: match architecture {
+                Architecture::EncoderDecoder => model.caches(&device, sentences, block)?,
+                Architecture::Decoder | Architecture::Encoder => Vec::new(),
+            },
             reader: None,
+            prompt_reader: None,
             steps: (0..sentences).map(|_| None).collect(),
             options: RunOptions::default(),
             logits: Vec::new(),
@@ -67,8 +70,42 @@ impl<'m> Decoder<'m> {
         self.steps.len()
     }
 
-    /// Encodes sentences in place of those before; their hypotheses are empty.
+    /// Reads sentences in place of those before; their hypotheses are empty.
     pub(super) fn read(&mut self, parameters: &mut Parameters, sources: &[&[u32]]) -> Result<(), Error> {
+        self.options.memory_lengths = sources.iter().map(|source| source.len()).collect();
+        self.options.positions = vec![0; sources.len() * self.width];
+        match self.model.config().architecture {
+            Architecture::EncoderDecoder => self.encode(parameters, sources),
+            Architecture::Decoder | Architecture::Encoder => {
+                let mut numbered = sources.iter().enumerate();
+                numbered.try_for_each(|(sentence, source)| self.read_prompt(parameters, sentence, source))
+            }
+        }
+    }
+
+    /// Runs a source through the decoder into the rows of a sentence's hypotheses, from position 0 on.
+    fn read_prompt(&mut self, parameters: &mut Parameters, sentence: usize, source: &[u32]) -> Result<(), Error> {
+        let reader = match self.prompt_reader.take().filter(|(length, _)| *length == source.len()) {
+            Some((_, reader)) => reader,
+            None => generate::record(&self.device, self.model, parameters, &self.caches, 1, source.len())?,
+        };
+        let (_, reader) = self.prompt_reader.insert((source.len(), reader));
+        let ids: Vec<i32> = source.iter().map(|&token| as_id(token)).collect();
+        reader.program.write_ids(reader.ids, &ids)?;
+        let first = sentence * self.width;
+        let options = RunOptions { cache_row: first, positions: vec![0], ..RunOptions::default() };
+        reader.program.run(parameters, &options)?;
+        for row in first..first + self.width {
+            for cache in &self.caches {
+                cache.copy_sequence(parameters, first, row, source.len())?;
+            }
+            self.options.positions[row] = source.len();
+        }
+        Ok(())
+    }
+
+    /// Encodes sentences.
+    fn encode(&mut self, parameters: &mut Parameters, sources: &[&[u32]]) -> Result<(), Error> {
         let longest = sources.iter().map(|source| source.len()).max().unwrap_or(0);
         let (rows, block) = (sources.len(), self.model.config().block);
         let time = longest.next_multiple_of(LENGTH_STEP).min(block);
@@ -86,10 +123,7 @@ impl<'m> Decoder<'m> {
         }
         reader.program.write_ids(reader.ids, &ids)?;
         reader.program.write_ids(reader.documents, &documents)?;
-        reader.program.run(parameters, &RunOptions::default())?;
-        self.options.memory_lengths = sources.iter().map(|source| source.len()).collect();
-        self.options.positions = vec![0; rows * self.width];
-        Ok(())
+        reader.program.run(parameters, &RunOptions::default())
     }
 
     fn record_reader(&self, parameters: &Parameters, rows: usize, time: usize) -> Result<Reader, Error> {
@@ -109,9 +143,16 @@ impl<'m> Decoder<'m> {
             empty => {
                 let mut tape = Tape::new(Arc::clone(&self.device), parameters, Mode::Inference);
                 let ids = tape.input_ids("ids", &[tokens.len(), 1]);
-                let logits = self.model.record_next_translated(&mut tape, ids, &self.caches, &self.memory)?;
+                let logits = match self.model.config().architecture {
+                    Architecture::EncoderDecoder => {
+                        self.model.record_next_translated(&mut tape, ids, &self.caches, &self.memory)?
+                    }
+                    Architecture::Decoder | Architecture::Encoder => {
+                        self.model.record_next(&mut tape, ids, &self.caches)?
+                    }
+                };
                 tape.keep(logits);
-                empty.insert(Step { program: tape.finish()?, ids, logits })
+                empty.insert(Recorded { program: tape.finish()?, ids, logits })
             }
         };
         let ids: Vec<i32> = tokens.iter().map(|&token| as_id(token)).collect();
@@ -155,14 +196,10 @@ impl<'m> Decoder<'m> {
             for cache in &self.caches {
                 cache.copy_sequence(parameters, from, to, self.options.positions[from])?;
             }
+            self.options.positions[to] = self.options.positions[from];
         }
         self.options.memory_lengths.swap_remove(sentence);
         self.options.positions.truncate(last * self.width);
         Ok(())
     }
-}
-
-/// Ids beyond `i32` become negative, and the embedding refuses those.
-fn as_id(token: u32) -> i32 {
-    token as i32
 }

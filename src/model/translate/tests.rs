@@ -9,11 +9,18 @@ use crate::tape::{Mode, RunOptions, Tape};
 const START: u32 = 1;
 const END: u32 = 2;
 
+/// Both kinds of models that translate.
+const ARCHITECTURES: [Architecture; 2] = [Architecture::EncoderDecoder, Architecture::Decoder];
+
 /// A model of odd sizes with weights large enough that its predictions differ.
-fn model(vocabulary: usize, norm_place: NormPlace) -> (Arc<Device>, Transformer, Parameters) {
+fn model(
+    vocabulary: usize,
+    architecture: Architecture,
+    norm_place: NormPlace,
+) -> (Arc<Device>, Transformer, Parameters) {
     let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
     let config = ModelConfig {
-        architecture: Architecture::EncoderDecoder,
+        architecture,
         vocabulary,
         block: 21,
         channels: 24,
@@ -26,6 +33,7 @@ fn model(vocabulary: usize, norm_place: NormPlace) -> (Arc<Device>, Transformer,
         predictions: Heads { language: Some(LanguageHead { transform: false }), ..Heads::default() },
         bos: Some(START),
         eos: Some(END),
+        other: [(PURPOSE.0.to_owned(), PURPOSE.1.into())].into_iter().collect(),
         ..ModelConfig::gpt2()
     };
     let (model, parameters) = Transformer::new(&device, config, 11).unwrap();
@@ -33,7 +41,7 @@ fn model(vocabulary: usize, norm_place: NormPlace) -> (Arc<Device>, Transformer,
 }
 
 fn pre_norm(vocabulary: usize) -> (Arc<Device>, Transformer, Parameters) {
-    model(vocabulary, NormPlace::Pre)
+    model(vocabulary, Architecture::EncoderDecoder, NormPlace::Pre)
 }
 
 /// A source that looks random but is the same every time.
@@ -50,6 +58,9 @@ fn full_pass(
     source: &[u32],
     target: &[u32],
 ) -> Vec<Vec<f64>> {
+    if model.config().architecture == Architecture::Decoder {
+        return pass_over_one_row(device, model, parameters, source, target);
+    }
     let mut tape = Tape::new(Arc::clone(device), parameters, Mode::Inference);
     // One row more than there is, and longer: padding must not be seen.
     let (rows, time) = (2, (source.len() + 3).min(model.config().block));
@@ -73,12 +84,32 @@ fn full_pass(
     program.write_ids(read, &tokens).unwrap();
     program.run(parameters, &RunOptions::default()).unwrap();
     let logits = program.read(logits).unwrap();
-    let rows = logits.chunks_exact(model.config().vocabulary).take(target.len());
-    rows.map(|row| {
-        let total = log_sum_exp(row);
-        row.iter().map(|&logit| f64::from(logit) - total).collect()
-    })
-    .collect()
+    logits.chunks_exact(model.config().vocabulary).take(target.len()).map(log_probabilities).collect()
+}
+
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let total = log_sum_exp(logits);
+    logits.iter().map(|&logit| f64::from(logit) - total).collect()
+}
+
+/// The same by a decoder alone: the source, and the target behind it.
+fn pass_over_one_row(
+    device: &Arc<Device>,
+    model: &Transformer,
+    parameters: &mut Parameters,
+    source: &[u32],
+    target: &[u32],
+) -> Vec<Vec<f64>> {
+    let tokens: Vec<i32> = source.iter().chain(target).map(|&token| token as i32).collect();
+    let mut tape = Tape::new(Arc::clone(device), parameters, Mode::Inference);
+    let ids = tape.input_ids("ids", &[1, tokens.len()]);
+    let logits = model.record_logits(&mut tape, ids).unwrap();
+    tape.keep(logits);
+    let mut program = tape.finish().unwrap();
+    program.write_ids(ids, &tokens).unwrap();
+    program.run(parameters, &RunOptions::default()).unwrap();
+    let logits = program.read(logits).unwrap();
+    logits.chunks_exact(model.config().vocabulary).skip(source.len()).map(log_probabilities).collect()
 }
 
 /// `ln p` of a translation, its end included where it has one.
@@ -98,8 +129,9 @@ fn log_probability(
 
 #[test]
 fn decoding_step_by_step_is_a_pass_over_whole_sequences() {
-    for norm_place in [NormPlace::Pre, NormPlace::Post] {
-        let (device, model, mut parameters) = model(30, norm_place);
+    let kinds = ARCHITECTURES.map(|architecture| [NormPlace::Pre, NormPlace::Post].map(|place| (architecture, place)));
+    for (architecture, norm_place) in kinds.into_iter().flatten() {
+        let (device, model, mut parameters) = model(30, architecture, norm_place);
         let sources: Vec<Vec<u32>> = (0..5).map(|i| source(30, [6, 1, 17, 3, 9][i], i)).collect();
         for method in [
             Method::Greedy,
@@ -112,9 +144,34 @@ fn decoding_step_by_step_is_a_pass_over_whole_sequences() {
                 let expected = log_probability(&device, &model, &mut parameters, source, found);
                 let error = (found.log_probability - expected).abs();
                 assert!(error < 1e-3, "{method:?}: {} is not {expected}", found.log_probability);
-                assert!(found.is_complete || found.tokens.len() == 12, "{found:?}");
+                let room = if architecture == Architecture::Decoder { 21 - source.len() } else { 21 };
+                assert!(found.is_complete || found.tokens.len() == room.min(12), "{architecture:?}: {found:?}");
             }
         }
+    }
+}
+
+#[test]
+fn the_loss_of_translations_is_what_full_passes_give() {
+    for architecture in ARCHITECTURES {
+        let (device, model, mut parameters) = model(30, architecture, NormPlace::Pre);
+        // More than a batch, of lengths from 2 to 9 and 3 to 11.
+        let pairs: Vec<[Vec<u32>; 2]> =
+            (0..40).map(|i| [source(30, (i * 5) % 8, i), source(30, 1 + (i * 7) % 9, i + 50)]).collect();
+        let (sum, count) = loss(&device, &model, &mut parameters, &pairs).unwrap();
+        let mut expected = 0.0;
+        for [source, target] in &pairs {
+            let found = Translation {
+                tokens: target[1..target.len() - 1].to_vec(),
+                is_complete: true,
+                ..Translation::default()
+            };
+            expected -= log_probability(&device, &model, &mut parameters, source, &found);
+        }
+        assert_eq!(count as usize, pairs.iter().map(|[_, target]| target.len() - 1).sum::<usize>());
+        assert!((sum - expected).abs() < 1e-5 * expected, "{architecture:?}: {sum} is not {expected}");
+        let long = [source(30, 9, 0), source(30, 21, 0)];
+        assert!(matches!(loss(&device, &model, &mut parameters, &[long]), Err(Error::TooLong { .. })));
     }
 }
 
@@ -137,7 +194,11 @@ fn greedy_takes_the_likeliest_token_of_the_full_pass() {
 
 #[test]
 fn a_beam_of_one_is_greedy_and_batches_change_no_token() {
-    let (device, model, mut parameters) = pre_norm(30);
+    ARCHITECTURES.into_iter().for_each(check_beams_of_one_and_batches);
+}
+
+fn check_beams_of_one_and_batches(architecture: Architecture) {
+    let (device, model, mut parameters) = model(30, architecture, NormPlace::Pre);
     let sources: Vec<Vec<u32>> = (0..9).map(|i| source(30, 1 + (i * 5) % 11, i)).collect();
     let mut translate = |method: Method, sentences: usize| {
         let mut translator = Translator::new(Arc::clone(&device), &model, sentences, method).unwrap();
@@ -207,6 +268,10 @@ fn what_cannot_be_translated_is_refused_in_one_line() {
     assert_eq!(message, "sentence 1 has 22 tokens, special ones included, but the model reads at most 21; split it");
     assert!(translator.translate(&mut parameters, &[vec![START, 77, END]], 5).is_err(), "a token outside");
     assert!(translator.translate(&mut parameters, &[], 5).unwrap().is_empty());
+    let (device, alone, mut of_decoder) = self::model(30, Architecture::Decoder, NormPlace::Pre);
+    let mut translator = Translator::new(Arc::clone(&device), &alone, 2, Method::Greedy).unwrap();
+    let message = translator.translate(&mut of_decoder, &[source(30, 19, 0)], 5).unwrap_err().to_string();
+    assert!(message.contains("21 tokens") && message.contains("at most 20"), "{message}");
     let (other, _) =
         Transformer::new(&device, ModelConfig { layers: 1, channels: 12, ..ModelConfig::gpt2() }, 0).unwrap();
     assert!(matches!(Translator::new(device, &other, 1, Method::Greedy), Err(Error::Model)));

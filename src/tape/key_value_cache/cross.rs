@@ -174,3 +174,105 @@ impl Operation for CachedCrossAttention {
         ops::attention::forward(run.device, &shape, arguments)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Device;
+    use crate::ops::attention::reference;
+    use crate::ops::testing::{Random, assert_close, cpu_devices, double};
+    use crate::tape::{Mode, Parameters, RunOptions};
+
+    /// Sizes of a case: each sentence has `width` queries, and as many tokens as `lengths` says.
+    #[derive(Clone, Copy, Debug)]
+    struct Case {
+        lengths: &'static [usize],
+        width: usize,
+        heads: usize,
+        key_value_heads: usize,
+        head_size: usize,
+    }
+
+    const CASES: [Case; 3] = [
+        Case { lengths: &[5, 1, 3], width: 2, heads: 4, key_value_heads: 2, head_size: 3 },
+        Case { lengths: &[7], width: 1, heads: 1, key_value_heads: 1, head_size: 17 },
+        Case { lengths: &[2, 40, 9, 33], width: 5, heads: 6, key_value_heads: 2, head_size: 8 },
+    ];
+
+    fn check(name: &str, device: Device, case: Case) {
+        let device = Arc::new(device);
+        let Case { lengths, width, heads, key_value_heads, head_size } = case;
+        let parameters = &mut Parameters::new(&device, Vec::new(), 0).unwrap();
+        let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap());
+        // The batch that was encoded is padded, and the cache has room for more of everything.
+        let (padded, key_columns, columns) = (longest + 2, key_value_heads * head_size, heads * head_size);
+        let cache = Cache::new(&device, batch + 1, padded + 3, key_columns).unwrap();
+        let mut random = Random::fresh();
+        let keys_and_values = random.normal(batch * padded * 2 * key_columns);
+        let queries = random.normal(batch * width * columns);
+
+        let mut tape = Tape::new(Arc::clone(&device), parameters, Mode::Inference);
+        let key_value = tape.input("key_value", &[batch, padded, 2 * key_columns]);
+        tape.store_keys_and_values(key_value, &cache).unwrap();
+        let mut store = tape.finish().unwrap();
+        let mut tape = Tape::new(Arc::clone(&device), parameters, Mode::Inference);
+        let query = tape.input("query", &[batch * width, 1, columns]);
+        let options = AttentionOptions { heads, key_value_heads, mask: Mask::Full, dropout: 0.0 };
+        let mixed = tape.cross_attention_cached(query, &options, &cache).unwrap();
+        tape.keep(mixed);
+        let mut attend = tape.finish().unwrap();
+
+        store.write(key_value, &keys_and_values).unwrap();
+        store.run(parameters, &RunOptions::default()).unwrap();
+        attend.write(query, &queries).unwrap();
+        let options = RunOptions { memory_lengths: lengths.to_vec(), ..RunOptions::default() };
+        attend.run(parameters, &options).unwrap();
+
+        let half = |second: usize| -> Vec<f32> {
+            let rows = keys_and_values.chunks_exact(2 * key_columns);
+            rows.flat_map(|row| row[second * key_columns..][..key_columns].to_vec()).collect()
+        };
+        let key_lengths: Vec<i32> = lengths.iter().map(|&length| length as i32).collect();
+        let shape = Shape {
+            batch,
+            query_time: width,
+            key_time: padded,
+            heads,
+            key_value_heads,
+            head_size,
+            scale: 1.0 / (head_size as f32).sqrt(),
+            mask: Mask::Full,
+        };
+        let (expected, _) = reference::forward(&reference::Inputs {
+            shape,
+            query: &double(&queries),
+            key: &double(&half(0)),
+            value: &double(&half(1)),
+            key_lengths: Some(&key_lengths),
+            documents: None,
+            bias: None,
+            relative_bias: None,
+            dropout: None,
+        });
+        assert_close(&format!("{name}, {case:?}"), &attend.read(mixed).unwrap(), &expected, 1e-5, 1e-7);
+
+        // One sequence more than the cache has room for, a sequence that is longer, queries that cannot be shared out.
+        for wrong in [vec![1; batch + 2], vec![padded + 4], vec![1; batch * width + 1]] {
+            let options = RunOptions { memory_lengths: wrong, ..RunOptions::default() };
+            assert!(attend.run(parameters, &options).is_err(), "{name}, {case:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_attended_to_on_every_cpu() {
+        for case in CASES {
+            cpu_devices().into_iter().for_each(|(name, device)| check(&name, device, case));
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_attended_to_by_the_kernels_of_the_gpu() {
+        // Sanitised: what lies behind a sentence's tokens in the cache is never read.
+        CASES.into_iter().for_each(|case| check("the emulator", crate::gpu::testing::device(), case));
+    }
+}

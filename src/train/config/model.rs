@@ -3,11 +3,11 @@
 
 use super::choices::{ActivationKind, LoraTargets, PositionKind};
 use super::{Config, Model, Task};
-use crate::model::ModelConfig;
-use crate::model::config::{Convolution, Heads, LanguageHead, Positions};
+use crate::model::config::{Architecture, Convolution, Heads, LanguageHead, Positions};
 use crate::model::image::ImageInput;
 use crate::model::lora::LoraOptions;
 use crate::model::treatment::{Adapts, Lora, Treatment};
+use crate::model::{ModelConfig, translate};
 use crate::ops::linear::Activation;
 
 /// What of a model depends on the data.
@@ -66,7 +66,7 @@ impl Config {
             predictions: self.heads(&facts.classes),
             bos: facts.start,
             eos: facts.end,
-            other: self.problem_type(),
+            other: self.purpose(),
         }
     }
 
@@ -81,15 +81,16 @@ impl Config {
         }
     }
 
-    /// What `transformers` calls the task of a classifier.
-    fn problem_type(&self) -> serde_json::Map<String, serde_json::Value> {
-        let name = match self.train.task {
-            Task::Classification | Task::ImageClassification => "single_label_classification",
-            Task::MultiLabel => "multi_label_classification",
-            Task::Regression => "regression",
+    /// What `transformers` calls the task of a classifier; and that a decoder translates, which nothing else of it says.
+    fn purpose(&self) -> serde_json::Map<String, serde_json::Value> {
+        let (key, name) = match self.train.task {
+            Task::Classification | Task::ImageClassification => ("problem_type", "single_label_classification"),
+            Task::MultiLabel => ("problem_type", "multi_label_classification"),
+            Task::Regression => ("problem_type", "regression"),
+            Task::Translation if self.model.architecture == Architecture::Decoder => translate::PURPOSE,
             _ => return serde_json::Map::new(),
         };
-        [("problem_type".to_owned(), name.into())].into_iter().collect()
+        [(key.to_owned(), name.into())].into_iter().collect()
     }
 
     /// How the model's parameters are trained.

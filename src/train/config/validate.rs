@@ -94,6 +94,7 @@ impl Config {
         let (task, model) = (self.train.task, &self.model);
         let wanted = match task {
             Task::CausalLm => Architecture::Decoder,
+            Task::Translation if model.architecture == Architecture::Decoder => Architecture::Decoder,
             Task::Translation => Architecture::EncoderDecoder,
             _ => Architecture::Encoder,
         };
@@ -155,11 +156,27 @@ impl Config {
                 "name the column of the translations, and in data.text that of what is translated",
             );
         }
-        if self.data.layout == Layout::Packed {
+        let has_two_stacks = self.model.architecture == Architecture::EncoderDecoder;
+        if self.data.layout == Layout::Packed && has_two_stacks {
             return check.refuse(
                 "data.layout",
                 "data.layout is \"packed\", and a decoder cannot look at one of several sources in a row".into(),
                 "set data.layout = \"padded\"",
+            );
+        }
+        let longest = self.data.max_tokens.unwrap_or(self.model.block);
+        if longest < 6 && !has_two_stacks {
+            return check.refuse(
+                "data.max_tokens",
+                format!("a row of {longest} tokens has no room for a text and its translation, 3 tokens each at least"),
+                "raise data.max_tokens or model.block",
+            );
+        }
+        if self.model.convolution_taps > 0 {
+            return check.refuse(
+                "model.convolution_taps",
+                "model.convolution_taps is set, and blocks with a convolution cannot translate token by token".into(),
+                "set model.convolution_taps = 0",
             );
         }
         Ok(())

@@ -6,9 +6,11 @@
 
 use super::drawing::{self, Drawing};
 use super::objective::{self, Objective, Recorded, Wanted};
+use super::translated::Generating;
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
 use crate::data::batch::{Arrangement, Halves};
-use crate::data::{Batch, Tokenizer};
+use crate::data::tokenizer::SpecialTokens;
+use crate::data::{Batch, LabelledSet, Tokenizer};
 use crate::model::Transformer;
 use crate::model::transformer::Inputs;
 use crate::ops::Device;
@@ -43,6 +45,10 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
             Task::Regression => facts.classes = vec![config.data.label.clone()],
             Task::Classification | Task::ImageClassification | Task::MultiLabel => {
                 facts.classes = drawing.source.train.classes().to_vec()
+            }
+            Task::Translation => {
+                let special = SpecialTokens::of(drawing.source.tokenizer()?)?;
+                (facts.start, facts.end) = (Some(special.start), Some(special.end));
             }
             _ => {}
         }
@@ -142,7 +148,9 @@ impl Data for Examples {
             tapes.extend(part.tapes(config, device, model, parameters)?);
         }
         let largest = drawing::largest(tapes.iter().map(|(tape, _)| tape))?;
-        Ok((largest, 0))
+        let Part { drawing, objective, .. } = &self.parts[0];
+        let examples = drawing.source.val.as_ref().map_or(0, LabelledSet::len);
+        Ok((largest, objective.generating_bytes(model.config(), examples)))
     }
 
     fn start(
@@ -162,6 +170,7 @@ impl Data for Examples {
                 part,
                 first_program,
                 shapes,
+                device: Arc::clone(device),
                 drawn: Drawn::default(),
                 batch: Batch::default(),
                 patches: Vec::new(),
@@ -185,6 +194,7 @@ struct Learner {
     /// Number of its first program among all.
     first_program: usize,
     shapes: Vec<Shape>,
+    device: Arc<Device>,
     drawn: Drawn,
     /// The last batch, the patches of its images, and what is to be learned from it.
     batch: Batch,
@@ -271,6 +281,19 @@ impl Learner {
         Ok(Learned { loss_sum, weight, tokens: self.batch.tokens(), beside })
     }
 
+    /// Lets the model write about the examples to evaluate on, or those to learn from where there are none.
+    fn generating<T>(
+        &mut self,
+        model: &Transformer,
+        parameters: &mut Parameters,
+        write: impl FnOnce(&mut dyn Objective, &mut Generating<'_>, &LabelledSet) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Part { drawing, objective, .. } = &mut self.part;
+        let source = &drawing.source;
+        let mut with = Generating { device: &self.device, model, parameters, source };
+        write(objective.as_mut(), &mut with, source.val.as_ref().unwrap_or(&source.train))
+    }
+
     fn find(&self, programs: &mut Programs, mode: Mode, parameters: &mut Parameters, options: &RunOptions) -> String {
         let written = self.write(programs, mode);
         name_of_non_finite(written.and_then(|(program, _)| program.find_non_finite(parameters, options)))
@@ -350,11 +373,20 @@ impl Job for WithExamples {
 
     fn evaluate(
         &mut self,
-        _model: &Transformer,
+        model: &Transformer,
         parameters: &mut Parameters,
         step: usize,
     ) -> Result<Option<Evaluation>, Error> {
-        self.learners[0].evaluate(&mut self.programs, parameters, step)
+        let found = self.learners[0].evaluate(&mut self.programs, parameters, step)?;
+        let Some(mut evaluation) = found else { return Ok(None) };
+        self.learners[0].generating(model, parameters, |objective, with, set| {
+            objective.judge_generated(with, set, &mut evaluation)
+        })?;
+        Ok(Some(evaluation))
+    }
+
+    fn sample(&mut self, model: &Transformer, parameters: &mut Parameters) -> Result<Option<String>, Error> {
+        self.learners[0].generating(model, parameters, |objective, with, set| objective.sample(with, set))
     }
 
     fn state(&self) -> DrawState {

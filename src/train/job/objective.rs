@@ -2,17 +2,20 @@
 //! predictions are judged.
 
 mod classes;
+mod continuation;
 mod masked_lm;
 mod spans;
 mod values;
 
 use super::Evaluation;
+use super::translated::Generating;
 use crate::data::{Batch, LabelledSet};
-use crate::model::Transformer;
+use crate::model::{ModelConfig, Transformer};
 use crate::tape::{self, Loss, Mode, Program, Tape, Value};
 use crate::train::config::{Config, Task};
 use crate::train::example_source::ExampleSource;
 use crate::train::trainer::Error;
+use std::collections::BTreeMap;
 
 /// What an objective has recorded on top of a trunk.
 #[derive(Clone, Copy)]
@@ -97,6 +100,31 @@ pub(super) trait Objective {
     fn judge(&mut self, _set: &LabelledSet) -> Result<Evaluation, Error> {
         Ok(Evaluation::default())
     }
+    /// Bytes that [`judge_generated`](Self::judge_generated) takes for a set of so many examples.
+    fn generating_bytes(&self, _model: &ModelConfig, _examples: usize) -> usize {
+        0
+    }
+    /// Judges what the model writes by itself, and adds that to an evaluation.
+    fn judge_generated(
+        &mut self,
+        _with: &mut Generating<'_>,
+        _set: &LabelledSet,
+        _evaluation: &mut Evaluation,
+    ) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Some text, to see what the model has learned.
+    fn sample(&mut self, _with: &mut Generating<'_>, _set: &LabelledSet) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+}
+
+/// What was said about each example, by row of the data: batches bring examples in an order of their own.
+type Predictions = BTreeMap<usize, serde_json::Value>;
+
+/// Takes the predictions of an evaluation, in the order of the data.
+fn in_order(predictions: &mut Predictions) -> Vec<serde_json::Value> {
+    std::mem::take(predictions).into_values().collect()
 }
 
 /// The objective of a task.
@@ -110,7 +138,8 @@ pub(super) fn new(config: &Config, source: &ExampleSource) -> Result<Box<dyn Obj
         Task::MultiLabel => Box::new(values::Values::labels(config, source)),
         Task::Regression => Box::new(values::Values::numbers(config)),
         Task::QuestionAnswering => Box::new(spans::Spans::default()),
-        Task::CausalLm | Task::Translation => unreachable!("a task with a job of its own"),
+        Task::Translation => Box::new(continuation::Continuation::new(config)),
+        Task::CausalLm => unreachable!("a task with a job of its own"),
     })
 }
 

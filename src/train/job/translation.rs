@@ -6,27 +6,19 @@
 
 use super::drawing::{self, Drawing};
 use super::examples::name_of_non_finite;
+use super::translated::{self, Generating};
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
 use crate::data::batch::Halves;
-use crate::data::labelled::Sides;
 use crate::data::masking::IGNORED;
 use crate::data::tokenizer::SpecialTokens;
 use crate::data::{Batch, LabelledSet, Tokenizer};
 use crate::model::Transformer;
 use crate::model::transformer::Inputs;
-use crate::model::translate::{Method, Translator};
 use crate::ops::Device;
-use crate::score::translation::{self, bleu, chrf};
 use crate::tape::{self, Loss, MemoryUse, Mode, Parameters, Programs, RunOptions, Tape, Value};
 use crate::train::config::{Config, DataFacts};
 use crate::train::trainer::Error;
 use std::sync::Arc;
-
-/// Sentences that an evaluation translates at a time.
-const SENTENCES: usize = 32;
-
-/// Examples that are shown as samples.
-const SAMPLES: usize = 3;
 
 struct Pairs {
     drawing: Drawing,
@@ -118,9 +110,8 @@ impl Data for Pairs {
     ) -> Result<(MemoryUse, usize), Error> {
         let tapes = self.tapes(config, device, model, parameters)?;
         let largest = drawing::largest(tapes.iter().map(|(tape, _)| tape))?;
-        let sentences = self.drawing.source.val.as_ref().map_or(0, |_| SENTENCES.min(config.train.eval_translations));
-        let evaluation = Translator::bytes(model.config(), sentences, 1);
-        Ok((largest, evaluation))
+        let examples = self.drawing.source.val.as_ref().map_or(0, LabelledSet::len);
+        Ok((largest, translated::bytes(config, model.config(), examples)))
     }
 
     fn start(
@@ -211,30 +202,8 @@ impl Translation {
         name_of_non_finite(written.and_then(|index| self.programs.select(index)?.find_non_finite(parameters, options)))
     }
 
-    /// Greedy translations of examples of `set`, and what they are translations of.
-    fn translate(
-        &self,
-        model: &Transformer,
-        parameters: &mut Parameters,
-        set: &LabelledSet,
-        examples: &[usize],
-    ) -> Result<Vec<(String, Sides)>, Error> {
-        let sources: Vec<Vec<u32>> = examples
-            .iter()
-            .map(|&example| {
-                let mut tokens = Vec::new();
-                set.tokens(example).range(0..set.second(example)).for_each(|token| tokens.push(token));
-                tokens
-            })
-            .collect();
-        let sentences = SENTENCES.min(examples.len());
-        let mut translator = Translator::new(Arc::clone(&self.device), model, sentences, Method::Greedy)?;
-        let max_tokens = self.settings.data.max_tokens.unwrap_or(self.settings.model.block);
-        let translations = translator.translate(parameters, &sources, max_tokens)?;
-        let tokenizer = self.drawing.source.tokenizer()?;
-        let text = |tokens: &[u32]| tokenizer.decode(tokens).trim().to_owned();
-        let both = translations.iter().zip(examples);
-        both.map(|(found, &example)| Ok((text(&found.tokens), set.sides(set.row(example))?))).collect()
+    fn generating<'a>(&'a self, model: &'a Transformer, parameters: &'a mut Parameters) -> Generating<'a> {
+        Generating { device: &self.device, model, parameters, source: &self.drawing.source }
     }
 }
 
@@ -271,21 +240,13 @@ impl Job for Translation {
             counted += batch_counted;
         }
         let mut evaluation = Evaluation { loss: sum / counted.max(f64::MIN_POSITIVE), ..Evaluation::default() };
-        let wanted = self.settings.train.eval_translations.min(val.len());
-        if wanted > 0 {
-            let examples = spread(wanted, val.len());
-            let found = self.translate(model, parameters, &val, &examples)?;
-            evaluation.figures = figures(&found)?;
-            evaluation.best_by = Some("chrf");
-        }
+        translated::judge(&mut self.generating(model, parameters), &self.settings, &val, &mut evaluation)?;
         Ok(Some(evaluation))
     }
 
     fn sample(&mut self, model: &Transformer, parameters: &mut Parameters) -> Result<Option<String>, Error> {
         let set = self.drawing.source.val.clone().unwrap_or_else(|| self.drawing.source.train.clone());
-        let found = self.translate(model, parameters, &set, &spread(SAMPLES.min(set.len()), set.len()))?;
-        let show = |(text, sides): &(String, Sides)| format!("{}\n  -> {text}\n  ref {}", sides.source, sides.target);
-        Ok(Some(found.iter().map(show).collect::<Vec<_>>().join("\n")))
+        Ok(Some(translated::sample(&mut self.generating(model, parameters), &self.settings, &set)?))
     }
 
     fn state(&self) -> DrawState {
@@ -303,20 +264,4 @@ impl Job for Translation {
     fn tokenizer(&self) -> Option<&Tokenizer> {
         self.drawing.source.tokenizer.as_ref()
     }
-}
-
-/// `wanted` of `count` examples, at even distances: the same each time.
-fn spread(wanted: usize, count: usize) -> Vec<usize> {
-    (0..wanted).map(|index| index * count / wanted).collect()
-}
-
-/// BLEU and chrF; words are Chinese characters where most references have some.
-fn figures(found: &[(String, Sides)]) -> Result<Vec<(&'static str, f64)>, Error> {
-    let (texts, references): (Vec<&str>, Vec<[&str; 1]>) =
-        found.iter().map(|(text, sides)| (text.as_str(), [sides.target.as_str()])).unzip();
-    let is_chinese = |text: &str| text.chars().any(|c| ('\u{4E00}'..='\u{9FFF}').contains(&c));
-    let chinese = references.iter().filter(|[reference]| is_chinese(reference)).count();
-    let words = if 2 * chinese > references.len() { translation::Tokenizer::Zh } else { translation::Tokenizer::V13a };
-    let (bleu, chrf) = (bleu(&texts, &references, words)?, chrf(&texts, &references)?);
-    Ok(vec![("bleu", bleu.score), ("chrf", chrf.score)])
 }

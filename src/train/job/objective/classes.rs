@@ -1,11 +1,13 @@
 //! Classification: one class for each text.
 
-use super::{Evaluation, Objective, Recorded, Targets, Wanted, kept_for_judging, pool};
+use super::{Evaluation, Objective, Predictions, Recorded, Targets, Wanted, in_order, kept_for_judging, pool};
 use crate::data::labelled::Label;
 use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
+use crate::model::encode::softmax;
 use crate::score::classification::{ConfusionMatrix, Report};
+use crate::score::prediction;
 use crate::tape::{Mode, Tape, Value};
 use crate::train::config::{ClassWeights, Config};
 use crate::train::example_source::ExampleSource;
@@ -17,6 +19,7 @@ pub(super) struct Classes {
     weights: Option<Vec<f32>>,
     /// Truth and prediction of each example that was observed.
     seen: Vec<(usize, usize)>,
+    predictions: Predictions,
 }
 
 impl Classes {
@@ -28,7 +31,7 @@ impl Classes {
             let weight = |&count: &u64| examples as f32 / (counts.len() as f32 * count.max(1) as f32);
             counts.iter().map(weight).collect()
         });
-        Self { settings: config.clone(), weights, seen: Vec::new() }
+        Self { settings: config.clone(), weights, seen: Vec::new(), predictions: Predictions::default() }
     }
 }
 
@@ -83,6 +86,8 @@ impl Objective for Classes {
             let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(class, _)| class);
             if let Label::Class(truth) = set.label(placed.example) {
                 self.seen.push((truth, best));
+                let row = set.row(placed.example);
+                self.predictions.insert(row, prediction::class(row, set.classes(), truth, &softmax(logits)));
             }
         }
     }
@@ -100,6 +105,7 @@ impl Objective for Classes {
             best_by: Some("accuracy"),
             section: Some(report.to_html()),
             table: Some(report.to_string()),
+            predictions: in_order(&mut self.predictions),
             ..Evaluation::default()
         })
     }

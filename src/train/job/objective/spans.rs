@@ -7,7 +7,7 @@ use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
 use crate::model::encode::{SpanOptions, best_spans};
-use crate::score::squad;
+use crate::score::{prediction, squad};
 use crate::tape::{Tape, Value};
 use crate::train::trainer::Error;
 use std::collections::BTreeMap;
@@ -106,10 +106,13 @@ impl Objective for Spans {
         }
         self.found.clear();
         let language = if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
+        let asked = questions.iter().zip(&predictions);
+        let lines = asked.map(|(question, found)| prediction::answer(&question.id, found, &question.answers)).collect();
         let report = squad::Report::new(&predictions, &golds, squad::Rules { language, has_unanswerable })?;
         Ok(Evaluation {
             figures: vec![("exact_match", report.all.exact_match), ("f1", report.all.f1)],
             best_by: Some("f1"),
+            predictions: lines,
             ..Evaluation::default()
         })
     }

@@ -1,10 +1,11 @@
 //! Numbers for a text: a regression, or for each of several labels whether it applies.
 
-use super::{Evaluation, Objective, Recorded, Targets, Wanted, kept_for_judging, pool};
+use super::{Evaluation, Objective, Predictions, Recorded, Targets, Wanted, in_order, kept_for_judging, pool};
 use crate::data::labelled::Label;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
-use crate::score::{classification, regression};
+use crate::model::encode::sigmoid;
+use crate::score::{classification, prediction, regression};
 use crate::tape::{Tape, Value};
 use crate::train::config::Config;
 use crate::train::example_source::ExampleSource;
@@ -18,7 +19,11 @@ pub(super) struct Values {
     /// Of the examples that were observed.
     truths: Vec<f64>,
     predictions: Vec<f64>,
+    lines: Predictions,
 }
+
+/// A label applies from this probability on.
+const THRESHOLD: f64 = 0.5;
 
 impl Values {
     /// A number for each text.
@@ -32,7 +37,9 @@ impl Values {
     }
 
     fn new(config: &Config, columns: usize, is_regression: bool) -> Self {
-        Self { settings: config.clone(), columns, is_regression, truths: Vec::new(), predictions: Vec::new() }
+        let settings = config.clone();
+        let (truths, predictions, lines) = (Vec::new(), Vec::new(), Predictions::default());
+        Self { settings, columns, is_regression, truths, predictions, lines }
     }
 
     fn targets(&self, label: &Label) -> Vec<f32> {
@@ -90,13 +97,24 @@ impl Objective for Values {
 
     fn observe(&mut self, set: &LabelledSet, batch: &Batch, output: &[f32]) {
         for (placed, row) in batch.examples.iter().zip(output.chunks_exact(self.columns)) {
-            self.truths.extend(self.targets(&set.label(placed.example)).into_iter().map(f64::from));
+            let truths = self.targets(&set.label(placed.example));
+            let index = set.row(placed.example);
+            let line = if self.is_regression {
+                prediction::number(index, f64::from(truths[0]), f64::from(row[0]))
+            } else {
+                let probabilities: Vec<f64> = row.iter().map(|&logit| sigmoid(logit)).collect();
+                let applies: Vec<bool> = truths.iter().map(|&truth| truth > 0.5).collect();
+                prediction::labels(index, set.classes(), &applies, &probabilities, THRESHOLD)
+            };
+            self.lines.insert(index, line);
+            self.truths.extend(truths.into_iter().map(f64::from));
             self.predictions.extend(row.iter().map(|&value| f64::from(value)));
         }
     }
 
     fn judge(&mut self, set: &LabelledSet) -> Result<Evaluation, Error> {
         let (truths, predictions) = (std::mem::take(&mut self.truths), std::mem::take(&mut self.predictions));
+        let lines = in_order(&mut self.lines);
         if self.is_regression {
             let report = regression::Report::new(&predictions, &truths)?;
             return Ok(Evaluation {
@@ -106,12 +124,13 @@ impl Objective for Values {
                     ("spearman", report.spearman),
                 ],
                 best_by: Some("pearson"),
+                predictions: lines,
                 ..Evaluation::default()
             });
         }
         let scores: Vec<f32> = predictions.iter().map(|&logit| (1.0 / (1.0 + (-logit).exp())) as f32).collect();
         let truths: Vec<bool> = truths.iter().map(|&truth| truth > 0.5).collect();
-        let report = classification::MultiLabelReport::at_threshold(set.classes(), &scores, &truths, 0.5)?;
+        let report = classification::MultiLabelReport::at_threshold(set.classes(), &scores, &truths, THRESHOLD as f32)?;
         Ok(Evaluation {
             figures: vec![
                 ("subset_accuracy", report.subset_accuracy),
@@ -121,6 +140,7 @@ impl Objective for Values {
             best_by: Some("micro_f1"),
             section: Some(report.to_html()),
             table: Some(report.to_string()),
+            predictions: lines,
             ..Evaluation::default()
         })
     }
