@@ -4,8 +4,9 @@
 use engine::cpu::Cpu;
 use engine::driver::{DeviceFacts, Emulated};
 use engine::gpu::Gpu;
-use engine::model::config::{Architecture, LanguageHead, Norm, NormPlace, Positions};
+use engine::model::config::{Architecture, Heads, LanguageHead, Norm, NormPlace, Pooling, Positions};
 use engine::model::generate::Generator;
+use engine::model::image::ImageInput;
 use engine::model::transformer::Inputs;
 use engine::model::{ModelConfig, Transformer};
 use engine::ops::Device;
@@ -166,13 +167,70 @@ fn train(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
 fn every_choice_trains_alike_on_the_cpu_and_by_the_kernels_of_the_gpu() {
     let (cpu, emulator) = (cpu(), emulator());
     for (name, config) in choices() {
-        let (ours, emulated) = (train(&cpu, &config), train(&emulator, &config));
-        let (first, last) = (ours[0], ours[STEPS - 1]);
-        assert!(last < 0.9 * first, "{name}: the loss goes from {first} to {last}");
-        for (step, (a, b)) in ours.iter().zip(&emulated).enumerate() {
-            let error = (a - b).abs() / a;
-            assert!(error < TOLERANCE, "{name}, step {step}: {a} on the CPU, {b} in the emulator");
-        }
+        assert_alike(name, &train(&cpu, &config), &train(&emulator, &config));
+    }
+}
+
+/// Asserts that losses fall, and that they are the same on both devices.
+#[track_caller]
+fn assert_alike(name: &str, ours: &[f64], emulated: &[f64]) {
+    let (first, last) = (ours[0], ours[STEPS - 1]);
+    assert!(last < 0.9 * first, "{name}: the loss goes from {first} to {last}");
+    for (step, (a, b)) in ours.iter().zip(emulated).enumerate() {
+        let error = (a - b).abs() / a;
+        assert!(error < TOLERANCE, "{name}, step {step}: {a} on the CPU, {b} in the emulator");
+    }
+}
+
+/// The loss before each of the steps, of three images that are classified.
+fn train_on_images(device: &Arc<Device>, config: &ModelConfig) -> Vec<f64> {
+    let image = config.image.unwrap();
+    let settings = config::Optimizer { learning_rate: 3e-3, ..Default::default() };
+    let (model, mut parameters) = Transformer::new(device, config.clone(), 7).unwrap();
+    let mut optimizer = Optimizer::new(device, &settings, &parameters).unwrap();
+    let mut tape = Tape::new(Arc::clone(device), &parameters, Mode::Training);
+    let (rows, places) = (3, image.ids(config.pooling));
+    let id_values = tape.input_ids("ids", &[rows, places.len()]);
+    let patches = tape.input("patches", &[rows, places.len(), image.numbers()]);
+    let trunk = model.record_trunk(&mut tape, &Inputs { patches: Some(patches), ..Inputs::rows(id_values) }, false);
+    let (ranges, targets) = (tape.input_ids("ranges", &[rows, 2]), tape.input_ids("targets", &[rows]));
+    let pooled = model.record_pooled(&mut tape, trunk.unwrap(), ranges).unwrap();
+    let logits = model.record_class_logits(&mut tape, pooled).unwrap();
+    let loss = tape.softmax_cross_entropy(logits, targets, 0.1).unwrap();
+    let mut program = tape.finish().unwrap();
+    let all: Vec<i32> = (0..rows).flat_map(|_| places.iter().map(|&id| id as i32)).collect();
+    let pixels = ids(rows * places.len() * image.numbers(), 17);
+    let pixels: Vec<f32> = pixels.into_iter().map(|pixel| pixel as f32 / 8.0 - 1.0).collect();
+    let range = |row: usize| config.pooling.range(row * places.len(), (row + 1) * places.len());
+    let pooled: Vec<i32> = (0..rows).flat_map(range).collect();
+    (0..STEPS)
+        .map(|_| {
+            program.write_ids(id_values, &all).unwrap();
+            program.write(patches, &pixels).unwrap();
+            program.write_ids(ranges, &pooled).unwrap();
+            program.write_ids(targets, &[2, 0, 1]).unwrap();
+            program.run(&mut parameters, &RunOptions::default()).unwrap();
+            optimizer.update(device, &mut parameters, settings.learning_rate, 1.0).unwrap();
+            program.mean_loss(loss).unwrap().unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn images_train_alike_on_the_cpu_and_by_the_kernels_of_the_gpu() {
+    let (cpu, emulator) = (cpu(), emulator());
+    let image = ImageInput { height: 6, width: 9, colors: 3, patch: 3, mean: 0.5, deviation: 0.5 };
+    for pooling in [Pooling::First, Pooling::Mean] {
+        let config = ModelConfig {
+            image: Some(image),
+            vocabulary: ImageInput::vocabulary(pooling),
+            block: image.places(pooling),
+            token_types: 0,
+            pooling,
+            predictions: Heads { classes: Some(["a", "b", "c"].map(String::from).to_vec()), ..Heads::default() },
+            ..encoder()
+        };
+        assert_alike(&format!("{pooling:?}"), &train_on_images(&cpu, &config), &train_on_images(&emulator, &config));
     }
 }
 

@@ -76,3 +76,90 @@ impl ImageInput {
         (!is_scale).then_some("mean must be a number, and deviation one above 0")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Cpu;
+    use crate::model::config::NormPlace;
+    use crate::model::transformer::Inputs;
+    use crate::model::{ModelConfig, Transformer};
+    use crate::ops::Device;
+    use crate::tape::{Mode, RunOptions, Tape};
+    use std::sync::Arc;
+
+    const IMAGE: ImageInput = ImageInput { height: 4, width: 6, colors: 3, patch: 2, mean: 0.1, deviation: 0.3 };
+
+    /// Without blocks and without a norm the trunk is what enters them.
+    #[test]
+    fn a_place_is_its_token_its_position_and_its_projected_patch() {
+        let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
+        for pooling in [Pooling::First, Pooling::Mean] {
+            let (ids, numbers, channels) = (IMAGE.ids(pooling), IMAGE.numbers(), 5);
+            assert_eq!((ids.len(), numbers), (IMAGE.places(pooling), 12));
+            let config = ModelConfig {
+                image: Some(IMAGE),
+                vocabulary: ImageInput::vocabulary(pooling),
+                block: ids.len(),
+                channels,
+                layers: 0,
+                heads: 1,
+                kv_heads: 1,
+                norm_place: NormPlace::Post,
+                embedding_norm: false,
+                token_types: 0,
+                embedding_dropout: 0.0,
+                ..ModelConfig::bert()
+            };
+            let (model, mut parameters) = Transformer::new(&device, config, 3).unwrap();
+            let mut tape = Tape::new(Arc::clone(&device), &parameters, Mode::Inference);
+            let id_values = tape.input_ids("ids", &[2, ids.len()]);
+            let refused = model.record_trunk(&mut tape, &Inputs::rows(id_values), false);
+            assert!(refused.unwrap_err().to_string().contains("this model reads images"));
+            let patches = tape.input("patches", &[2, ids.len(), numbers]);
+            let inputs = Inputs { patches: Some(patches), ..Inputs::rows(id_values) };
+            let trunk = model.record_trunk(&mut tape, &inputs, false).unwrap();
+            tape.keep(trunk);
+            let mut program = tape.finish().unwrap();
+            let both: Vec<i32> = ids.iter().chain(&ids).map(|&id| id as i32).collect();
+            let values: Vec<f32> = (0..2 * ids.len() * numbers).map(|i| (i * 7 % 23) as f32 / 10.0 - 1.0).collect();
+            program.write_ids(id_values, &both).unwrap();
+            program.write(patches, &values).unwrap();
+            program.run(&mut parameters, &RunOptions::default()).unwrap();
+            let found = program.read(trunk).unwrap();
+            let table = |name: &str| parameters.values(parameters.find(name).unwrap()).unwrap();
+            let (tokens, positions) = (table("token_embedding.weight"), table("position_embedding.weight"));
+            let projection = table("patch_embedding.weight");
+            for (place, patch) in values.chunks_exact(numbers).enumerate() {
+                for channel in 0..channels {
+                    let row = &projection[channel * numbers..(channel + 1) * numbers];
+                    let expected = tokens[both[place] as usize * channels + channel]
+                        + positions[place % ids.len() * channels + channel]
+                        + row.iter().zip(patch).map(|(weight, number)| weight * number).sum::<f32>();
+                    let error = (found[place * channels + channel] - expected).abs();
+                    assert!(error < 1e-5, "{pooling:?}, place {place}, channel {channel}: {error:.1e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_found() {
+        assert_eq!(IMAGE.fault(), None);
+        let is_found = |change: fn(&mut ImageInput)| {
+            let mut image = IMAGE;
+            change(&mut image);
+            image.fault().is_some()
+        };
+        let changes: [fn(&mut ImageInput); 7] = [
+            |image| image.patch = 0,
+            |image| image.patch = 3,
+            |image| image.width = 0,
+            |image| image.height = usize::MAX - 1,
+            |image| image.colors = 2,
+            |image| image.deviation = 0.0,
+            |image| image.mean = f32::NAN,
+        ];
+        assert!(changes.into_iter().all(is_found));
+    }
+}

@@ -210,10 +210,11 @@ impl Transformer {
     }
 
     /// Floating-point operations of training on one token of a sequence of `time`: `6·N + 6·L·C·T`, where N counts
-    /// all parameters but the tables of tokens, positions and kinds (tied, that of tokens counts as the head); forward is
-    /// 2, backward 4 of the 6. Attention is counted as causal in a decoder, and twice that where it sees both directions. A token of an encoder-decoder passes one of
-    /// two stacks, so half the parameters count, and the mean of an encoder's attention and a decoder's two. The product
-    /// with the vocabulary counts for the share `predicted` of the tokens.
+    /// all parameters but the tables of tokens, positions and kinds (tied, that of tokens counts as the head); forward
+    /// is 2, backward 4 of the 6. Attention is counted as causal in a decoder, and twice that where it sees both
+    /// directions. A token of an encoder-decoder passes one of two stacks, so half the parameters count, and the mean
+    /// of an encoder's attention and a decoder's two. The product with the vocabulary counts for the share `predicted`
+    /// of the tokens.
     pub fn flops_per_token(&self, time: usize, predicted: f64) -> f64 {
         let config = &self.config;
         let of = |wanted: &dyn Fn(&str) -> bool| -> f64 {

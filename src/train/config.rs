@@ -146,6 +146,8 @@ section! {
         csm_taps: usize = 9;
         /// Positions from one of its taps to the next.
         csm_dilation: usize = 1;
+        /// Standard deviation of fresh weights. Not set: 0.02, GPT-2's, and for images 1/√channels.
+        initializer_range: Option<f64> = None;
         /// "image-classification": side of the square patches, in pixels, that an image is a sequence of; 1 for its pixels. As
         /// many as there are take the place of block.
         patch: usize = 4;
@@ -263,7 +265,7 @@ section! {
         outlier_z: f64 = 6.0;
         /// Share of the target that is spread over all classes or tokens.
         label_smoothing: f64 = 0.0;
-        /// "classification" and "image-classification": "none", or "balanced" (classes weigh by their rarity in the training data).
+        /// Classification of texts and images: "none", or "balanced" (classes weigh by their rarity in the training data).
         class_weights: ClassWeights = ClassWeights::None;
         /// "translation": examples of an evaluation that are translated, for its BLEU and chrF. 0: none.
         eval_translations: usize = 200;

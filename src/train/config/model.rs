@@ -61,12 +61,23 @@ impl Config {
             embedding_dropout: dropout,
             attention_dropout: dropout,
             residual_dropout: dropout,
+            initializer_range: self.initializer_range(facts),
             pooling: model.pooling,
             predictions: self.heads(&facts.classes),
             bos: facts.start,
             eos: facts.end,
             other: self.problem_type(),
-            ..ModelConfig::gpt2()
+        }
+    }
+
+    /// GPT-2's 0.02 suits thousands of channels. A small model of images that starts from it takes epochs to tell positions
+    /// apart: on the digits, 96 channels, 56 % of the validation images were right after 500 updates, 85 % from
+    /// `1/√channels`.
+    fn initializer_range(&self, facts: &DataFacts) -> f32 {
+        match (self.model.initializer_range, facts.image) {
+            (Some(given), _) => given as f32,
+            (None, Some(_)) => 1.0 / (self.model.channels as f32).sqrt(),
+            (None, None) => ModelConfig::gpt2().initializer_range,
         }
     }
 

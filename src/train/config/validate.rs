@@ -61,6 +61,8 @@ impl Config {
         check.size("model.position_buckets", model.position_buckets, 4, MAX_WIDTH)?;
         check.size("model.position_max_distance", model.position_max_distance, 4, MAX_WIDTH)?;
         check.size("model.token_types", model.token_types, 0, MAX_WIDTH)?;
+        let fresh = model.initializer_range.unwrap_or(1.0);
+        check.number("model.initializer_range", fresh, "above 0 and at most 1000", |x| x > 0.0 && x <= 1000.0)?;
         check.size("model.patch", model.patch, 1, MAX_WIDTH)?;
         check.number("model.pixel_mean", model.pixel_mean.unwrap_or(0.0), "a finite number", |_| true)?;
         let deviation = model.pixel_deviation.unwrap_or(1.0);
