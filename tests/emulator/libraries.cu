@@ -139,3 +139,11 @@ extern "C" __global__ void greatest(float* most, const float* values) {
         if (old == assumed) break;
     }
 }
+
+// A tile of several warps, which meet in shared memory that the system keeps for cooperative groups.
+extern "C" __global__ void wide_tiles(const int* values, int* out) {
+    __shared__ cg::block_tile_memory<256> memory;
+    auto block = cg::this_thread_block(memory);
+    auto tile = cg::tiled_partition<64>(block);
+    out[block.thread_rank()] = cg::reduce(tile, values[block.thread_rank()], cg::plus<int>()) + tile.meta_group_rank();
+}

@@ -61,6 +61,19 @@ fn tiles_of_a_warp_scan() {
 }
 
 #[test]
+fn tiles_of_several_warps_reduce() {
+    both_ways(|emulator, launch| {
+        let values = noise(256, 1000);
+        let (input, out) = (emulator.upload(&values).unwrap(), emulator.allocate(1024).unwrap());
+        launch("wide_tiles", LaunchConfig::new([1, 1, 1], [256, 1, 1]), Params::new().u64(input).u64(out));
+        for (t, sum) in emulator.download::<i32>(out, 256).unwrap().into_iter().enumerate() {
+            let tile = t / 64;
+            assert_eq!(sum, values[64 * tile..64 * (tile + 1)].iter().sum::<i32>() + tile as i32, "thread {t}");
+        }
+    });
+}
+
+#[test]
 fn a_block_sorts_by_radix() {
     both_ways(|emulator, launch| {
         let keys: Vec<u32> = noise(512, 100).iter().map(|&key| key as u32).collect();

@@ -297,11 +297,16 @@ pub enum Special {
     /// Address of the grid barrier's workspace of a cooperative launch: upper and lower half (%envreg1, %envreg2).
     WorkspaceHi,
     WorkspaceLo,
+    /// Address of this byte of the shared memory that is the system's: a part of it belongs to cooperative groups.
+    ReservedShared(u32),
     /// Reads as zero: environment registers, performance counters, cluster ids of a cluster of one.
     Zero,
     /// Reads as one: sizes of a cluster of one.
     One,
 }
+
+/// Shared memory that is the system's, in blocks of kernels that look for it.
+pub const RESERVED_SHARED_BYTES: u32 = 1024;
 
 impl Special {
     /// The special register called `name` (with its `%`), with component `xyzw` where it has them.
@@ -351,10 +356,13 @@ impl Special {
             "%total_smem_size" | "%aggr_smem_size" => Self::TotalSharedBytes,
             "%envreg1" => Self::WorkspaceHi,
             "%envreg2" => Self::WorkspaceLo,
+            "%reserved_smem_offset_begin" | "%reserved_smem_offset_0" => Self::ReservedShared(0),
+            "%reserved_smem_offset_1" => Self::ReservedShared(RESERVED_SHARED_BYTES / 2),
+            "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => Self::ReservedShared(RESERVED_SHARED_BYTES),
             "%cluster_nctarank" => Self::One,
             "%cluster_ctarank" | "%is_explicit_cluster" | "%current_graph_exec" => Self::Zero,
             _ => {
-                let numbered = ["%envreg", "%pm", "%reserved_smem_offset_"].iter().any(|stem| name.starts_with(stem));
+                let numbered = ["%envreg", "%pm"].iter().any(|stem| name.starts_with(stem));
                 return numbered.then_some(Self::Zero);
             }
         })

@@ -216,7 +216,8 @@ fn build(
     }
     let callees = callees(&decoded);
     refuse_callers(&callees, &mut refusals);
-    spread_workspace(&callees, &mut decoded);
+    spread_to_callers(&callees, &mut decoded, |info| &mut info.reads_workspace);
+    spread_to_callers(&callees, &mut decoded, |info| &mut info.reads_reserved_shared);
     // A module of which nothing can run is wrong as a whole.
     let mut kernels =
         signatures.iter().zip(&refusals).filter(|(signature, _)| signature.is_entry && signature.is_defined);
@@ -310,22 +311,28 @@ fn refuse_callers(callees: &[Vec<usize>], refusals: &mut [Option<EmulatorError>]
     }
 }
 
-/// Who calls a function that looks for the workspace of a cooperative launch looks for it too.
-fn spread_workspace(callees: &[Vec<usize>], decoded: &mut [Option<DecodedFunction>]) {
-    let reads = |decoded: &[Option<DecodedFunction>], index: usize| {
-        decoded[index].as_ref().is_some_and(|function| function.info.reads_workspace)
-    };
-    let mut has_changed = (0..decoded.len()).any(|index| reads(decoded, index));
+/// What is true of a function becomes true of those that call it.
+fn spread_to_callers(
+    callees: &[Vec<usize>],
+    decoded: &mut [Option<DecodedFunction>],
+    field: fn(&mut FunctionInfo) -> &mut bool,
+) {
+    let mut holds: Vec<bool> = decoded
+        .iter_mut()
+        .map(|function| function.as_mut().is_some_and(|function| *field(&mut function.info)))
+        .collect();
+    let mut has_changed = holds.contains(&true);
     while has_changed {
         has_changed = false;
         for (caller, callees) in callees.iter().enumerate() {
-            if !reads(decoded, caller)
-                && callees.iter().any(|&callee| reads(decoded, callee))
-                && let Some(function) = &mut decoded[caller]
-            {
-                function.info.reads_workspace = true;
-                has_changed = true;
+            if !holds[caller] && callees.iter().any(|&callee| holds[callee]) {
+                (holds[caller], has_changed) = (true, true);
             }
+        }
+    }
+    for (function, holds) in decoded.iter_mut().zip(holds) {
+        if let Some(function) = function {
+            *field(&mut function.info) = holds;
         }
     }
 }

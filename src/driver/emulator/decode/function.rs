@@ -158,11 +158,12 @@ impl<'e> Decoder<'e> {
         }
         info.planes = decoder.next_plane;
         info.entry_pc = entry_pc;
-        info.reads_workspace = decoder.presets.iter().any(|preset| {
-            use PresetValue::{Special32, Special64};
-            matches!(preset.value, Special32(special) | Special64(special)
-                if matches!(special, Special::WorkspaceHi | Special::WorkspaceLo))
-        });
+        for preset in &decoder.presets {
+            if let PresetValue::Special32(special) | PresetValue::Special64(special) = preset.value {
+                info.reads_workspace |= matches!(special, Special::WorkspaceHi | Special::WorkspaceLo);
+                info.reads_reserved_shared |= matches!(special, Special::ReservedShared(_));
+            }
+        }
         info.presets = decoder.presets;
         info.local_bytes = local_bytes;
         info.stack_pointer = decoder.stack_pointer;

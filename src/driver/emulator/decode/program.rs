@@ -142,6 +142,8 @@ pub struct FunctionInfo {
     pub sums_floats: bool,
     /// It or a function that it calls looks for the workspace of a cooperative launch, to synchronise the grid.
     pub reads_workspace: bool,
+    /// It or a function that it calls looks for the system's part of shared memory.
+    pub reads_reserved_shared: bool,
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,

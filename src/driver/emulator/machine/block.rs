@@ -118,7 +118,7 @@ impl Block {
     /// Makes it the block at `index` of the launch, about to start. Reuses what memory it has.
     pub fn start(&mut self, launch: &Launch<'_>, index: [u32; 3]) -> Outcome<()> {
         self.index = index;
-        self.shared.reset(launch.shared_bytes() as usize);
+        self.shared.reset(launch.all_shared_bytes() as usize);
         self.barriers = [Barrier::default(); BARRIERS];
         self.cluster = ClusterBarrier::default();
         (self.next_warp, self.clock, self.last_warp) = (0, 0, 0);

@@ -19,7 +19,7 @@ pub mod shared_load;
 pub mod stack;
 pub mod warp;
 
-use super::ast::Special;
+use super::ast::{RESERVED_SHARED_BYTES, Special};
 use super::decode::program::{FunctionInfo, Program};
 use super::error::FaultKind;
 use super::lanes::Level;
@@ -68,6 +68,20 @@ impl Launch<'_> {
         self.dynamic_shared_start() + u64::from(self.dynamic_shared_bytes)
     }
 
+    /// Where the shared memory starts that is the system's.
+    pub fn reserved_shared_start(&self) -> u64 {
+        self.shared_bytes().next_multiple_of(128)
+    }
+
+    /// Shared memory with the system's part.
+    pub fn all_shared_bytes(&self) -> u64 {
+        if self.kernel_info().reads_reserved_shared {
+            self.reserved_shared_start() + u64::from(RESERVED_SHARED_BYTES)
+        } else {
+            self.shared_bytes()
+        }
+    }
+
     /// Coordinates of a thread of the block.
     pub fn thread(&self, linear: u32) -> [u32; 3] {
         let [x, y, _] = self.block;
@@ -101,6 +115,7 @@ impl Launch<'_> {
             Special::LaneMaskGt => u64::from(((u64::from(u32::MAX) << 1) << lane) as u32),
             Special::DynamicSharedBytes => u64::from(self.dynamic_shared_bytes),
             Special::TotalSharedBytes => self.shared_bytes(),
+            Special::ReservedShared(offset) => self.reserved_shared_start() + u64::from(offset),
             Special::WorkspaceHi => self.workspace >> 32,
             Special::WorkspaceLo => self.workspace & 0xFFFF_FFFF,
             Special::One => 1,

@@ -321,7 +321,7 @@ impl Races {
                 let claims = self.guesses.remove(&(warp, lane as u8, address)).unwrap_or_default();
                 claims.into_iter().for_each(|claim| report.withdraw(claim));
             }
-            if is_shared && found.unwritten != 0 {
+            if is_shared && found.unwritten != 0 && address < launch.shared_bytes() {
                 if event.access == Access::Read {
                     unwritten.get_or_insert_with(|| Box::new([0; LANES]))[lane] = found.unwritten;
                 } else {
