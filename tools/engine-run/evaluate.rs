@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use engine::data::batch::Placed;
 use engine::data::labelled::{Empty, Label, Long, Options, Task};
 use engine::data::masking::{Masked, Masker, Masking};
+use engine::data::table::{Quotes, Table};
 use engine::data::{Batch, LabelledSet, Tokenizer};
 use engine::model::config::Architecture;
 use engine::model::encode::{Example, Output, SpanOptions, best_spans, top};
@@ -179,7 +180,7 @@ fn read(
         Wanted::MultiLabel => Task::MultiLabel { text, pair, label, separator: arguments.separator.clone() },
         Wanted::Regression => Task::Regression { text, pair, label },
         Wanted::QuestionAnswering => Task::Span {
-            id: Some("id".into()),
+            id: has_ids(&arguments.data).then(|| "id".into()),
             question: "question".into(),
             context: "context".into(),
             answers: "answers".into(),
@@ -202,6 +203,11 @@ fn read(
         options.classes = classes;
     }
     Ok(LabelledSet::from_files(&arguments.data, tokenizer, &options, &|_, _| ())?)
+}
+
+/// Whether the questions of these files have names; their numbers stand for them where they have not.
+fn has_ids(files: &[PathBuf]) -> bool {
+    files.iter().all(|file| Table::open(file, Quotes::InCsv).is_ok_and(|table| table.column("id").is_ok()))
 }
 
 fn example_of(set: &LabelledSet, example: usize) -> Example {
