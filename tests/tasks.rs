@@ -151,7 +151,13 @@ fn tasks(scratch: &Scratch) -> Vec<(&'static str, Vec<String>, Option<&'static s
     answers.extend([path("data.path", "train.jsonl"), path("data.val_path", "val.jsonl")]);
     let translation = |architecture: &str| {
         let architecture = format!("model.architecture={architecture}");
-        let pairs = ["train.task=translation", "data.text_pair=labels", "model.token_types=0", "data.layout=padded"];
+        let pairs = [
+            "train.task=translation",
+            "data.text_pair=labels",
+            "model.token_types=0",
+            "data.layout=padded",
+            "train.accumulate=2",
+        ];
         let mut all = sets(&pairs);
         all.extend([architecture, "train.eval_translations=5".to_owned(), "train.label_smoothing=0.1".to_owned()]);
         all

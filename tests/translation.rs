@@ -189,6 +189,7 @@ fn what_translation_cannot_use_is_refused_in_one_line() {
         ("data.layout=packed", "set data.layout = \"padded\""),
         ("model.architecture=encoder", "set model.architecture = \"encoder-decoder\""),
         ("model.convolution_taps=3", "set model.convolution_taps = 0"),
+        ("model.token_types=2", "set model.token_types = 0"),
     ] {
         let message = refused(&mut train(&scratch, &[setting]));
         assert!(message.contains(expected), "{message}");

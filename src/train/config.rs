@@ -279,7 +279,7 @@ section! {
         losses: LossWeights = LossWeights::default();
         /// Tasks that are learned beside this one, from data of their own: each update also takes a batch of each, and adds
         /// its loss times a weight. Sections of their own, [[train.mix]], say the same. Keys of each: task, path, weight,
-        /// text, text_pair, label, batch.
+        /// text, text_pair, label, batch; all else, such as label_smoothing and data.max_tokens, is shared.
         mix: Mix = Mix::default();
         /// Positions whose logits exist at once: less memory if smaller, fewer and larger products if larger.
         chunk_rows: usize = 256;

@@ -507,6 +507,9 @@ fn check_resumable(
     if saved_model.tied != ours.tied {
         return differs("model.tied", saved_model.tied.to_string(), ours.tied.to_string());
     }
+    if saved_model.image != ours.image {
+        return differs("the input of images", format!("{:?}", saved_model.image), format!("{:?}", ours.image));
+    }
     if saved.seed != config.train.seed {
         return differs("train.seed", saved.seed.to_string(), config.train.seed.to_string());
     }

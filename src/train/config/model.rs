@@ -83,14 +83,15 @@ impl Config {
 
     /// What `transformers` calls the task of a classifier; and that a decoder translates, which nothing else of it says.
     fn purpose(&self) -> serde_json::Map<String, serde_json::Value> {
-        let (key, name) = match self.train.task {
-            Task::Classification | Task::ImageClassification => ("problem_type", "single_label_classification"),
-            Task::MultiLabel => ("problem_type", "multi_label_classification"),
-            Task::Regression => ("problem_type", "regression"),
-            Task::Translation if self.model.architecture == Architecture::Decoder => translate::PURPOSE,
-            _ => return serde_json::Map::new(),
+        let of_task = |task| match task {
+            Task::Classification | Task::ImageClassification => Some(("problem_type", "single_label_classification")),
+            Task::MultiLabel => Some(("problem_type", "multi_label_classification")),
+            Task::Regression => Some(("problem_type", "regression")),
+            Task::Translation if self.model.architecture == Architecture::Decoder => Some(translate::PURPOSE),
+            _ => None,
         };
-        [(key.to_owned(), name.into())].into_iter().collect()
+        let found = self.all_tasks().filter_map(of_task);
+        found.map(|(key, name)| (key.to_owned(), name.into())).collect()
     }
 
     /// How the model's parameters are trained.
@@ -115,10 +116,15 @@ impl Config {
         }
     }
 
+    /// The main task, and those that are learned beside it.
+    fn all_tasks(&self) -> impl Iterator<Item = Task> {
+        std::iter::once(self.train.task).chain(self.train.mix.0.iter().map(|mixed| mixed.task))
+    }
+
     /// What the tasks put on top.
     fn heads(&self, classes: &[String]) -> Heads {
         let mut heads = Heads::default();
-        for task in std::iter::once(self.train.task).chain(self.train.mix.0.iter().map(|mixed| mixed.task)) {
+        for task in self.all_tasks() {
             match task {
                 Task::CausalLm | Task::MaskedLm | Task::Translation => {
                     let has_surroundings = task == Task::MaskedLm && self.train.losses.csm > 0.0;

@@ -62,11 +62,13 @@ impl Config {
         check.size("model.position_max_distance", model.position_max_distance, 4, MAX_WIDTH)?;
         check.size("model.token_types", model.token_types, 0, MAX_WIDTH)?;
         let fresh = model.initializer_range.unwrap_or(1.0);
-        check.number("model.initializer_range", fresh, "above 0 and at most 1000", |x| x > 0.0 && x <= 1000.0)?;
+        check.number("model.initializer_range", fresh, "from 1e-9 to 1000", |x| (1e-9..=1000.0).contains(&x))?;
         check.size("model.patch", model.patch, 1, MAX_WIDTH)?;
-        check.number("model.pixel_mean", model.pixel_mean.unwrap_or(0.0), "a finite number", |_| true)?;
+        let mean = model.pixel_mean.unwrap_or(0.0);
+        check.number("model.pixel_mean", mean, "a finite 32-bit number", |x| (x as f32).is_finite())?;
         let deviation = model.pixel_deviation.unwrap_or(1.0);
-        check.number("model.pixel_deviation", deviation, "a finite number above 0", |x| x as f32 > 0.0)?;
+        let is_scale = |x: f64| (x as f32).is_finite() && x as f32 > 0.0;
+        check.number("model.pixel_deviation", deviation, "a finite 32-bit number above 0", is_scale)?;
         let is_encoder = model.architecture == Architecture::Encoder;
         for (key, taps, needs_odd) in [
             ("model.convolution_taps", model.convolution_taps, is_encoder && model.convolution_taps > 0),
@@ -170,6 +172,13 @@ impl Config {
                 "data.max_tokens",
                 format!("a row of {longest} tokens has no room for a text and its translation, 3 tokens each at least"),
                 "raise data.max_tokens or model.block",
+            );
+        }
+        if self.model.token_types > 0 {
+            return check.refuse(
+                "model.token_types",
+                format!("model.token_types is {}, and a translation has no kinds of tokens", self.model.token_types),
+                "set model.token_types = 0",
             );
         }
         if self.model.convolution_taps > 0 {

@@ -93,6 +93,11 @@ impl Drawing {
         Ok(Some((val, batcher)))
     }
 
+    /// The share of this epoch's batches that holds no token.
+    pub(super) fn padding(&self) -> f64 {
+        self.batcher.padding()
+    }
+
     /// The epoch that the last batch to learn from is of.
     pub(super) fn epoch(&self) -> u64 {
         self.batcher.epoch()

@@ -38,6 +38,7 @@ struct Examples {
 pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
     let mut parts = Vec::new();
     let mut facts = DataFacts::default();
+    let (mut predicted, mut update_tokens) = (0.0, 0.0);
     for (config, weight) in config.tasks() {
         let drawing = Drawing::open(&config, Halves::Together)?;
         let objective = objective::new(&config, &drawing.source)?;
@@ -54,12 +55,30 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         }
         facts.image = facts.image.or(drawing.source.pictures.as_ref().map(|pictures| pictures.input));
         facts.vocabulary = facts.vocabulary.max(drawing.vocabulary);
+        let amount = drawing.amount();
+        let tokens = amount.update_tokens as f64;
+        predicted += tokens * predictions_per_token(&config, &drawing);
+        update_tokens += tokens;
+        let tokenizer = drawing.source.tokenizer.as_ref().map(Tokenizer::to_json);
+        let first =
+            parts.first().and_then(|part: &Part| part.drawing.source.tokenizer.as_ref()).map(Tokenizer::to_json);
+        if !parts.is_empty() && tokenizer != first {
+            let what = format!("train.mix: the tokenizer of {} is not that of the main task", config.train.task.name());
+            return Err(Error::Unsupported(format!("{what}; name one for both, as data.tokenizer")));
+        }
         parts.push(Part { name: config.train.task.name(), drawing, objective, weight });
     }
-    let (train, losses) = (&config.train, &config.train.losses);
-    let count = if losses.csm > 0.0 { 2.0 } else { 1.0 };
-    let predicted = if train.task == Task::MaskedLm { count * train.mask_share } else { 0.0 };
-    Ok(Box::new(Examples { parts, facts, predicted }))
+    Ok(Box::new(Examples { parts, facts, predicted: predicted / update_tokens.max(1.0) }))
+}
+
+/// How many predictions among the vocabulary a task makes for each token that it sees.
+fn predictions_per_token(config: &Config, drawing: &Drawing) -> f64 {
+    match config.train.task {
+        Task::MaskedLm => config.train.mask_share * if config.train.losses.csm > 0.0 { 2.0 } else { 1.0 },
+        // All rows take part in the product, whether something is learned there or not.
+        Task::Translation => 1.0 / (1.0 - drawing.padding()).max(f64::MIN_POSITIVE),
+        _ => 0.0,
+    }
 }
 
 /// Inputs and results of a program.

@@ -18,6 +18,7 @@ use crate::ops::Device;
 use crate::tape::{self, Loss, MemoryUse, Mode, Parameters, Programs, RunOptions, Tape, Value};
 use crate::train::config::{Config, DataFacts};
 use crate::train::trainer::Error;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 struct Pairs {
@@ -129,6 +130,8 @@ impl Data for Pairs {
             settings: config.clone(),
             device: Arc::clone(device),
             drawing: self.drawing,
+            drawn: VecDeque::new(),
+            drawn_weight: 0.0,
             batch: Batch::default(),
             written: Written::default(),
         }))
@@ -141,11 +144,12 @@ struct Written {
     lengths: Vec<i32>,
     target: Vec<i32>,
     predicted: Vec<i32>,
+    /// Tokens that are no padding, of both sides.
+    tokens: usize,
 }
 
 impl Written {
-    /// Tokens that are no padding, of both sides.
-    fn fill(&mut self, batch: &Batch) -> usize {
+    fn fill(&mut self, batch: &Batch) {
         let Some(target) = &batch.target else { unreachable!("the texts of these batches are kept apart") };
         self.lengths.clear();
         self.lengths.resize(batch.rows, 0);
@@ -161,7 +165,7 @@ impl Written {
             let tokens = &target.ids[from + 1..from + placed.end];
             self.predicted[to..to + tokens.len()].copy_from_slice(tokens);
         }
-        batch.tokens() + target.tokens()
+        self.tokens = batch.tokens() + target.tokens();
     }
 }
 
@@ -171,6 +175,9 @@ struct Translation {
     drawing: Drawing,
     programs: Programs,
     shapes: Vec<Shape>,
+    /// Batches that were drawn in advance, and the tokens to predict in them together.
+    drawn: VecDeque<(Batch, Written)>,
+    drawn_weight: f64,
     /// The last batch.
     batch: Batch,
     written: Written,
@@ -208,10 +215,36 @@ impl Translation {
 }
 
 impl Job for Translation {
+    fn draw(&mut self, _first: u64, count: usize) -> Result<(), Error> {
+        self.drawn.clear();
+        self.drawn_weight = 0.0;
+        for _ in 0..if count > 1 { count } else { 0 } {
+            let mut batch = Batch::default();
+            self.drawing.next(&mut batch)?;
+            let mut written = Written::default();
+            written.fill(&batch);
+            self.drawn_weight += written.predicted.iter().filter(|&&target| target != IGNORED).count() as f64;
+            self.drawn.push_back((batch, written));
+        }
+        Ok(())
+    }
+
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error> {
-        self.drawing.next(&mut self.batch)?;
-        let tokens = self.written.fill(&self.batch);
-        let (loss_sum, weight) = self.run(Mode::Training, parameters, options)?;
+        let mut options = options.clone();
+        match self.drawn.pop_front() {
+            Some(drawn) => {
+                (self.batch, self.written) = drawn;
+                let loss = self.shapes[self.drawing.program_of(Mode::Training, &self.batch)].loss;
+                options.loss_weights = vec![(loss, self.drawn_weight)];
+                options.loss_factor = 1.0;
+            }
+            None => {
+                self.drawing.next(&mut self.batch)?;
+                self.written.fill(&self.batch);
+            }
+        }
+        let tokens = self.written.tokens;
+        let (loss_sum, weight) = self.run(Mode::Training, parameters, &options)?;
         Ok(Learned { loss_sum, weight, tokens, beside: Vec::new() })
     }
 

@@ -5,7 +5,7 @@ use crate::data::labelled::Label;
 use crate::data::masking::IGNORED;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
-use crate::model::encode::softmax;
+use crate::model::encode::{softmax, top};
 use crate::score::classification::{ConfusionMatrix, Report};
 use crate::score::prediction;
 use crate::tape::{Mode, Tape, Value};
@@ -83,11 +83,12 @@ impl Objective for Classes {
     fn observe(&mut self, set: &LabelledSet, batch: &Batch, output: &[f32]) {
         let classes = set.classes().len();
         for (placed, logits) in batch.examples.iter().zip(output.chunks_exact(classes)) {
-            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(class, _)| class);
+            let probabilities = softmax(logits);
+            let best = top(&probabilities, 1)[0];
             if let Label::Class(truth) = set.label(placed.example) {
                 self.seen.push((truth, best));
                 let row = set.row(placed.example);
-                self.predictions.insert(row, prediction::class(row, set.classes(), truth, &softmax(logits)));
+                self.predictions.insert(row, prediction::class(row, set.classes(), truth, &probabilities));
             }
         }
     }

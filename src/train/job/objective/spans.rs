@@ -79,6 +79,7 @@ impl Objective for Spans {
             let first = placed.row * batch.time + placed.start;
             let logits = &output[2 * first..];
             let spans = best_spans(logits, set.context(placed.example), SpanOptions::default());
+            // As SQuAD's scripts and `engine-run` do it: a window whose best starts and ends make no span has no answer.
             let Some(span) = spans.first() else { continue };
             let none = f64::from(logits[0]) + f64::from(logits[1]);
             let (example, score) = (placed.example, span.score - none);
