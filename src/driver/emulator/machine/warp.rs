@@ -322,6 +322,15 @@ impl Warp {
         }
     }
 
+    /// Merges all groups that are at the same place as another one.
+    pub fn merge_all(&mut self) {
+        let mut index = 0;
+        while index < self.groups.len() && self.groups.len() > 1 {
+            self.merge(index);
+            index += 1;
+        }
+    }
+
     /// When every group waits for others: lets those go that have waited for each other at different places.
     /// Returns false if there is nobody to let go.
     pub fn release_stuck(&mut self) -> bool {
