@@ -1,11 +1,16 @@
 //! What programs for sm_90 do in clusters, of which the emulator has those of one block.
 
-use engine::driver::emulator::{DeviceFacts, Emulator, FindingKind, LaunchConfig, Params};
+use engine::driver::emulator::{DeviceFacts, Emulator, Finding, FindingKind, LaunchConfig, Params};
 
 use super::body::kernel;
 
 /// Runs 64 threads on a buffer of 64 words; the kinds of the findings, and what is in the buffer.
 fn run(body: &str) -> (Vec<FindingKind>, Vec<u32>) {
+    let (findings, words) = run_for_findings(body);
+    (findings.iter().map(|finding| finding.kind).collect(), words)
+}
+
+fn run_for_findings(body: &str) -> (Vec<Finding>, Vec<u32>) {
     let emulator = Emulator::new(DeviceFacts::default());
     let module = emulator.load("k.ptx", &kernel(body)).unwrap_or_else(|error| panic!("{body}: {error}"));
     let data = emulator.upload(&[0u32; 64]).unwrap();
@@ -15,7 +20,7 @@ fn run(body: &str) -> (Vec<FindingKind>, Vec<u32>) {
     if findings.is_empty() {
         emulator.launch(&module, "k", config, params.as_bytes()).unwrap();
     }
-    (findings.iter().map(|finding| finding.kind).collect(), emulator.download(data, 64).unwrap())
+    (findings, emulator.download(data, 64).unwrap())
 }
 
 /// Each thread gives its neighbour in the other warp a number.
@@ -45,9 +50,45 @@ fn who_has_arrived_at_the_barrier_of_a_cluster_keeps_nobody_waiting() {
     assert_eq!(run(body), (vec![], vec![5; 64]));
 }
 
+/// The line of the text of `kernel` with which the body starts.
+fn body_line() -> u32 {
+    kernel("").lines().position(|line| line == "// body").unwrap() as u32 + 2
+}
+
+/// How a launch of 64 threads ends that is to stop with a fault.
+fn fault(body: &str) -> String {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let module = emulator.load("k.ptx", &kernel(body)).unwrap_or_else(|error| panic!("{body}: {error}"));
+    let data = emulator.upload(&[0u32; 64]).unwrap();
+    let (config, params) = (LaunchConfig::new([1, 1, 1], [64, 1, 1]), Params::new().u64(data));
+    emulator.launch(&module, "k", config, params.as_bytes()).unwrap_err().to_string()
+}
+
 #[test]
 fn a_wait_without_arrival_is_told_where() {
-    assert_eq!(run("setp.eq.u32 %p1, %t, 0;\n@%p1 barrier.cluster.wait;").0, [FindingKind::BarrierDivergence]);
+    let body = "setp.eq.u32 %p1, %t, 0;\n@%p1 barrier.cluster.wait;";
+    let findings = run_for_findings(body).0;
+    let [Finding { kind: FindingKind::BarrierDivergence, line, detail, .. }] = findings.as_slice() else {
+        panic!("{findings:#?}")
+    };
+    assert_eq!(*line, body_line() + 1);
+    assert!(detail.contains("at barrier.cluster.wait"), "{detail}");
+    let message = fault(body);
+    let start =
+        format!("k.ptx:{}: deadlock: every thread of the block waits (at barrier.cluster.wait)", body_line() + 1);
+    assert!(message.starts_with(&start), "{message}");
+}
+
+#[test]
+fn lanes_that_arrive_one_after_the_other_go_on_together() {
+    let split = "setp.lt.u32 %p1, %t, 7;\n";
+    let end = "bar.sync 0;\nst.global.u32 [%a2], 3;";
+    for arrive in ["barrier.cluster.arrive;", "barrier.arrive 1, 128;"] {
+        let wait = if arrive.contains("cluster") { "barrier.cluster.wait;\n" } else { "" };
+        assert_eq!(run(&format!("{split}@%p1 {arrive}\n@!%p1 {arrive}\n{wait}{end}")), (vec![], vec![3; 64]));
+    }
+    let waits = "barrier.cluster.arrive;\n@%p1 barrier.cluster.wait;\n@!%p1 barrier.cluster.wait;\n";
+    assert_eq!(run(&format!("{split}{waits}{end}")), (vec![], vec![3; 64]));
 }
 
 #[test]
@@ -63,6 +104,51 @@ fn an_mbarrier_waits_for_the_bytes_that_it_expects() {
                 mbarrier.test_wait.shared::cta.b64 %p2, [tile], %a3;\n@%p2 or.b32 %r1, %r1, 4;\n\
                 st.global.u32 [%a2], %r1;\nDONE:";
     assert_eq!(run(body).1[0], 4);
+}
+
+#[test]
+fn an_mbarrier_that_expects_too_many_bytes_stops_the_kernel() {
+    let body = |sign: &str, bytes: u32| {
+        format!(
+            "setp.ne.u32 %p1, %t, 0;\n@%p1 bra DONE;\nmbarrier.init.shared::cta.b64 [tile], 1;\n\
+             mbarrier.{sign}.relaxed.cta.shared::cta.b64 [tile], 1048575;\n\
+             mbarrier.{sign}.relaxed.cta.shared::cta.b64 [tile], {bytes};\nDONE:"
+        )
+    };
+    assert_eq!(run(&body("expect_tx", 0)).0, []);
+    assert_eq!(run(&body("complete_tx", 0)).0, []);
+    let message = fault(&body("expect_tx", 1));
+    assert!(
+        message.contains("mbarrier with 1048576 bytes to come; its transaction count goes from -1048575"),
+        "{message}"
+    );
+    assert!(fault(&body("complete_tx", 1)).contains("mbarrier with -1048576 bytes"));
+}
+
+#[test]
+fn what_names_another_block_or_no_number_of_registers_is_refused() {
+    let message = fault("mapa.shared::cluster.u32 %r1, %s, %t;");
+    assert!(
+        message.contains("mapa to block 1 of a cluster of one block") && message.contains("thread (1,0,0)"),
+        "{message}"
+    );
+    for (text, expected) in [
+        ("setmaxnreg.sync.aligned.u32 40;", "expected .inc or .dec"),
+        ("setmaxnreg.inc.sync.aligned.u32 41;", "a multiple of 8 from 24 to 256"),
+        ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%a1], [%s], 16;", "bulk reductions"),
+    ] {
+        let Err(error) = Emulator::new(DeviceFacts::default()).load("k.ptx", &kernel(text)) else { panic!("{text}") };
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn special_registers_tell_the_sizes_of_shared_memory() {
+    let body = "mov.u32 %r1, %reserved_smem_offset_begin;\nmov.u32 %r2, %reserved_smem_offset_end;\n\
+                mov.u32 %r3, %reserved_smem_offset_cap;\nmov.u32 %r4, %aggr_smem_size;\nsub.u32 %r5, %r2, %r1;\n\
+                setp.eq.u32 %p1, %r5, %r3;\nsetp.eq.and.u32 %p1, %r4, %r2, %p1;\nselp.b32 %r6, 1, 0, %p1;\n\
+                st.global.u32 [%a2], %r6;";
+    assert_eq!(run(body), (vec![], vec![1; 64]));
 }
 
 #[test]

@@ -109,3 +109,22 @@ fn a_stack_that_overflows_or_is_corrupted_stops_the_kernel() {
     let message = stopped("mov.u64 %a3, 8;\nstackrestore.u64 %a3;");
     assert!(message.contains("stackrestore of 0x8, which no stacksave"), "{message}");
 }
+
+/// Thread 0 stays in the function until thread 1 has called it a thousand times from the same place.
+#[test]
+fn who_calls_again_while_others_are_inside_starts_with_an_empty_stack() {
+    let function = ".func f(.reg .b64 flag, .reg .b32 t) {\n.reg .b64 %a;\n.reg .b32 %r<3>;\n.reg .pred %p;\n\
+                    alloca.u64 %a, 600;\nst.local.u32 [%a+596], t;\nL:\nsetp.ne.u32 %p, t, 0;\n@%p bra DONE;\n\
+                    ld.volatile.global.u32 %r1, [flag];\nsetp.eq.u32 %p, %r1, 0;\n@%p bra L;\nDONE:\nret;\n}\n";
+    let body = "mov.u32 %r1, 0;\nsetp.ne.u32 %p2, %t, 0;\nL:\ncall f, (%a1, %t);\nadd.u32 %r1, %r1, 1;\n\
+                setp.lt.and.u32 %p1, %r1, 1000, %p2;\n@%p1 bra L;\n@%p2 st.volatile.global.u32 [%a1], 1;";
+    let emulator = Emulator::new(DeviceFacts::default());
+    let text = kernel(body).replacen(".visible .entry", &format!("{function}.visible .entry"), 1);
+    let module = emulator.load("k.ptx", &text).unwrap();
+    let data = emulator.upload(&[0u32; 2]).unwrap();
+    let (config, params) = (LaunchConfig::new([1, 1, 1], [2, 1, 1]), Params::new().u64(data));
+    emulator.launch(&module, "k", config, params.as_bytes()).unwrap();
+    emulator.fill(data, &[0], 8).unwrap();
+    let (_, findings) = emulator.launch_sanitized(&module, "k", config, params.as_bytes()).unwrap();
+    assert_eq!(findings, []);
+}

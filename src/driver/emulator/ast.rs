@@ -294,11 +294,15 @@ pub enum Special {
     GlobalTimerHi,
     DynamicSharedBytes,
     TotalSharedBytes,
+    /// With the system's part.
+    AggregateSharedBytes,
     /// Address of the grid barrier's workspace of a cooperative launch: upper and lower half (%envreg1, %envreg2).
     WorkspaceHi,
     WorkspaceLo,
     /// Address of this byte of the shared memory that is the system's: a part of it belongs to cooperative groups.
     ReservedShared(u32),
+    /// Size of that memory.
+    ReservedSharedBytes,
     /// Reads as zero: environment registers, performance counters, cluster ids of a cluster of one.
     Zero,
     /// Reads as one: sizes of a cluster of one.
@@ -353,12 +357,14 @@ impl Special {
             "%globaltimer_lo" => Self::GlobalTimerLo,
             "%globaltimer_hi" => Self::GlobalTimerHi,
             "%dynamic_smem_size" => Self::DynamicSharedBytes,
-            "%total_smem_size" | "%aggr_smem_size" => Self::TotalSharedBytes,
+            "%total_smem_size" => Self::TotalSharedBytes,
+            "%aggr_smem_size" => Self::AggregateSharedBytes,
             "%envreg1" => Self::WorkspaceHi,
             "%envreg2" => Self::WorkspaceLo,
             "%reserved_smem_offset_begin" | "%reserved_smem_offset_0" => Self::ReservedShared(0),
             "%reserved_smem_offset_1" => Self::ReservedShared(RESERVED_SHARED_BYTES / 2),
-            "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => Self::ReservedShared(RESERVED_SHARED_BYTES),
+            "%reserved_smem_offset_end" => Self::ReservedShared(RESERVED_SHARED_BYTES),
+            "%reserved_smem_offset_cap" => Self::ReservedSharedBytes,
             "%cluster_nctarank" => Self::One,
             "%cluster_ctarank" | "%is_explicit_cluster" | "%current_graph_exec" => Self::Zero,
             _ => {

@@ -53,7 +53,7 @@ pub enum FaultKind {
     #[error("trap")]
     Trap,
     #[error(
-        "trap: grid.sync() needs a cooperative launch (cuLaunchCooperativeKernel; --cooperative of engine-bench launch)"
+        "trap (grid.sync() traps without a cooperative launch: cuLaunchCooperativeKernel; --cooperative of engine-bench launch)"
     )]
     NotCooperative,
     #[error("breakpoint")]

@@ -161,7 +161,8 @@ impl<'e> Decoder<'e> {
         for preset in &decoder.presets {
             if let PresetValue::Special32(special) | PresetValue::Special64(special) = preset.value {
                 info.reads_workspace |= matches!(special, Special::WorkspaceHi | Special::WorkspaceLo);
-                info.reads_reserved_shared |= matches!(special, Special::ReservedShared(_));
+                info.reads_reserved_shared |=
+                    matches!(special, Special::ReservedShared(_) | Special::AggregateSharedBytes);
             }
         }
         info.presets = decoder.presets;

@@ -251,6 +251,10 @@ pub enum Op {
         is_wide: bool,
         space: AddressSpace,
     },
+    /// Stops who names another block of the cluster than the only one.
+    OwnBlock {
+        rank: u32,
+    },
     /// Gives other lanes and warps a turn.
     Yield,
     Fence,

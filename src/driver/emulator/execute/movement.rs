@@ -37,7 +37,8 @@ impl<'e> Decoder<'e> {
         m.flag("shared::cluster");
         let ty = self.required_type(m)?;
         let [d, a, rank] = self.operands(i)?;
-        self.source(rank, Type::U32)?;
+        let rank = self.source(rank, Type::U32)?;
+        self.emit(Op::OwnBlock { rank });
         let (d, a) = (self.destination(d, ty)?, self.relaxed_source(a, ty)?);
         self.copy(d, a, ty.bits());
         Ok(())

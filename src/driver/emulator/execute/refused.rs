@@ -14,8 +14,8 @@ pub fn beyond(opcode: &str, modifiers: &[&str]) -> Option<&'static str> {
     Some(match opcode {
         "wgmma" => "matrix products of a warp group, sm_90a",
         "tcgen05" => "tensor memory and its matrix products, sm_100a",
-        "cp" if has("bulk") => "bulk and tensor copies by the copy engine, sm_90",
         "cp" if has("reduce") => "bulk reductions by the copy engine, sm_90",
+        "cp" if has("bulk") => "bulk and tensor copies by the copy engine, sm_90",
         "mma" if has("sp") || has("sp::ordered_metadata") => "matrix products with a sparse factor",
         "mma" if modifiers.iter().any(is_narrow) => "matrix products of floats of 8 bits and less, sm_89 and later",
         "cvt" if ["e2m1x2", "e2m3x2", "e3m2x2", "ue8m0x2", "e2m1x4", "e2m3x4", "e3m2x4"].into_iter().any(has) => {

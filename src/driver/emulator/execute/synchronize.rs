@@ -1,6 +1,6 @@
 //! Barriers, fences, mbarriers.
 
-use crate::ast::{Instruction, Type};
+use crate::ast::{Instruction, Operand, Type};
 use crate::decode::Decoder;
 use crate::decode::modifiers::Modifiers;
 use crate::decode::program::{BarrierOp, BarrierReduction, MbarrierKind, MbarrierOp, NONE, Op};
@@ -13,7 +13,13 @@ impl<'e> Decoder<'e> {
             "mbarrier" => self.mbarrier(i, m),
             "setmaxnreg" => {
                 // Registers are not scarce here.
-                while m.find(|_| Some(())).is_some() {}
+                let has_action = m.one_of(&["inc", "dec"]).is_some();
+                if !(has_action && m.flag("sync") && m.flag("aligned") && m.flag("u32")) {
+                    return self.fail("expected .inc or .dec, then .sync.aligned.u32 on setmaxnreg");
+                }
+                if !matches!(i.operands.as_slice(), [Operand::Integer(count @ 24..=256)] if count % 8 == 0) {
+                    return self.fail("setmaxnreg takes a number of registers: a multiple of 8 from 24 to 256");
+                }
                 self.emit(Op::Nothing);
                 Ok(())
             }

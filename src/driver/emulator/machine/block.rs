@@ -241,11 +241,12 @@ impl Block {
     }
 
     fn meet_cluster<O: Observe>(&mut self, worker: &mut Worker<'_, O>, index: usize, group: usize, waits: bool) {
-        let group = &mut self.warps[index].groups[group];
+        let warp = &mut self.warps[index];
         if waits {
-            group.state = State::Barrier { id: CLUSTER, reduction: None };
+            warp.groups[group].state = State::Barrier { id: CLUSTER, reduction: None };
         } else {
-            self.cluster.arrived[index % MAX_WARPS] |= group.mask;
+            self.cluster.arrived[index % MAX_WARPS] |= warp.groups[group].mask;
+            warp.merge(group);
             if O::IS_ON {
                 worker.observer.cluster_barrier(self.index, index as u32, false);
             }
@@ -261,14 +262,19 @@ impl Block {
             *arrived = [0; MAX_WARPS];
         }
         for (warp, may_pass) in self.warps.iter_mut().zip(may_pass) {
+            let mut has_passed = false;
             for group in &mut warp.groups {
                 if matches!(group.state, State::Barrier { id: CLUSTER, .. }) && group.mask & !*may_pass == 0 {
                     *may_pass &= !group.mask;
                     group.state = State::Ready;
+                    has_passed = true;
                     if O::IS_ON {
                         worker.observer.cluster_barrier(self.index, warp.index, true);
                     }
                 }
+            }
+            if has_passed {
+                warp.merge_all();
             }
         }
     }
@@ -306,6 +312,8 @@ impl Block {
         if op.waits {
             let reduction = op.reduction.map(|(operation, d, ..)| (operation, d));
             warp.groups[group].state = State::Barrier { id, reduction };
+        } else {
+            warp.merge(group);
         }
         self.complete_barriers(worker);
         Ok(())
@@ -349,11 +357,7 @@ impl Block {
                     }
                     warp.groups[index].state = State::Ready;
                 }
-                let mut index = 0;
-                while index < warp.groups.len() && warp.groups.len() > 1 {
-                    warp.merge(index);
-                    index += 1;
-                }
+                warp.merge_all();
             }
         }
     }

@@ -115,6 +115,8 @@ impl Launch<'_> {
             Special::LaneMaskGt => u64::from(((u64::from(u32::MAX) << 1) << lane) as u32),
             Special::DynamicSharedBytes => u64::from(self.dynamic_shared_bytes),
             Special::TotalSharedBytes => self.shared_bytes(),
+            Special::AggregateSharedBytes => self.all_shared_bytes(),
+            Special::ReservedSharedBytes => u64::from(RESERVED_SHARED_BYTES),
             Special::ReservedShared(offset) => self.reserved_shared_start() + u64::from(offset),
             Special::WorkspaceHi => self.workspace >> 32,
             Special::WorkspaceLo => self.workspace & 0xFFFF_FFFF,

@@ -1,6 +1,6 @@
 //! The loop over instructions of one group of lanes.
 
-use super::access::Nearby;
+use super::access::{Nearby, lanes_of};
 use super::block::SharedMemory;
 use super::call::CallResult;
 use super::observe::{ConvergeEvent, IssueEvent, Observe};
@@ -265,6 +265,14 @@ impl<'l, O: Observe> Worker<'l, O> {
                     let truth = (0..LANES)
                         .fold(0, |truth, lane| truth | u32::from(is_in_space(addresses[lane], *space)) << lane);
                     store_predicate(planes, *d, truth, active);
+                    pc += 1;
+                }
+                Op::OwnBlock { rank } => {
+                    let ranks = u32::view(planes, *rank);
+                    if let Some(lane) = lanes_of(active).find(|&lane| ranks[lane] != 0) {
+                        let message = format!("mapa to block {} of a cluster of one block", ranks[lane]);
+                        break Err(Stopped::new(FaultKind::Illegal(message), lane as u32));
+                    }
                     pc += 1;
                 }
                 Op::Fence => {

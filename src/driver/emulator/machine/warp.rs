@@ -13,7 +13,7 @@ use super::stack::{ResidentMemory, STACK_GAP};
 use super::{Launch, Outcome, Stopped};
 use crate::decode::program::{BarrierReduction, FunctionInfo, PresetValue};
 use crate::error::FaultKind;
-use crate::lanes::{LANES, Plane, Word};
+use crate::lanes::{LANES, Plane, Word, store_lanes};
 
 /// What a group waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,16 +167,22 @@ impl Warp {
         lanes: u32,
     ) -> Outcome<u32> {
         let local_base = self.stack_end(launch, parent);
+        let info = &launch.program.functions[function as usize];
         let known = self.frames.iter().rposition(|frame| {
             frame.lanes != 0 && frame.parent == parent && frame.call_pc == call_pc && frame.function == function
                 // With what the caller took from the stack since, it may reach into that frame.
                 && local_base <= frame.local_base
         });
         if let (Some(index), true) = (known, parent != NO_FRAME) {
-            self.frames[index].lanes |= lanes;
+            let frame = &mut self.frames[index];
+            frame.lanes |= lanes;
+            // Who was in it before takes nothing along from then.
+            if let Some(pointer) = info.stack_pointer {
+                let start = (frame.local_base + info.local_bytes) as u32;
+                store_lanes(&mut self.planes[frame.base as usize..], pointer, &[start; LANES], lanes);
+            }
             return Ok(index as u32);
         }
-        let info = &launch.program.functions[function as usize];
         let depth = self.frames.get(parent as usize).map_or(0, |frame| frame.depth + 1);
         let base = self.planes.len();
         let local_end = local_base + info.local_bytes;
@@ -185,10 +191,12 @@ impl Warp {
             return Err(Stopped::new(FaultKind::Illegal(message), lanes.trailing_zeros()));
         }
         self.local.reserve(&launch.resident, local_end)?;
-        self.planes.resize(base + info.planes as usize, Plane::ZERO);
-        let grown = self.planes.len().saturating_sub(self.peak_planes);
-        launch.resident.take((grown * size_of::<Plane>()) as u64)?;
-        self.peak_planes += grown;
+        let end = base + info.planes as usize;
+        if end > self.peak_planes {
+            launch.resident.take(((end - self.peak_planes) * size_of::<Plane>()) as u64)?;
+            self.peak_planes = end;
+        }
+        self.planes.resize(end, Plane::ZERO);
         fill_presets(&mut self.planes[base..], launch, info, block, self.index, local_base);
         let frame =
             Frame { function, parent, call_pc, depth, base: base as u32, planes: info.planes, local_base, lanes };
@@ -311,6 +319,15 @@ impl Warp {
             let group = &mut self.groups[kept];
             group.mask = merged;
             group.state = State::Ready;
+        }
+    }
+
+    /// Merges all groups that are at the same place as another one.
+    pub fn merge_all(&mut self) {
+        let mut index = 0;
+        while index < self.groups.len() && self.groups.len() > 1 {
+            self.merge(index);
+            index += 1;
         }
     }
 
