@@ -47,6 +47,18 @@ fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
+/// Whether most of these texts have a Chinese character.
+fn are_mostly_chinese<'a>(texts: impl IntoIterator<Item = &'a str>) -> bool {
+    let (mut chinese, mut others) = (0, 0);
+    for text in texts {
+        match text.chars().any(|c| ('\u{4E00}'..='\u{9FFF}').contains(&c)) {
+            true => chinese += 1,
+            false => others += 1,
+        }
+    }
+    chinese > others
+}
+
 fn check_lengths(predictions: usize, what: &'static str, expected: usize) -> Result<(), Error> {
     if predictions == expected { Ok(()) } else { Err(Error::Lengths { predictions, what, expected }) }
 }

@@ -3,6 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
+/// A label applies from this probability on, unless something else is asked for.
+pub const LABEL_THRESHOLD: f64 = 0.5;
+
 /// One class: its name, and the probabilities of all.
 pub fn class(index: usize, names: &[String], truth: usize, probabilities: &[f64]) -> Value {
     let likeliest = |best: usize, class: usize| if probabilities[class] > probabilities[best] { class } else { best };

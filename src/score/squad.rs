@@ -39,6 +39,13 @@ pub enum Language {
     Chinese,
 }
 
+impl Language {
+    /// That of contexts: Chinese where most of them have a Chinese character.
+    pub fn of_texts<'a>(contexts: impl IntoIterator<Item = &'a str>) -> Self {
+        if super::are_mostly_chinese(contexts) { Self::Chinese } else { Self::English }
+    }
+}
+
 /// By which of the evaluations answers are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {

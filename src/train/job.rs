@@ -116,7 +116,7 @@ impl DrawState {
 
 /// A task under way.
 pub(super) trait Job {
-    /// Draws the batches of an update in advance, where it takes several: what their rows weigh together is known then,
+    /// Draws the batches of an update in advance; called where it takes several. What their rows weigh together is known then,
     /// and each row counts alike however the batches are filled. `first` is the number of the first.
     fn draw(&mut self, _first: u64, _count: usize) -> Result<(), Error> {
         Ok(())

@@ -313,7 +313,9 @@ impl Trainer {
         let accumulate = self.config.train.accumulate;
         let (mut sum, mut counted, mut tokens) = (0.0, 0.0, 0);
         let mut beside: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-        self.job.draw((self.state.step * accumulate) as u64, accumulate)?;
+        if accumulate > 1 {
+            self.job.draw((self.state.step * accumulate) as u64, accumulate)?;
+        }
         for micro in 0..accumulate {
             let options = self.run_options(micro);
             let learned = self.job.learn(&mut self.parameters, &options)?;

@@ -7,6 +7,7 @@ use crate::texts::{BatchArguments, Framer, Text, TextArguments, run_in_order};
 use clap::Args;
 use engine::model::ModelConfig;
 use engine::model::encode::{Example, Output, sigmoid, softmax, top};
+use engine::score::prediction::LABEL_THRESHOLD;
 use serde_json::{Map, Value, json};
 
 #[derive(Args)]
@@ -24,7 +25,7 @@ pub struct ClassifyArguments {
     #[arg(long)]
     multi_label: bool,
     /// Least probability of a label that applies, with --multi-label.
-    #[arg(long, value_name = "P", default_value_t = 0.5)]
+    #[arg(long, value_name = "P", default_value_t = LABEL_THRESHOLD)]
     threshold: f64,
 }
 

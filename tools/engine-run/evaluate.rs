@@ -20,7 +20,8 @@ use engine::model::encode::{Example, Output, SpanOptions, best_spans, top};
 use engine::model::image::ImageInput;
 use engine::model::translate::is_translator;
 use engine::score::classification::{ConfusionMatrix, MultiLabelReport, Report};
-use engine::score::{language, prediction, regression, squad};
+use engine::score::prediction::{self, LABEL_THRESHOLD};
+use engine::score::{language, regression, squad};
 use engine::util::atomic_file::write_atomically;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -82,9 +83,6 @@ enum Wanted {
     MaskedLm,
     Translation,
 }
-
-/// A label applies from this probability on.
-const THRESHOLD: f64 = 0.5;
 
 /// Figures for people and for programs, and what was said about each example.
 struct Figures {
@@ -239,7 +237,7 @@ fn judge_classes(
             Label::Classes(labels) => {
                 let (figures, first) = (Meaning::Labels.figures(&logits), truths.len());
                 truths.extend((0..names.len()).map(|class| labels.contains(&class)));
-                let line = prediction::labels(set.row(example), &names, &truths[first..], &figures, THRESHOLD);
+                let line = prediction::labels(set.row(example), &names, &truths[first..], &figures, LABEL_THRESHOLD);
                 predictions.push(line);
                 probabilities.extend(figures.into_iter().map(|figure| figure as f32));
             }
@@ -259,7 +257,7 @@ fn judge_classes(
             Figures { table: pairs(&json!(report)), object: json!(report), predictions }
         }
         Wanted::MultiLabel => {
-            let report = MultiLabelReport::at_threshold(&names, &probabilities, &truths, THRESHOLD as f32)?;
+            let report = MultiLabelReport::at_threshold(&names, &probabilities, &truths, LABEL_THRESHOLD as f32)?;
             Figures { table: report.to_string(), object: json!(report), predictions }
         }
         _ => {
@@ -291,9 +289,7 @@ fn judge_answers(
     })?;
     let questions = (0..set.rows()).map(|row| set.question(row)).collect::<Result<Vec<_>, _>>()?;
     let has_unanswerable = questions.iter().any(|question| question.answers.is_empty());
-    let is_chinese = |text: &str| text.chars().any(|character| ('\u{4E00}'..='\u{9FFF}').contains(&character));
-    let chinese = questions.iter().filter(|question| is_chinese(&question.context)).count();
-    let language = if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
+    let language = squad::Language::of_texts(questions.iter().map(|question| question.context.as_str()));
     let answers: Vec<String> = questions
         .iter()
         .enumerate()

@@ -28,14 +28,7 @@ impl Tokenizer {
 
     /// What fits references: `zh` where most of them have a Chinese character, else `13a`.
     pub fn of_texts<'a>(references: impl IntoIterator<Item = &'a str>) -> Self {
-        let (mut chinese, mut others) = (0, 0);
-        for text in references {
-            match text.chars().any(|c| ('\u{4E00}'..='\u{9FFF}').contains(&c)) {
-                true => chinese += 1,
-                false => others += 1,
-            }
-        }
-        if chinese > others { Self::Zh } else { Self::V13a }
+        if crate::score::are_mostly_chinese(references) { Self::Zh } else { Self::V13a }
     }
 
     /// As signatures and the command line of sacreBLEU have it.

@@ -3,10 +3,42 @@
 use super::Amount;
 use crate::data::batch::{Arrangement, BatchSize, Halves, Visit};
 use crate::data::{Batch, Batcher, BatcherState, LabelledSet};
-use crate::tape::{self, MemoryUse, Mode, Tape};
+use crate::tape::{self, Loss, MemoryUse, Mode, RunOptions, Tape};
 use crate::train::config::{Config, Layout};
 use crate::train::example_source::{self, ExampleSource};
 use crate::train::trainer::Error;
+use std::collections::VecDeque;
+
+/// Batches of an update that were drawn in advance, and what their rows weigh together.
+pub(super) struct Drawn<B> {
+    batches: VecDeque<B>,
+    weight: f64,
+}
+
+impl<B> Drawn<B> {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { batches: VecDeque::new(), weight: 0.0 }
+    }
+
+    /// Adds a batch whose rows weigh so much.
+    pub(super) fn push(&mut self, batch: B, weight: f64) {
+        self.batches.push_back(batch);
+        self.weight += weight;
+    }
+
+    /// The next one.
+    pub(super) fn pop(&mut self) -> Option<B> {
+        self.batches.pop_front()
+    }
+
+    /// Has `losses` divided by what the rows of all these batches weigh, instead of each batch by its own and by how many
+    /// they are.
+    pub(super) fn count_rows_alike(&self, losses: impl Iterator<Item = Loss>, options: &mut RunOptions) {
+        options.loss_weights = losses.map(|loss| (loss, self.weight)).collect();
+        options.loss_factor = 1.0;
+    }
+}
 
 /// The examples of a run, and where their drawing stands.
 pub(super) struct Drawing {

@@ -4,7 +4,7 @@
 //! Several tasks may be learned together (`train.mix`): each update then takes a batch of each, and their losses are added
 //! with weights (Caruana 1997, "Multitask Learning"). Only the first is evaluated.
 
-use super::drawing::{self, Drawing};
+use super::drawing::{self, Drawing, Drawn};
 use super::objective::{self, Objective, Recorded, Wanted};
 use super::translated::Generating;
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
@@ -17,7 +17,6 @@ use crate::ops::Device;
 use crate::tape::{self, MemoryUse, Mode, NonFinite, Parameters, Program, Programs, RunOptions, Tape, Value};
 use crate::train::config::{Config, DataFacts, Task};
 use crate::train::trainer::Error;
-use std::collections::VecDeque;
 use std::mem::take;
 use std::sync::Arc;
 
@@ -55,14 +54,11 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Data>, Error> {
         }
         facts.image = facts.image.or(drawing.source.pictures.as_ref().map(|pictures| pictures.input));
         facts.vocabulary = facts.vocabulary.max(drawing.vocabulary);
-        let amount = drawing.amount();
-        let tokens = amount.update_tokens as f64;
+        let tokens = drawing.amount().update_tokens as f64;
         predicted += tokens * predictions_per_token(&config, &drawing);
         update_tokens += tokens;
-        let tokenizer = drawing.source.tokenizer.as_ref().map(Tokenizer::to_json);
-        let first =
-            parts.first().and_then(|part: &Part| part.drawing.source.tokenizer.as_ref()).map(Tokenizer::to_json);
-        if !parts.is_empty() && tokenizer != first {
+        let tokenizer = |drawing: &Drawing| drawing.source.tokenizer.as_ref().map(Tokenizer::to_json);
+        if parts.first().is_some_and(|main: &Part| tokenizer(&main.drawing) != tokenizer(&drawing)) {
             let what = format!("train.mix: the tokenizer of {} is not that of the main task", config.train.task.name());
             return Err(Error::Unsupported(format!("{what}; name one for both, as data.tokenizer")));
         }
@@ -190,7 +186,7 @@ impl Data for Examples {
                 first_program,
                 shapes,
                 device: Arc::clone(device),
-                drawn: Drawn::default(),
+                drawn: Drawn::new(),
                 batch: Batch::default(),
                 patches: Vec::new(),
                 wanted: Wanted::default(),
@@ -200,13 +196,6 @@ impl Data for Examples {
     }
 }
 
-/// Batches of an update that were drawn in advance, and what their rows weigh together.
-#[derive(Default)]
-struct Drawn {
-    batches: VecDeque<(Batch, Vec<f32>, Wanted)>,
-    weight: f64,
-}
-
 /// A task under way.
 struct Learner {
     part: Part,
@@ -214,7 +203,7 @@ struct Learner {
     first_program: usize,
     shapes: Vec<Shape>,
     device: Arc<Device>,
-    drawn: Drawn,
+    drawn: Drawn<(Batch, Vec<f32>, Wanted)>,
     /// The last batch, the patches of its images, and what is to be learned from it.
     batch: Batch,
     patches: Vec<f32>,
@@ -258,13 +247,13 @@ impl Learner {
     }
 
     fn draw(&mut self, programs: &mut Programs, first: u64, count: usize) -> Result<(), Error> {
-        self.drawn = Drawn::default();
+        self.drawn = Drawn::new();
         for number in first..first + count as u64 {
             self.next(number)?;
             let index = self.part.drawing.program_of(Mode::Training, &self.batch);
             let program = programs.select(self.first_program + index)?;
-            self.drawn.weight += self.wanted.weigh(program, &self.shapes[index].recorded);
-            self.drawn.batches.push_back((take(&mut self.batch), take(&mut self.patches), take(&mut self.wanted)));
+            let weight = self.wanted.weigh(program, &self.shapes[index].recorded);
+            self.drawn.push((take(&mut self.batch), take(&mut self.patches), take(&mut self.wanted)), weight);
         }
         Ok(())
     }
@@ -276,18 +265,16 @@ impl Learner {
         parameters: &mut Parameters,
         mut options: RunOptions,
     ) -> Result<Learned, Error> {
-        match self.drawn.batches.pop_front() {
+        let drawn = self.drawn.pop();
+        let is_drawn = drawn.is_some();
+        match drawn {
             Some(drawn) => (self.batch, self.patches, self.wanted) = drawn,
-            None => {
-                self.drawn.weight = 0.0;
-                self.next(options.step)?;
-            }
+            None => self.next(options.step)?,
         }
         let (program, recorded) = self.write(programs, Mode::Training)?;
-        if self.drawn.weight > 0.0 {
+        if is_drawn {
             let losses = std::iter::once(recorded.loss).chain(recorded.beside.map(|(_, loss)| loss));
-            options.loss_weights = losses.map(|loss| (loss, self.drawn.weight)).collect();
-            options.loss_factor = 1.0;
+            self.drawn.count_rows_alike(losses, &mut options);
         }
         options.loss_factor *= self.part.weight;
         program.run(parameters, &options)?;
@@ -357,10 +344,7 @@ struct WithExamples {
 
 impl Job for WithExamples {
     fn draw(&mut self, first: u64, count: usize) -> Result<(), Error> {
-        if count > 1 {
-            self.learners.iter_mut().try_for_each(|learner| learner.draw(&mut self.programs, first, count))?;
-        }
-        Ok(())
+        self.learners.iter_mut().try_for_each(|learner| learner.draw(&mut self.programs, first, count))
     }
 
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error> {

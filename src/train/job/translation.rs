@@ -4,7 +4,7 @@
 //! Both sides of a batch are padded to one length. The decoder reads `[CLS] b` and predicts `b [SEP]`, so it has one
 //! position less than its rows. An evaluation translates some of the examples, greedily, for BLEU and chrF.
 
-use super::drawing::{self, Drawing};
+use super::drawing::{self, Drawing, Drawn};
 use super::examples::name_of_non_finite;
 use super::translated::{self, Generating};
 use super::{Amount, Data, DrawState, Evaluation, Job, Learned, not_finite};
@@ -18,7 +18,6 @@ use crate::ops::Device;
 use crate::tape::{self, Loss, MemoryUse, Mode, Parameters, Programs, RunOptions, Tape, Value};
 use crate::train::config::{Config, DataFacts};
 use crate::train::trainer::Error;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 struct Pairs {
@@ -130,8 +129,7 @@ impl Data for Pairs {
             settings: config.clone(),
             device: Arc::clone(device),
             drawing: self.drawing,
-            drawn: VecDeque::new(),
-            drawn_weight: 0.0,
+            drawn: Drawn::new(),
             batch: Batch::default(),
             written: Written::default(),
         }))
@@ -175,9 +173,7 @@ struct Translation {
     drawing: Drawing,
     programs: Programs,
     shapes: Vec<Shape>,
-    /// Batches that were drawn in advance, and the tokens to predict in them together.
-    drawn: VecDeque<(Batch, Written)>,
-    drawn_weight: f64,
+    drawn: Drawn<(Batch, Written)>,
     /// The last batch.
     batch: Batch,
     written: Written,
@@ -216,27 +212,24 @@ impl Translation {
 
 impl Job for Translation {
     fn draw(&mut self, _first: u64, count: usize) -> Result<(), Error> {
-        self.drawn.clear();
-        self.drawn_weight = 0.0;
-        for _ in 0..if count > 1 { count } else { 0 } {
-            let mut batch = Batch::default();
+        self.drawn = Drawn::new();
+        for _ in 0..count {
+            let (mut batch, mut written) = (Batch::default(), Written::default());
             self.drawing.next(&mut batch)?;
-            let mut written = Written::default();
             written.fill(&batch);
-            self.drawn_weight += written.predicted.iter().filter(|&&target| target != IGNORED).count() as f64;
-            self.drawn.push_back((batch, written));
+            let weight = written.predicted.iter().filter(|&&target| target != IGNORED).count() as f64;
+            self.drawn.push((batch, written), weight);
         }
         Ok(())
     }
 
     fn learn(&mut self, parameters: &mut Parameters, options: &RunOptions) -> Result<Learned, Error> {
         let mut options = options.clone();
-        match self.drawn.pop_front() {
+        match self.drawn.pop() {
             Some(drawn) => {
                 (self.batch, self.written) = drawn;
                 let loss = self.shapes[self.drawing.program_of(Mode::Training, &self.batch)].loss;
-                options.loss_weights = vec![(loss, self.drawn_weight)];
-                options.loss_factor = 1.0;
+                self.drawn.count_rows_alike(std::iter::once(loss), &mut options);
             }
             None => {
                 self.drawing.next(&mut self.batch)?;

@@ -93,20 +93,16 @@ impl Objective for Spans {
 
     fn judge(&mut self, set: &LabelledSet) -> Result<Evaluation, Error> {
         let (mut predictions, mut golds) = (Vec::new(), Vec::new());
-        let (mut has_unanswerable, mut chinese) = (false, 0);
         let questions: Result<Vec<_>, _> = (0..set.rows()).map(|row| set.question(row)).collect();
         let questions = questions?;
-        for question in &questions {
-            has_unanswerable |= question.answers.is_empty();
-            chinese += usize::from(question.context.chars().any(|c| ('\u{4E00}'..='\u{9FFF}').contains(&c)));
-        }
+        let has_unanswerable = questions.iter().any(|question| question.answers.is_empty());
         for (row, question) in questions.iter().enumerate() {
             let found = self.found.get(&row).filter(|found| !has_unanswerable || found.score > 0.0);
             predictions.push(found.map_or(String::new(), |found| text_of(set, found, &question.context)));
             golds.push(question.answers.clone());
         }
         self.found.clear();
-        let language = if 2 * chinese > questions.len() { squad::Language::Chinese } else { squad::Language::English };
+        let language = squad::Language::of_texts(questions.iter().map(|question| question.context.as_str()));
         let asked = questions.iter().zip(&predictions);
         let lines = asked.map(|(question, found)| prediction::answer(&question.id, found, &question.answers)).collect();
         let report = squad::Report::new(&predictions, &golds, squad::Rules { language, has_unanswerable })?;

@@ -5,7 +5,8 @@ use crate::data::labelled::Label;
 use crate::data::{Batch, LabelledSet};
 use crate::model::Transformer;
 use crate::model::encode::sigmoid;
-use crate::score::{classification, prediction, regression};
+use crate::score::prediction::{self, LABEL_THRESHOLD};
+use crate::score::{classification, regression};
 use crate::tape::{Tape, Value};
 use crate::train::config::Config;
 use crate::train::example_source::ExampleSource;
@@ -21,9 +22,6 @@ pub(super) struct Values {
     predictions: Vec<f64>,
     lines: Predictions,
 }
-
-/// A label applies from this probability on.
-const THRESHOLD: f64 = 0.5;
 
 impl Values {
     /// A number for each text.
@@ -104,7 +102,7 @@ impl Objective for Values {
             } else {
                 let probabilities: Vec<f64> = row.iter().map(|&logit| sigmoid(logit)).collect();
                 let applies: Vec<bool> = truths.iter().map(|&truth| truth > 0.5).collect();
-                prediction::labels(index, set.classes(), &applies, &probabilities, THRESHOLD)
+                prediction::labels(index, set.classes(), &applies, &probabilities, LABEL_THRESHOLD)
             };
             self.lines.insert(index, line);
             self.truths.extend(truths.into_iter().map(f64::from));
@@ -128,9 +126,10 @@ impl Objective for Values {
                 ..Evaluation::default()
             });
         }
-        let scores: Vec<f32> = predictions.iter().map(|&logit| (1.0 / (1.0 + (-logit).exp())) as f32).collect();
+        let scores: Vec<f32> = predictions.iter().map(|&logit| sigmoid(logit as f32) as f32).collect();
         let truths: Vec<bool> = truths.iter().map(|&truth| truth > 0.5).collect();
-        let report = classification::MultiLabelReport::at_threshold(set.classes(), &scores, &truths, THRESHOLD as f32)?;
+        let report =
+            classification::MultiLabelReport::at_threshold(set.classes(), &scores, &truths, LABEL_THRESHOLD as f32)?;
         Ok(Evaluation {
             figures: vec![
                 ("subset_accuracy", report.subset_accuracy),
