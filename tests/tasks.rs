@@ -86,13 +86,14 @@ fn questions(seed: u64, count: usize) -> String {
 
 /// A run of a tiny encoder on `train` and `val`.
 fn encoder(scratch: &Scratch, out: &str, sets: &[&str]) -> Command {
-    const TINY: [&str; 24] = [
+    const TINY: [&str; 25] = [
         "model.architecture=encoder",
         "model.layers=2",
         "model.heads=2",
         "model.channels=16",
         "model.block=32",
         "model.norm_place=post",
+        "model.convolution_taps=0",
         "model.activation=gelu",
         "model.embedding_norm=true",
         "model.token_types=2",
@@ -233,6 +234,31 @@ fn classes_that_a_word_decides_are_learned() {
     assert!(report.contains("Last evaluation") && report.contains("good"));
     // The best one by accuracy is kept.
     assert!(names(&scratch.path("run/checkpoints")).contains(&"best".to_owned()));
+}
+
+#[test]
+fn texts_are_cut_as_in_training_where_a_checkpoint_is_used() {
+    let scratch = scratch();
+    let sets = ["train.task=classification", "data.max_tokens=6", "data.keep=both", "train.eval_every=12"];
+    succeed(encoder(&scratch, "run", &sets));
+    let probabilities = |file: &Path| -> Vec<f64> {
+        let of_good = |line: &Value| line["probabilities"]["good"].as_f64().unwrap();
+        common::lines(file).iter().map(of_good).collect()
+    };
+    let trained = probabilities(&scratch.path("run/predictions.jsonl"));
+    let distance = |options: &[&str]| {
+        let mut evaluate = Command::new(env!("CARGO_BIN_EXE_engine-run"));
+        evaluate.arg("evaluate").arg(checkpoint(&scratch.path("run"), 12)).arg("--data").arg(scratch.path("val.tsv"));
+        evaluate.arg("--predictions").arg(scratch.path("found.jsonl")).args(options);
+        succeed(evaluate);
+        let found = probabilities(&scratch.path("found.jsonl"));
+        assert_eq!(found.len(), trained.len());
+        found.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    // Batches are others, and with them the order of sums.
+    assert!(distance(&[]) < 1e-6);
+    assert!(distance(&["--keep", "start"]) > 1e-5);
+    assert!(distance(&["--max-tokens", "32"]) > 1e-5);
 }
 
 #[test]

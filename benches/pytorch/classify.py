@@ -2,7 +2,8 @@
 
     python benches/pytorch/classify.py --model FOLDER --train imdb_train.tsv.gz --dev imdb_dev.tsv.gz --threads 2
 
-Reviews are cut at `--max-tokens`, go into rows of `--buckets` lengths, evenly spaced, and batches have as many tokens,
+Reviews longer than `--max-tokens` lose their middle, as with `data.keep = "both"` (a quarter of what is left comes from the
+start), or their end (`--keep start`); they go into rows of `--buckets` lengths, evenly spaced, and batches have as many tokens,
 padding included, as `--batch` rows of the longest: as `data.layout = "padded"` does. AdamW, linear decay after a warm-up,
 clip 1.0, dropout as the folder says. Seconds count training steps only, not evaluation; tokens do not count padding.
 """
@@ -24,6 +25,16 @@ def read(path):
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def cut(tokens, longest, keep):
+    """`[CLS] text [SEP]` of at most `longest` tokens."""
+    room = longest - 2
+    if len(tokens) <= longest:
+        return tokens
+    text = tokens[1:-1]
+    head = room if keep == "start" else room // 4
+    return [tokens[0], *text[:head], *text[len(text) - (room - head) :], tokens[-1]]
 
 
 def batches(lengths, options, shuffled):
@@ -61,9 +72,10 @@ def main():
     parser.add_argument("--train", required=True)
     parser.add_argument("--dev", required=True)
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--keep", choices=["start", "both"], default="both")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--buckets", type=int, default=4)
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--steps", type=int, help="stop after so many, for timing")
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--warmup", type=int, default=100)
@@ -77,10 +89,12 @@ def main():
     random.seed(options.seed)
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(options.max_tokens)
+    tokenizer.no_truncation()
     (texts, labels), (dev_texts, dev_labels) = read(options.train), read(options.dev)
     names = sorted(set(labels))
-    encode = lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    encode = lambda texts: [
+        cut(encoding.ids, options.max_tokens, options.keep) for encoding in tokenizer.encode_batch(texts)
+    ]
     encoded, dev = encode(texts), encode(dev_texts)
     targets = torch.tensor([names.index(label) for label in labels])
     dev_targets = torch.tensor([names.index(label) for label in dev_labels])

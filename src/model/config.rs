@@ -2,6 +2,7 @@
 //! Hugging Face `config.json` can express is the business of [`huggingface`](super::huggingface).
 
 use super::image::ImageInput;
+use crate::data::labelled::Keep;
 use crate::ops::linear::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -157,7 +158,31 @@ pub struct ModelConfig {
     pub other: Map<String, Value>,
 }
 
+/// How long texts were cut for training: what is asked later has to be cut alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextCut {
+    /// Tokens of a text at most, special ones included.
+    pub max_tokens: usize,
+    /// Which part is kept.
+    pub keep: Keep,
+}
+
+/// The key of `config.json` for [`TextCut`].
+const TEXT_CUT: &str = "engine_texts";
+
+impl TextCut {
+    /// The key and its value for [`ModelConfig::other`].
+    pub(crate) fn entry(self) -> (String, Value) {
+        (TEXT_CUT.into(), serde_json::json!(self))
+    }
+}
+
 impl ModelConfig {
+    /// How texts were cut for training, where the folder says.
+    pub fn text_cut(&self) -> Option<TextCut> {
+        self.other.get(TEXT_CUT).and_then(|value| TextCut::deserialize(value).ok())
+    }
+
     /// GPT-2 (124M; Radford et al. 2019).
     pub fn gpt2() -> Self {
         Self {

@@ -15,7 +15,7 @@ use engine::data::labelled::{Empty, Label, Long, Options, Task};
 use engine::data::masking::{Masked, Masker, Masking};
 use engine::data::table::{Quotes, Table};
 use engine::data::{Batch, LabelledSet, Tokenizer};
-use engine::model::config::Architecture;
+use engine::model::config::{Architecture, TextCut};
 use engine::model::encode::{Example, Output, SpanOptions, best_spans, top};
 use engine::model::image::ImageInput;
 use engine::model::translate::is_translator;
@@ -131,8 +131,7 @@ fn judge_texts(arguments: &EvaluateArguments, folder: &Path) -> anyhow::Result<F
     if wanted == Wanted::MaskedLm && arguments.predictions.is_some() {
         bail!("--predictions: masked-lm has no labels to write predictions of; leave it out");
     }
-    let block = loaded.model.config().block;
-    let set = read(arguments, wanted, &tokenizer, &loaded, arguments.batch.max_tokens.unwrap_or(block).min(block))?;
+    let set = read(arguments, wanted, &tokenizer, &loaded)?;
     let examples: Vec<Example> = (0..set.len()).map(|example| example_of(&set, example)).collect();
     match wanted {
         Wanted::Classification | Wanted::MultiLabel | Wanted::Regression => {
@@ -168,8 +167,8 @@ fn read(
     wanted: Wanted,
     tokenizer: &Tokenizer,
     loaded: &Loaded,
-    max_tokens: usize,
 ) -> anyhow::Result<LabelledSet> {
+    let TextCut { max_tokens, keep } = arguments.batch.cut(loaded.model.config());
     let (text, pair) = (arguments.text_column.clone(), arguments.pair_column.clone());
     let label = arguments.label_column.clone();
     let classes = loaded.model.config().predictions.classes.clone();
@@ -195,7 +194,7 @@ fn read(
     let shares_row = wanted == Wanted::Translation && loaded.model.config().architecture == Architecture::Decoder;
     let max_tokens = if shares_row { max_tokens / 2 } else { max_tokens };
     let mut options = Options::new(task, max_tokens);
-    options.keep = arguments.batch.keep;
+    options.keep = keep;
     options.empty = if arguments.skip_empty { Empty::Skip } else { Empty::Refuse };
     if matches!(wanted, Wanted::Classification | Wanted::MultiLabel) {
         options.classes = classes;

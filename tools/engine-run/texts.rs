@@ -7,6 +7,8 @@ use clap::Args;
 use engine::data::labelled::{Keep, longest_first};
 use engine::data::table::{Quotes, Row, Table};
 use engine::data::{SpecialTokens, Tokenizer};
+use engine::model::ModelConfig;
+use engine::model::config::TextCut;
 use engine::model::encode::{Arrangement, Encoder, Error, Example, Output};
 use rayon::prelude::*;
 use std::io::{self, IsTerminal, Read};
@@ -41,13 +43,14 @@ pub struct TextArguments {
 
 #[derive(Args)]
 pub struct BatchArguments {
-    /// Tokens of a text at most, special ones included: longer ones are cut. The model's own limit if not given.
+    /// Tokens of a text at most, special ones included: longer ones are cut. As in training if not given, where the folder
+    /// says that, else the model's own limit.
     #[arg(long, value_name = "N", value_parser = crate::at_least_one)]
     pub max_tokens: Option<usize>,
-    /// Which part is kept of a text that is cut: its `start`, its `end`, or `both` (a quarter and three quarters). Use what
-    /// the model was trained with.
-    #[arg(long, default_value = "start", value_name = "PART")]
-    pub keep: Keep,
+    /// Which part is kept of a text that is cut: its `start`, its `end`, or `both` (a quarter and three quarters). As in
+    /// training if not given, where the folder says that, else the start.
+    #[arg(long, value_name = "PART")]
+    keep: Option<Keep>,
     /// Tokens that are worked on together.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = crate::at_least_one)]
     pub batch: usize,
@@ -60,6 +63,15 @@ pub struct BatchArguments {
 }
 
 impl BatchArguments {
+    /// How texts are cut for a model.
+    pub fn cut(&self, config: &ModelConfig) -> TextCut {
+        let trained = config.text_cut().unwrap_or(TextCut { max_tokens: config.block, keep: Keep::Start });
+        TextCut {
+            max_tokens: self.max_tokens.unwrap_or(trained.max_tokens).min(config.block),
+            keep: self.keep.unwrap_or(trained.keep),
+        }
+    }
+
     pub fn arrangement(&self) -> Arrangement {
         match self.padded {
             true => Arrangement::Padded { batch_tokens: self.batch },
@@ -151,11 +163,11 @@ impl<'a> Framer<'a> {
     pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, batch: &BatchArguments) -> anyhow::Result<Self> {
         let config = loaded.model.config();
         check_vocabulary(tokenizer, config)?;
-        let most = batch.max_tokens.unwrap_or(config.block).min(config.block);
+        let TextCut { max_tokens: most, keep } = batch.cut(config);
         if most < 5 {
             bail!("--max-tokens {most} leaves no room beside the special tokens; use 5 or more");
         }
-        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most, keep: batch.keep })
+        Ok(Self { tokenizer, special: SpecialTokens::find(tokenizer), most, keep })
     }
 
     /// The token that is to be filled in.

@@ -3,7 +3,7 @@
 
 use super::choices::{ActivationKind, LoraTargets, PositionKind};
 use super::{Config, Model, Task};
-use crate::model::config::{Architecture, Convolution, Heads, LanguageHead, Positions};
+use crate::model::config::{Architecture, Convolution, Heads, LanguageHead, Positions, TextCut};
 use crate::model::image::ImageInput;
 use crate::model::lora::LoraOptions;
 use crate::model::treatment::{Adapts, Lora, Treatment};
@@ -81,7 +81,8 @@ impl Config {
         }
     }
 
-    /// What `transformers` calls the task of a classifier; and that a decoder translates, which nothing else of it says.
+    /// Keys of `config.json` beside the model: what `transformers` calls the task of a classifier; that a decoder
+    /// translates, which nothing else of it says; how texts are cut.
     fn purpose(&self) -> serde_json::Map<String, serde_json::Value> {
         let of_task = |task| match task {
             Task::Classification | Task::ImageClassification => Some(("problem_type", "single_label_classification")),
@@ -91,7 +92,13 @@ impl Config {
             _ => None,
         };
         let found = self.all_tasks().filter_map(of_task);
-        found.map(|(key, name)| (key.to_owned(), name.into())).collect()
+        let mut keys: serde_json::Map<_, _> = found.map(|(key, name)| (key.to_owned(), name.into())).collect();
+        if !matches!(self.train.task, Task::CausalLm | Task::ImageClassification) {
+            let max_tokens = self.data.max_tokens.unwrap_or(self.model.block);
+            let (key, cut) = TextCut { max_tokens, keep: self.data.keep }.entry();
+            keys.insert(key, cut);
+        }
+        keys
     }
 
     /// How the model's parameters are trained.
