@@ -14,6 +14,7 @@ mod matrices;
 mod observers;
 mod programs;
 mod reference;
+mod resident;
 mod speed;
 mod stack;
 mod triton;

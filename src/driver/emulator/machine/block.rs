@@ -132,6 +132,16 @@ impl Block {
         self.warps.iter_mut().try_for_each(|warp| warp.start(launch, index))
     }
 
+    /// After it has ended: keeps a little memory for the next block, and gives back the rest.
+    pub fn trim(&mut self, launch: &Launch<'_>) {
+        self.warps.iter_mut().for_each(|warp| warp.trim(&launch.resident));
+    }
+
+    /// Gives back all memory; the block does not run again.
+    pub fn give_back(&mut self, launch: &Launch<'_>) {
+        self.warps.iter_mut().for_each(|warp| warp.give_back(&launch.resident));
+    }
+
     /// Runs until all threads have exited or `slice` instructions are used up.
     pub fn run<O: Observe>(&mut self, worker: &mut Worker<'_, O>, slice: &mut i64) -> Outcome<Progress> {
         worker.clock = self.clock;
