@@ -15,6 +15,7 @@ mod observers;
 mod programs;
 mod reference;
 mod resident;
+mod scheduling;
 mod speed;
 mod stack;
 mod triton;

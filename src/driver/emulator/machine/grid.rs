@@ -43,6 +43,8 @@ struct Progresses<'l, 'p> {
     launch: &'l Launch<'p>,
     room: Room,
     next: AtomicU64,
+    /// Blocks that have not ended.
+    unfinished: AtomicU64,
     spent: AtomicU64,
     /// Blocks that run beside the first one of their thread.
     beside: AtomicU64,
@@ -62,6 +64,7 @@ pub fn run<O: Observe>(launch: &Launch<'_>, observers: Vec<O>) -> GridResult<O> 
         launch,
         room,
         next: AtomicU64::new(0),
+        unfinished: AtomicU64::new(blocks),
         spent: AtomicU64::new(0),
         beside: AtomicU64::new(0),
         lacked_room: AtomicBool::new(false),
@@ -196,11 +199,13 @@ impl Progresses<'_, '_> {
             let slice = if is_shared { COOPERATIVE_SLICE } else { BLOCK_SLICE };
             let slice = slice.min(i64::try_from(affordable).unwrap_or(i64::MAX));
             let mut left = slice;
+            worker.is_alone = self.unfinished.load(Relaxed) == 1;
             let result = block.run(&mut worker, &mut left);
             let spent = self.spent.fetch_add((slice - left).max(0) as u64, Relaxed) + (slice - left).max(0) as u64;
             wants_more = launch.is_cooperative;
             let stopped = match result {
                 Ok(Progress::Done) => {
+                    self.unfinished.fetch_sub(1, Relaxed);
                     if !block.output.is_empty()
                         && let Ok(mut outputs) = self.outputs.lock()
                     {

@@ -25,6 +25,8 @@ pub enum State {
         members: u32,
         is_barrier: bool,
     },
+    /// The warp's other lanes must come to the same barrier, for it takes all of them together.
+    Aligned,
     /// The barrier of this number; `reduction` says where its result goes.
     Barrier {
         id: u32,
@@ -268,7 +270,7 @@ impl Warp {
         }
         // Who waits for lanes that are gone must look again.
         for group in &mut self.groups {
-            if matches!(group.state, State::Converge { .. }) {
+            if matches!(group.state, State::Converge { .. } | State::Aligned) {
                 group.state = State::Ready;
             }
         }
@@ -296,6 +298,11 @@ impl Warp {
         }?;
         self.groups[chosen].last_run = self.turn;
         Some(chosen)
+    }
+
+    /// True if other lanes than those of the group can run.
+    pub fn others_run(&self, index: usize) -> bool {
+        self.groups.iter().enumerate().any(|(other, group)| other != index && group.state == State::Ready)
     }
 
     /// The place at which the group meets the next one, if any is ahead in the same frame.
@@ -376,6 +383,12 @@ impl Warp {
             }
         }
         false
+    }
+
+    /// Lets lanes go to their barrier without those that they wait for. Returns false if there are none.
+    pub fn release_aligned(&mut self) -> bool {
+        let waiting = self.groups.iter_mut().find(|group| group.state == State::Aligned);
+        waiting.map(|group| group.state = State::Ready).is_some()
     }
 }
 
