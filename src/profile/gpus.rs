@@ -115,12 +115,14 @@ pub const GPUS: [Gpu; 12] = [
         dram_bytes: 180 * GIB,
         // 7680 bits at twice 3996 MHz, which devices report; the data sheet rounds it up to 8 TB/s.
         dram_bytes_per_second: 7672e9,
+        // "L2 cache capacity to 126 MB" (Blackwell tuning guide, 1.4.2.2, as NVIDIA/cudnn-frontend pull request 1164 has
+        // it); a device reports 126.5 MiB.
         l2_bytes: 126 * MIB,
         f32_flops_per_second: 75e12,
         tensor_flops_per_second: 2250e12,
         f16_accumulate_speedup: 1.0,
-        source: "DGX B200 and HGX B200 data sheets, an eighth of the system; Blackwell tuning guide (L2); what a device \
-                 reports, in pytorch/ao pull request 4002 (bandwidth, multiprocessors)",
+        source: "DGX B200 and HGX B200 data sheets, an eighth of the system; Blackwell tuning guide, 1.4.2.2 (L2); what a \
+                 device reports, in pytorch/ao pull request 4002 (bandwidth, multiprocessors)",
     },
     Gpu {
         name: "RTX-3090",

@@ -1,5 +1,13 @@
 //! A kernel around a few lines of PTX, for tests that are about those lines.
 
+use std::sync::{Mutex, MutexGuard};
+
+/// Tests that take or measure gigabytes run one at a time while they hold this.
+pub fn much_memory() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// A kernel of one buffer. `%a1` is its address, `%t` the thread, `%w` the thread times 4, `%s` that offset in the shared
 /// `tile`, `%a2` that element of the buffer, `%n` the block; `own` is a local array.
 pub fn kernel(body: &str) -> String {

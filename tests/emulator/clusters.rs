@@ -170,3 +170,36 @@ fn a_kernel_of_larger_clusters_is_refused() {
     assert!(message.contains("clusters of [2, 1, 1] blocks; the emulator has clusters of one"), "{message}");
     launch("one").unwrap();
 }
+
+/// A kernel that calls what it finds in a variable, where the only function is.
+fn through_a_pointer(function: &str) -> String {
+    let call = "ld.global.u64 %a3, [table];\ncall %a3, (%a2), P;\nP: .callprototype _ (.reg .b64 _);";
+    let functions = format!(
+        ".func f(.reg .b64 o) {{\n.reg .b64 %a<3>;\n.reg .b32 %r<5>;\n.reg .pred %p;\n{function}\nret;\n}}\n\
+         .global .u64 table[1] = {{f}};\n.visible .entry"
+    );
+    kernel(call).replacen(".visible .entry", &functions, 1)
+}
+
+#[test]
+fn what_a_function_needs_its_callers_have_also_through_pointers() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let launch = |function: &str| {
+        let module = emulator.load("k.ptx", &through_a_pointer(function)).unwrap();
+        let data = emulator.upload(&[0u32; 64]).unwrap();
+        let (config, params) = (LaunchConfig::new([1, 1, 1], [64, 1, 1]), Params::new().u64(data));
+        let (_, findings) = emulator.launch_sanitized(&module, "k", config, params.as_bytes()).unwrap();
+        (findings, emulator.download::<u32>(data, 64).unwrap())
+    };
+    // Shared memory that is the system's, as cooperative groups use it.
+    let uses_reserved = "mov.u32 %r1, %tid.x;\nmov.u32 %r2, %reserved_smem_offset_begin;\nshl.b32 %r3, %r1, 2;\n\
+                         add.u32 %r2, %r2, %r3;\nst.shared.u32 [%r2], %r1;\nld.shared.u32 %r4, [%r2];\n\
+                         st.global.u32 [o], %r4;";
+    assert_eq!(launch(uses_reserved), (vec![], (0..64).collect()));
+    // The workspace of a cooperative launch, without which grid.sync() traps.
+    let synchronises = "mov.u32 %r1, %envreg1;\nmov.u32 %r2, %envreg2;\nor.b32 %r1, %r1, %r2;\nsetp.eq.u32 %p, %r1, 0;\n\
+                        @%p trap;";
+    let (findings, _) = launch(synchronises);
+    let [finding] = findings.as_slice() else { panic!("{findings:#?}") };
+    assert!(finding.detail.contains("cuLaunchCooperativeKernel"), "{finding}");
+}

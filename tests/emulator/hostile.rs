@@ -2,6 +2,8 @@
 
 use engine::driver::emulator::{DeviceFacts, Emulator, EmulatorError, FaultKind, LaunchConfig};
 
+use super::body::much_memory;
+
 const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
 fn refuse(body: &str) -> String {
@@ -282,12 +284,22 @@ fn huge_variables_cost_no_memory_until_they_are_touched() {
         "{HEAD}.global .b8 huge[15000000000];\n.visible .entry k() {{\n.reg .b64 %a;\n.reg .b32 %r;\n\
          mov.u64 %a, huge;\nld.global.u32 %r, [%a+14999999996];\nst.global.u32 [%a+14999999996], %r;\nret;\n}}"
     );
+    let _alone = much_memory();
     let before = resident_bytes();
     let module = emulator.load("t.ptx", &text).unwrap();
     emulator.launch(&module, "k", LaunchConfig::new([1, 1, 1], [32, 1, 1]), &[]).unwrap();
     assert!(resident_bytes().saturating_sub(before) < 1 << 31);
     assert!(emulator.load("t.ptx", &text).map(|_| ()).unwrap_err().to_string().contains("free"));
     emulator.unload(module);
+}
+
+#[test]
+fn kernels_that_launch_kernels_are_refused_as_such() {
+    let message = refuse(
+        ".extern .func (.param .b64 d) __cudaCDP2GetParameterBufferV2(.param .b64 a);\n\
+         .visible .entry k() {\n.param .b64 a, d;\ncall (d), __cudaCDP2GetParameterBufferV2, (a);\nret;\n}",
+    );
+    assert!(message.contains("dynamic parallelism: the emulator has no kernels that launch kernels"), "{message}");
 }
 
 #[test]
@@ -314,6 +326,7 @@ fn endless_recursion_of_a_whole_block_is_stopped_within_bounded_memory() {
          .visible .entry k() {{\n.param .b32 m;\nst.param.u32 [m], 0;\ncall f, (m);\nret;\n}}"
     );
     let module = emulator.load("t.ptx", &text).unwrap();
+    let _alone = much_memory();
     let before = resident_bytes();
     let error = emulator.launch(&module, "k", LaunchConfig::new([8, 1, 1], [1024, 1, 1]), &[]).unwrap_err();
     assert!(error.to_string().contains("stack overflow"), "{error}");

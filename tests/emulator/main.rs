@@ -14,6 +14,8 @@ mod matrices;
 mod observers;
 mod programs;
 mod reference;
+mod resident;
+mod scheduling;
 mod speed;
 mod stack;
 mod triton;

@@ -309,7 +309,9 @@ pub enum Special {
     One,
 }
 
-/// Shared memory that is the system's, in blocks of kernels that look for it.
+/// Shared memory that is the system's, in blocks of kernels that look for it: "CUDA reserves 1 KB of shared memory per thread
+/// block" (Blackwell tuning guide, 1.4.2.3, as NVIDIA/cudnn-frontend pull request 1164 has it). %reserved_smem_offset_cap is
+/// its "total size" (PTX ISA, 10.29).
 pub const RESERVED_SHARED_BYTES: u32 = 1024;
 
 impl Special {

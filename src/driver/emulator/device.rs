@@ -8,7 +8,7 @@ use super::error::{EmulatorError, Fault, Result};
 use super::heap::DEFAULT_HEAP_BYTES;
 use super::lanes::Level;
 use super::machine::observe::{Nothing, Observe};
-use super::machine::stack::ResidentMemory;
+use super::machine::resident::ResidentMemory;
 use super::machine::{Launch, grid};
 use super::memory::DeviceMemory;
 use super::module::{self, Module};
@@ -325,7 +325,7 @@ impl Emulator {
             is_cooperative: config.is_cooperative,
             workspace,
             budget: self.budget,
-            resident: ResidentMemory::default(),
+            resident: ResidentMemory::new(O::SHADOW),
             start: self.start,
         };
         let result = grid::run(&launch, observers);

@@ -50,7 +50,7 @@ mod sanitizer;
 mod soft_float;
 
 pub use counters::Counters;
-pub use decode::program::{FormalParameter, FunctionInfo, HostFunction, Meta, Program};
+pub use decode::program::{FormalParameter, Frames, FunctionInfo, HostFunction, Meta, Program};
 pub use device::{Emulator, LaunchReport};
 pub use error::{Access, EmulatorError, Fault, FaultKind, Result};
 pub use facts::DeviceFacts;

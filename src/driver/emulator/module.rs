@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::ast::{self, InitialWord, Linkage, Space, VariableRef};
+use super::decode::call_graph::CallGraph;
 use super::decode::function::DecodedFunction;
-use super::decode::program::{CallTarget, FunctionInfo, HostFunction, Op, Program};
+use super::decode::program::{FunctionInfo, HostFunction, Op, Program};
 use super::decode::{Decoder, Environment, FUNCTION_BASE, Placement, SHARED_WINDOW};
 use super::error::{EmulatorError, Result};
 use super::lanes::Level;
@@ -214,10 +215,17 @@ fn build(
             decoded[index] = Some(result);
         }
     }
-    let callees = callees(&decoded);
-    refuse_callers(&callees, &mut refusals);
-    spread_to_callers(&callees, &mut decoded, |info| &mut info.reads_workspace);
-    spread_to_callers(&callees, &mut decoded, |info| &mut info.reads_reserved_shared);
+    let in_variables =
+        parsed.variables.iter().flat_map(|variable| &variable.init).filter_map(|value| match value.value {
+            InitialWord::Address { name, .. } => function_index.get(name).map(|&index| index as usize),
+            InitialWord::Bits(_) => None,
+        });
+    let calls = CallGraph::new(&decoded, in_variables.collect());
+    calls.refuse_callers(&mut refusals);
+    calls.spread_to_callers(&mut decoded, |info| &mut info.reads_workspace);
+    calls.spread_to_callers(&mut decoded, |info| &mut info.reads_reserved_shared);
+    calls.spread_to_callers(&mut decoded, |info| &mut info.sums_floats);
+    calls.measure(&mut decoded);
     // A module of which nothing can run is wrong as a whole.
     let mut kernels =
         signatures.iter().zip(&refusals).filter(|(signature, _)| signature.is_entry && signature.is_defined);
@@ -232,12 +240,6 @@ fn build(
     }
     for (signature, refusal) in signatures.iter_mut().zip(&refusals) {
         signature.refusal = refusal.clone().map(Box::new);
-    }
-    // A kernel that calls may reach any function.
-    let any_sums = decoded.iter().flatten().any(|result| !result.info.is_entry && result.info.sums_floats);
-    for result in decoded.iter_mut().flatten() {
-        let calls = result.code.iter().any(|instr| matches!(instr.op, Op::Call(_)));
-        result.info.sums_floats |= calls && any_sums;
     }
     let program = &mut module.program;
     program.common_shared_bytes = common;
@@ -274,67 +276,6 @@ fn build(
         program.functions.push(result.info);
     }
     Ok(())
-}
-
-/// The functions that each function calls by name.
-fn callees(decoded: &[Option<DecodedFunction>]) -> Vec<Vec<usize>> {
-    decoded
-        .iter()
-        .map(|function| {
-            let calls = function.iter().flat_map(|function| &function.code).filter_map(|instr| match &instr.op {
-                Op::Call(call) => Some(call.target),
-                _ => None,
-            });
-            calls
-                .filter_map(|target| match target {
-                    CallTarget::Function(function) => Some(function as usize),
-                    CallTarget::Register(_) => None,
-                })
-                .collect()
-        })
-        .collect()
-}
-
-/// What refuses a function refuses those that call it. A call through a pointer finds out when it happens.
-fn refuse_callers(callees: &[Vec<usize>], refusals: &mut [Option<EmulatorError>]) {
-    let mut has_changed = refusals.iter().any(Option::is_some);
-    while has_changed {
-        has_changed = false;
-        for (caller, callees) in callees.iter().enumerate() {
-            if refusals[caller].is_none()
-                && let Some(refusal) = callees.iter().find_map(|&callee| refusals[callee].clone())
-            {
-                refusals[caller] = Some(refusal);
-                has_changed = true;
-            }
-        }
-    }
-}
-
-/// What is true of a function becomes true of those that call it.
-fn spread_to_callers(
-    callees: &[Vec<usize>],
-    decoded: &mut [Option<DecodedFunction>],
-    field: fn(&mut FunctionInfo) -> &mut bool,
-) {
-    let mut holds: Vec<bool> = decoded
-        .iter_mut()
-        .map(|function| function.as_mut().is_some_and(|function| *field(&mut function.info)))
-        .collect();
-    let mut has_changed = holds.contains(&true);
-    while has_changed {
-        has_changed = false;
-        for (caller, callees) in callees.iter().enumerate() {
-            if !holds[caller] && callees.iter().any(|&callee| holds[callee]) {
-                (holds[caller], has_changed) = (true, true);
-            }
-        }
-    }
-    for (function, holds) in decoded.iter_mut().zip(holds) {
-        if let Some(function) = function {
-            *field(&mut function.info) = holds;
-        }
-    }
 }
 
 /// True if the body names a module-level shared variable, or may by a call.

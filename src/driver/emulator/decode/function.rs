@@ -16,6 +16,8 @@ pub struct DecodedFunction {
     pub flows: Vec<Flow>,
     pub register_uses: Vec<RegisterUse>,
     pub opcodes: Vec<String>,
+    /// Functions whose address it takes.
+    pub addressed: Vec<u32>,
     pub info: FunctionInfo,
 }
 
@@ -135,6 +137,7 @@ impl<'e> Decoder<'e> {
             local_bytes,
             stack_pointer: None,
             carry: None,
+            addressed: Vec::new(),
             code: Vec::new(),
             meta: Vec::new(),
             flows: Vec::new(),
@@ -174,8 +177,8 @@ impl<'e> Decoder<'e> {
         info.sums_floats = decoder.code.iter().any(|instr| instr.op.is_ordered_sum());
         info.register_names =
             decoder.slots.iter().zip(&body.registers).map(|(&slot, (_, name))| (slot, (*name).into())).collect();
-        let Decoder { code, meta, flows, register_uses, opcode_names: opcodes, .. } = decoder;
-        Ok(DecodedFunction { code, meta, flows, register_uses, opcodes, info })
+        let Decoder { code, meta, flows, register_uses, opcode_names: opcodes, addressed, .. } = decoder;
+        Ok(DecodedFunction { code, meta, flows, register_uses, opcodes, addressed, info })
     }
 
     fn label(&self, name: &str) -> Result<u32> {

@@ -3,6 +3,7 @@
 //! Everything that can be wrong with a program's text is found here, before anything runs, and named with its line. The
 //! meaning of each instruction family lies in `execute`; this file has what they share: operands, constants, emission.
 
+pub mod call_graph;
 pub mod control_flow;
 pub mod function;
 pub mod modifiers;
@@ -71,6 +72,8 @@ pub struct Decoder<'e> {
     stack_pointer: Option<u32>,
     /// The condition code's carry bit, once an instruction uses it.
     pub(super) carry: Option<u32>,
+    /// Functions whose address the function takes.
+    addressed: Vec<u32>,
     code: Vec<Instr>,
     meta: Vec<Meta>,
     flows: Vec<Flow>,
@@ -278,6 +281,7 @@ impl<'e> Decoder<'e> {
             Operand::Variable(variable, offset) => self.variable_address(*variable, *offset, planes),
             Operand::Name(name) => {
                 if let Some(&index) = self.environment.functions.get(name) {
+                    self.addressed.push(index);
                     return self.constant(FUNCTION_BASE + 16 * u64::from(index), planes);
                 }
                 if let Some(&index) = self.environment.variables.get(name) {

@@ -129,6 +129,8 @@ pub struct FunctionInfo {
     pub local_bytes: u64,
     /// Plane of each thread's stack pointer, where the function moves it: the end of what it has of local memory.
     pub stack_pointer: Option<u32>,
+    /// What its frame and those of the deepest calls that it may make take; none if nothing bounds them.
+    pub deepest: Option<Frames>,
     /// Static `.shared` bytes of a kernel, and where dynamic shared memory starts.
     pub shared_bytes: u64,
     pub dynamic_shared_align: u64,
@@ -138,17 +140,46 @@ pub struct FunctionInfo {
     pub limits: LaunchLimits,
     /// Registers as declared and used, in 32-bit words per thread (an upper bound of what hardware needs).
     pub register_words: u32,
-    /// Adds floating-point numbers atomically in global memory: in what order shows in the result.
+    /// It or a function that it may call adds floating-point numbers atomically in global memory: in what order shows in the result.
     pub sums_floats: bool,
-    /// It or a function that it calls looks for the workspace of a cooperative launch, to synchronise the grid.
+    /// It or a function that it may call looks for the workspace of a cooperative launch, to synchronise the grid.
     pub reads_workspace: bool,
-    /// It or a function that it calls looks for the system's part of shared memory.
+    /// It or a function that it may call looks for the system's part of shared memory.
     pub reads_reserved_shared: bool,
     /// Names of the registers, by plane.
     pub register_names: Vec<(u32, String)>,
     pub host_function: Option<HostFunction>,
     /// Why it cannot run, if it or a function that it calls has an instruction that is not known here.
     pub refusal: Option<Box<EmulatorError>>,
+}
+
+impl FunctionInfo {
+    /// What one activation takes, without what alloca adds.
+    pub fn own_frame(&self) -> Frames {
+        Frames { local_bytes: self.local_bytes, planes: self.planes }
+    }
+}
+
+/// What activations take: local memory of each thread, and registers of each warp, in planes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Frames {
+    pub local_bytes: u64,
+    pub planes: u32,
+}
+
+impl Frames {
+    /// The larger of each.
+    pub fn max(self, other: Self) -> Self {
+        Self { local_bytes: self.local_bytes.max(other.local_bytes), planes: self.planes.max(other.planes) }
+    }
+
+    /// One after the other.
+    pub fn behind(self, other: Self) -> Self {
+        Self {
+            local_bytes: self.local_bytes.saturating_add(other.local_bytes),
+            planes: self.planes.saturating_add(other.planes),
+        }
+    }
 }
 
 /// Functions that the driver provides to kernels.

@@ -74,7 +74,13 @@ impl<'e> Decoder<'e> {
             ));
         }
         if !callee.is_defined && callee.host_function.is_none() {
-            return self.fail(format!("call of '{}', which is declared but not defined", callee.name));
+            let what = match callee.name.as_str() {
+                name if name.starts_with("__cudaCDP") || name.starts_with("cudaLaunchDevice") => {
+                    " (dynamic parallelism: the emulator has no kernels that launch kernels)"
+                }
+                _ => "",
+            };
+            return self.fail(format!("call of '{}', which is declared but not defined{what}", callee.name));
         }
         Ok(())
     }

@@ -12,6 +12,8 @@ use crate::lanes::{LANES, Plane, Word, predicate, store_lanes, store_predicate};
 const WARP_SLICE: i64 = 1 << 14;
 /// Instructions of a group before the warp looks for one that waits.
 const GROUP_SLICE: i64 = 1 << 11;
+/// Turns of each warp in which nothing but polling went on, after which a block that is alone counts as stuck.
+const STUCK_ROUNDS: usize = 64;
 /// Hardware barriers of a block.
 const BARRIERS: usize = 16;
 /// What groups that wait at the cluster's barrier have for its number.
@@ -92,6 +94,8 @@ pub struct Block {
     barriers: [Barrier; BARRIERS],
     cluster: ClusterBarrier,
     next_warp: usize,
+    /// Turns since something went on that was no polling.
+    idle_turns: usize,
     pub clock: u64,
     pub output: Vec<u8>,
     /// The warp that ran last and its place, for faults.
@@ -108,6 +112,7 @@ impl Block {
             barriers: [Barrier::default(); BARRIERS],
             cluster: ClusterBarrier::default(),
             next_warp: 0,
+            idle_turns: 0,
             clock: 0,
             output: Vec::new(),
             last_warp: 0,
@@ -121,7 +126,7 @@ impl Block {
         self.shared.reset(launch.all_shared_bytes() as usize);
         self.barriers = [Barrier::default(); BARRIERS];
         self.cluster = ClusterBarrier::default();
-        (self.next_warp, self.clock, self.last_warp) = (0, 0, 0);
+        (self.next_warp, self.idle_turns, self.clock, self.last_warp) = (0, 0, 0, 0);
         self.last_pc = launch.program.functions[launch.kernel as usize].entry_pc;
         self.output.clear();
         let count = launch.threads_per_block().div_ceil(32);
@@ -130,6 +135,16 @@ impl Block {
             self.warps.push(Warp::new(warp));
         }
         self.warps.iter_mut().try_for_each(|warp| warp.start(launch, index))
+    }
+
+    /// After it has ended: keeps a little memory for the next block, and gives back the rest.
+    pub fn trim(&mut self, launch: &Launch<'_>) {
+        self.warps.iter_mut().for_each(|warp| warp.trim(&launch.resident));
+    }
+
+    /// Gives back all memory; the block does not run again.
+    pub fn give_back(&mut self, launch: &Launch<'_>) {
+        self.warps.iter_mut().for_each(|warp| warp.give_back(&launch.resident));
     }
 
     /// Runs until all threads have exited or `slice` instructions are used up.
@@ -161,10 +176,20 @@ impl Block {
             let index = self.next_warp;
             self.next_warp = (index + 1) % self.warps.len();
             let before = *slice;
-            let polls = self.turn(worker, index, slice)?;
+            // What a lane waits for can be behind a barrier only if no other block and no other warp can bring it.
+            let is_stuck = worker.is_alone && self.idle_turns > STUCK_ROUNDS * self.warps.len();
+            worker.passes_barriers = is_stuck;
+            if is_stuck {
+                self.release_aligned();
+            }
+            let (polls, works) = self.turn(worker, index, slice)?;
+            self.idle_turns = if works { 0 } else { self.idle_turns + 1 };
             idle = if *slice == before { idle + 1 } else { 0 };
             if idle > self.warps.len() {
-                return self.deadlock();
+                if !self.release_aligned() {
+                    return self.deadlock();
+                }
+                idle = 0;
             }
             polling = if polls || *slice == before { polling + usize::from(polls) } else { 0 };
             if polling > 4 * self.warps.len() {
@@ -192,11 +217,17 @@ impl Block {
         Err(Stopped::new(FaultKind::Deadlock(waiting.join(", ")), 0))
     }
 
-    /// One warp's turn. Returns true if it ended because a group polls.
-    fn turn<O: Observe>(&mut self, worker: &mut Worker<'_, O>, index: usize, slice: &mut i64) -> Outcome<bool> {
+    /// Lets lanes of every warp go on that wait for others of their warp at a barrier.
+    fn release_aligned(&mut self) -> bool {
+        self.warps.iter_mut().fold(false, |released, warp| warp.release_aligned() || released)
+    }
+
+    /// One warp's turn. Returns whether it ended because a group polls, and whether something went on beside polling.
+    fn turn<O: Observe>(&mut self, worker: &mut Worker<'_, O>, index: usize, slice: &mut i64) -> Outcome<(bool, bool)> {
         let mut left = WARP_SLICE.min(*slice);
         let started = left;
-        let mut polls = false;
+        let (mut polls, mut has_moved) = (false, false);
+        let (mut yields, polls_before_turn) = (0, worker.polls);
         self.last_warp = index as u32;
         while left > 0 && !polls {
             let warp = &mut self.warps[index];
@@ -227,17 +258,32 @@ impl Block {
                     }
                 }
                 Stop::Yield => {
-                    // The group that polls goes behind the others.
+                    (left, yields) = (left - 1, yields + 1);
+                    if warp.groups.len() > 1 {
+                        // Who gives way is a group that may be waiting: those behind it must get their turn, and those
+                        // at the place to which it has come go on with it.
+                        warp.contention += POLL_WEIGHT;
+                        warp.merge(group);
+                    }
                     polls = warp.groups.iter().filter(|group| group.state == State::Ready).count() < 2;
-                    left -= 1;
                 }
-                Stop::Exited => self.complete_barriers(worker),
-                Stop::ClusterBarrier { waits } => self.meet_cluster(worker, index, group, waits),
-                Stop::Barrier { op, pc } => self.arrive(worker, index, group, &op, pc)?,
+                Stop::Exited => {
+                    has_moved = true;
+                    self.complete_barriers(worker);
+                }
+                Stop::ClusterBarrier { waits } => {
+                    has_moved = true;
+                    self.meet_cluster(worker, index, group, waits);
+                }
+                Stop::Barrier { op, pc } => {
+                    has_moved = true;
+                    self.arrive(worker, index, group, &op, pc)?;
+                }
             }
         }
         *slice -= started - left;
-        Ok(polls)
+        let polling = 2 * POLL_COST * (yields + worker.polls - polls_before_turn);
+        Ok((polls, has_moved || started - left > polling))
     }
 
     fn meet_cluster<O: Observe>(&mut self, worker: &mut Worker<'_, O>, index: usize, group: usize, waits: bool) {

@@ -2,7 +2,7 @@
 //!
 //! `grid` hands blocks to threads; `block` gives the warps of a block their turns and keeps its barriers; `warp` keeps the
 //! groups of lanes that diverged; `run` is the loop over instructions; `access`, `shared_load`, `atomic`, `copy_async`,
-//! `matrix_move` and `mbarrier` reach memory; `call` makes and ends frames, `stack` grows them. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
+//! `matrix_move` and `mbarrier` reach memory; `call` makes and ends frames, `stack` grows them, `resident` bounds what they take. Whatever stops a kernel travels as a [`Stopped`] and becomes a [`Fault`] with its place.
 
 pub mod access;
 pub mod atomic;
@@ -14,6 +14,7 @@ pub mod host_call;
 pub mod matrix_move;
 pub mod mbarrier;
 pub mod observe;
+pub mod resident;
 pub mod run;
 pub mod shared_load;
 pub mod stack;
@@ -45,7 +46,7 @@ pub struct Launch<'l> {
     pub workspace: u64,
     pub budget: u64,
     /// What the warps that are resident take of host memory for registers and local memory.
-    pub resident: stack::ResidentMemory,
+    pub resident: resident::ResidentMemory,
     pub start: std::time::Instant,
 }
 

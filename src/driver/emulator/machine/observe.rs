@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::Launch;
+use super::resident::Shadow;
 use crate::decode::program::{CopyFence, FunctionInfo};
 use crate::error::Access;
 use crate::lanes::{LANES, Plane};
@@ -115,6 +116,8 @@ pub struct BarrierEvent {
 pub trait Observe: Send {
     /// False compiles the observation out.
     const IS_ON: bool;
+    /// What it keeps of the registers and local memory of blocks that run.
+    const SHADOW: Shadow = Shadow { per_local_byte: 0, per_register_byte: 0 };
     /// True if stores tell where they change nothing.
     const SEES_VALUES: bool = false;
     #[inline(always)]

@@ -45,6 +45,10 @@ pub struct Worker<'l, O: Observe> {
     pub output: Vec<u8>,
     /// Ordered loads and atomics since the block got its turn.
     pub polls: i64,
+    /// All other blocks of the launch have ended.
+    pub is_alone: bool,
+    /// Lanes go to barriers without the rest of their warp, for nothing else goes on in the block.
+    pub passes_barriers: bool,
 }
 
 impl<'l, O: Observe> Worker<'l, O> {
@@ -59,6 +63,8 @@ impl<'l, O: Observe> Worker<'l, O> {
             warp: 0,
             output: Vec::new(),
             polls: 0,
+            is_alone: false,
+            passes_barriers: false,
         }
     }
 
@@ -383,7 +389,12 @@ impl<'l, O: Observe> Worker<'l, O> {
                     return Ok(Stop::Exited);
                 }
                 Op::Barrier(op) => {
-                    issue(&mut self.observer, pc, mask, planes);
+                    // Some of the others may be on their way out of the kernel, or wait in a loop for other warps.
+                    if op.is_aligned && warp.live & !mask != 0 && !self.passes_barriers && warp.others_run(index) {
+                        warp.groups[index].state = State::Aligned;
+                        break Ok(Stop::Reschedule);
+                    }
+                    issue(&mut self.observer, pc, mask, &warp.planes[first..last]);
                     pc += 1;
                     break Ok(Stop::Barrier { op: **op, pc: pc - 1 });
                 }

@@ -1,10 +1,8 @@
-//! The stack that each thread has in local memory: alloca, stackrestore, and what it costs.
+//! The stack that each thread has in local memory: alloca and stackrestore.
 //!
 //! A frame's variables come first, at the same place for all of its lanes; what a lane takes by alloca lies behind them.
 //! Its end, the stack pointer, is a plane of the frame: lanes may take different sizes, and all of it is gone with the
 //! frame. Frames of called functions start behind the highest pointer.
-
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::access::lanes_of;
 use super::observe::{Observe, StackEvent};
@@ -19,32 +17,6 @@ use crate::lanes::{LANES, Plane, Word, store_lanes};
 pub const STACK_GAP: u64 = 16;
 /// Least alignment of such a block.
 const STACK_ALIGNMENT: u64 = 8;
-
-/// Host memory for the registers and local memory of the warps of a launch that are resident.
-#[derive(Debug, Default)]
-pub struct ResidentMemory(AtomicU64);
-
-/// As much as the local memory of all threads that fit on an A100 at 18 KiB each.
-const MAX_RESIDENT_BYTES: u64 = 4 << 30;
-
-impl ResidentMemory {
-    pub fn take(&self, bytes: u64) -> Outcome<()> {
-        if self.0.fetch_add(bytes, Relaxed) + bytes <= MAX_RESIDENT_BYTES {
-            return Ok(());
-        }
-        self.give_back(bytes);
-        let message = format!(
-            "the blocks that run at the same time need more than the {} MiB that the emulator has for their local memory and \
-             registers; use less of them per thread, or launch fewer or smaller blocks",
-            MAX_RESIDENT_BYTES >> 20
-        );
-        Err(Stopped::new(FaultKind::Illegal(message), 0))
-    }
-
-    pub fn give_back(&self, bytes: u64) {
-        self.0.fetch_sub(bytes, Relaxed);
-    }
-}
 
 fn words(planes: &[Plane], slot: u32, is_wide: bool) -> [u64; LANES] {
     if is_wide { *u64::view(planes, slot) } else { u32::view(planes, slot).map(u64::from) }
@@ -78,7 +50,8 @@ impl<O: Observe> Worker<'_, O> {
                     }
                 }
                 let highest = lanes_of(active).map(|lane| end[lane]).max().unwrap_or(0);
-                local.reserve(&self.launch.resident, highest)?;
+                // With the gap behind it, which the sanitizer marks.
+                local.reserve(&self.launch.resident, (highest + STACK_GAP).min(MAX_LOCAL_BYTES))?;
                 store_lanes(planes, op.pointer, &end.map(|end| end as u32), active);
                 if op.is_wide {
                     store_lanes(planes, d, &start, active);
@@ -105,20 +78,5 @@ impl<O: Observe> Worker<'_, O> {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn resident_memory_ends_with_a_line_that_says_so() {
-        let memory = ResidentMemory::default();
-        memory.take(MAX_RESIDENT_BYTES).unwrap();
-        let message = memory.take(1).unwrap_err().kind.to_string();
-        assert!(message.contains("need more than the 4096 MiB"), "{message}");
-        memory.give_back(16);
-        memory.take(16).unwrap();
     }
 }

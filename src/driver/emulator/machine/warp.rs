@@ -9,7 +9,8 @@
 //! their lanes are different columns of the same planes.
 
 use super::access::lanes_of;
-use super::stack::{ResidentMemory, STACK_GAP};
+use super::resident::{ResidentMemory, local_stride, register_room};
+use super::stack::STACK_GAP;
 use super::{Launch, Outcome, Stopped};
 use crate::decode::program::{BarrierReduction, FunctionInfo, PresetValue};
 use crate::error::FaultKind;
@@ -24,6 +25,8 @@ pub enum State {
         members: u32,
         is_barrier: bool,
     },
+    /// The warp's other lanes must come to the same barrier, for it takes all of them together.
+    Aligned,
     /// The barrier of this number; `reduction` says where its result goes.
     Barrier {
         id: u32,
@@ -65,12 +68,14 @@ pub const POLL_WEIGHT: u64 = 1 << 12;
 
 /// Planes of all frames of a warp: 32 MiB, 1 MiB per thread, twice the stack that hardware can have. All 32 warps of a block
 /// may recurse at once, so this bounds a block to 1 GiB.
-const MAX_PLANES: usize = 1 << 18;
+pub const MAX_PLANES: usize = 1 << 18;
 /// Local memory per thread, as hardware has at most.
 pub const MAX_LOCAL_BYTES: u64 = 512 << 10;
 
-/// Local memory that is cleared by writing zeros: 256 KiB, 8 KiB per thread.
-const CLEARED_WORDS: usize = 1 << 14;
+/// Local memory that is cleared by writing zeros and kept for the next block: 256 KiB, 8 KiB per thread.
+const KEPT_STRIDE: u64 = 8 << 10;
+/// Registers that are kept for the next block: 512 KiB.
+const KEPT_PLANES: usize = 1 << 12;
 
 /// Local memory of a warp: one stack per lane, `stride` bytes apart.
 #[derive(Debug, Default)]
@@ -85,8 +90,8 @@ impl LocalMemory {
         if bytes <= self.stride {
             return Ok(());
         }
-        let stride = bytes.next_power_of_two().max(256);
-        resident.take((stride - self.stride) * LANES as u64)?;
+        let stride = local_stride(bytes);
+        resident.take_local(self.stride, stride)?;
         let mut words = vec![0u128; (stride as usize / 16) * LANES];
         for lane in 0..LANES {
             let (old, new) = (self.stride as usize / 16, stride as usize / 16);
@@ -96,14 +101,9 @@ impl LocalMemory {
         Ok(())
     }
 
-    /// Makes it zeros again. Much memory is given back instead: fresh pages are zeros and cost nothing until touched.
-    pub fn clear(&mut self, resident: &ResidentMemory) {
-        if self.words.len() > CLEARED_WORDS {
-            resident.give_back(size_of_val(self.words.as_slice()) as u64);
-            *self = Self::default();
-        } else {
-            self.words.fill(0);
-        }
+    fn give_back(&mut self, resident: &ResidentMemory) {
+        resident.give_back_local(self.stride);
+        *self = Self::default();
     }
 
     pub fn bytes(&mut self) -> &mut [u8] {
@@ -119,8 +119,8 @@ pub struct Warp {
     pub frames: Vec<Frame>,
     pub groups: Vec<Group>,
     pub local: LocalMemory,
-    /// Most planes that there have been.
-    peak_planes: usize,
+    /// Planes that are allocated.
+    room: usize,
     pub turn: u64,
     /// What groups did while others could have run: instructions, and [`POLL_WEIGHT`] for each access that may be a poll.
     pub contention: u64,
@@ -135,7 +135,7 @@ impl Warp {
             frames: Vec::new(),
             groups: Vec::new(),
             local: LocalMemory::default(),
-            peak_planes: 0,
+            room: 0,
             turn: 0,
             contention: 0,
         }
@@ -149,11 +149,33 @@ impl Warp {
         self.frames.clear();
         self.groups.clear();
         self.contention = 0;
-        self.local.clear(&launch.resident);
+        self.local.words.fill(0);
         let frame = self.push_frame(launch, block, launch.kernel, NO_FRAME, 0, self.live)?;
         let pc = launch.program.functions[launch.kernel as usize].entry_pc;
         self.groups.push(Group { mask: self.live, pc, frame, state: State::Ready, last_run: 0 });
         Ok(())
+    }
+
+    /// After a block: gives back what is much, and keeps the rest for the next one. Fresh pages are zeros and cost nothing
+    /// until touched, but those that are kept must be cleared.
+    pub fn trim(&mut self, resident: &ResidentMemory) {
+        if self.local.stride > KEPT_STRIDE {
+            self.local.give_back(resident);
+        }
+        if self.room > KEPT_PLANES {
+            self.give_back_planes(resident);
+        }
+    }
+
+    /// Gives back all memory; the warp does not run again.
+    pub fn give_back(&mut self, resident: &ResidentMemory) {
+        self.local.give_back(resident);
+        self.give_back_planes(resident);
+    }
+
+    fn give_back_planes(&mut self, resident: &ResidentMemory) {
+        resident.give_back_registers(self.room);
+        (self.planes, self.room) = (Vec::new(), 0);
     }
 
     /// The frame of a call: the one that other lanes already made by the same call, or a new one.
@@ -192,9 +214,11 @@ impl Warp {
         }
         self.local.reserve(&launch.resident, local_end)?;
         let end = base + info.planes as usize;
-        if end > self.peak_planes {
-            launch.resident.take(((end - self.peak_planes) * size_of::<Plane>()) as u64)?;
-            self.peak_planes = end;
+        if end > self.room {
+            let room = register_room(end);
+            launch.resident.take_registers(self.room, room)?;
+            self.planes.reserve_exact(room - base);
+            self.room = room;
         }
         self.planes.resize(end, Plane::ZERO);
         fill_presets(&mut self.planes[base..], launch, info, block, self.index, local_base);
@@ -246,7 +270,7 @@ impl Warp {
         }
         // Who waits for lanes that are gone must look again.
         for group in &mut self.groups {
-            if matches!(group.state, State::Converge { .. }) {
+            if matches!(group.state, State::Converge { .. } | State::Aligned) {
                 group.state = State::Ready;
             }
         }
@@ -274,6 +298,11 @@ impl Warp {
         }?;
         self.groups[chosen].last_run = self.turn;
         Some(chosen)
+    }
+
+    /// True if other lanes than those of the group can run.
+    pub fn others_run(&self, index: usize) -> bool {
+        self.groups.iter().enumerate().any(|(other, group)| other != index && group.state == State::Ready)
     }
 
     /// The place at which the group meets the next one, if any is ahead in the same frame.
@@ -354,6 +383,12 @@ impl Warp {
             }
         }
         false
+    }
+
+    /// Lets lanes go to their barrier without those that they wait for. Returns false if there are none.
+    pub fn release_aligned(&mut self) -> bool {
+        let waiting = self.groups.iter_mut().find(|group| group.state == State::Aligned);
+        waiting.map(|group| group.state = State::Ready).is_some()
     }
 }
 

@@ -18,6 +18,7 @@ use super::machine::access::lanes_of;
 use super::machine::observe::{
     AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, StackEvent, Target,
 };
+use super::machine::resident::Shadow;
 use fast_map::FastMap;
 use races::Races;
 use registers::Registers;
@@ -247,6 +248,7 @@ fn check_heap(report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>,
 
 impl Observe for Sanitizer {
     const IS_ON: bool = true;
+    const SHADOW: Shadow = registers::SHADOW;
     const SEES_VALUES: bool = true;
 
     fn issued(&mut self, launch: &Launch<'_>, event: &IssueEvent<'_>) {

@@ -14,11 +14,13 @@ use super::{FindingKind, Place, Report};
 use crate::decode::program::{CallValue, Flow, NONE, Op, Program, RegisterUse, Role, Rule};
 use crate::error::Access;
 use crate::execute::warp::shuffle_source;
-use crate::lanes::{LANES, Word, predicate};
+use crate::lanes::{LANES, Plane, Word, predicate};
 use crate::machine::Launch;
 use crate::machine::access::lanes_of;
 use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, StackEvent, Target};
+use crate::machine::resident::{Shadow, local_stride, register_room};
 use crate::machine::stack::STACK_GAP;
+use crate::machine::warp::MAX_LOCAL_BYTES;
 
 /// What is known of a value: [`DEFINED`], [`NEVER`] written, or two more than the number of the [`Origin`] that it has.
 type State = u32;
@@ -26,6 +28,12 @@ const DEFINED: State = 0;
 const NEVER: State = 1;
 /// Of bytes of local memory: what alloca leaves between its blocks.
 const OUTSIDE: State = State::MAX;
+
+/// What the states take.
+pub const SHADOW: Shadow = Shadow {
+    per_local_byte: size_of::<State>() as u64,
+    per_register_byte: (size_of::<States>() / size_of::<Plane>()) as u64,
+};
 
 /// States of a register's plane, or of any value, by lane.
 type States = [State; LANES];
@@ -51,6 +59,8 @@ impl WarpStates {
     fn plane(&mut self, index: u32) -> &mut States {
         let index = index as usize;
         if self.planes.len() <= index {
+            // As much as the machine has taken for the registers themselves: what is counted is what there is.
+            self.planes.reserve_exact(register_room(index + 1) - self.planes.len());
             self.planes.resize(index + 1, [NEVER; LANES]);
         }
         &mut self.planes[index]
@@ -60,6 +70,7 @@ impl WarpStates {
         self.local.resize(LANES, Vec::new());
         let (memory, start, end) = (&mut self.local[lane], start as usize, (start + bytes) as usize);
         if memory.len() < end {
+            memory.reserve_exact(local_stride(end as u64) as usize - memory.len());
             memory.resize(end, NEVER);
         }
         &mut memory[start..end]
@@ -474,7 +485,7 @@ impl Registers {
             let (before, start, end) = (event.before[lane], event.start[lane], event.end[lane]);
             states.local(lane, before, start - before).fill(OUTSIDE);
             states.local(lane, start, end - start).fill(NEVER);
-            states.local(lane, end, STACK_GAP).fill(OUTSIDE);
+            states.local(lane, end, STACK_GAP.min(MAX_LOCAL_BYTES - end)).fill(OUTSIDE);
         }
     }
 
