@@ -219,7 +219,8 @@ impl Block {
 
     /// Lets lanes of every warp go on that wait for others of their warp at a barrier.
     fn release_aligned(&mut self) -> bool {
-        self.warps.iter_mut().fold(false, |released, warp| warp.release_aligned() || released)
+        // Every warp, also behind one that was released.
+        self.warps.iter_mut().map(|warp| warp.release_aligned()).filter(|&released| released).count() > 0
     }
 
     /// One warp's turn. Returns whether it ended because a group polls, and whether something went on beside polling.
