@@ -89,7 +89,9 @@ pub fn backward(cpu: &Cpu, shape: &Shape, arguments: Backward<'_>) {
     }
     .compute(cpu, grad_output);
 
-    if arguments.grad_input.is_none() && arguments.grad_weight_in.is_none() && arguments.grad_bias_in.is_none() {
+    let wants_inner =
+        arguments.grad_input.is_some() || arguments.grad_weight_in.is_some() || arguments.grad_bias_in.is_some();
+    if !(wants_inner || arguments.wants_grad_pre_activation) {
         return;
     }
     let derivative_at = (!is_swiglu && activation != Activation::Identity).then_some((activation, z));

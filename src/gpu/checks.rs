@@ -6,7 +6,8 @@ use super::{
     activation, adamw, add, attention, dropout, embedding, ffn, gated_conv, grad_norm, key_value_cache, layer_norm,
 };
 use super::{
-    linear, linear_cross_entropy, mean_rows, pointwise_loss, relative_bias, rotary, scale, sgd, softmax_cross_entropy,
+    linear, linear_cross_entropy, low_rank, mean_rows, pointwise_loss, relative_bias, rotary, scale, sgd,
+    softmax_cross_entropy,
 };
 use crate::ops::Device;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -50,6 +51,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         relative_bias::checks::ALL,
         softmax_cross_entropy::checks::ALL,
         linear_cross_entropy::checks::ALL,
+        low_rank::checks::ALL,
         mean_rows::checks::ALL,
         pointwise_loss::checks::ALL,
         span_cross_entropy::checks::ALL,

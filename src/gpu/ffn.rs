@@ -86,7 +86,7 @@ pub fn backward(gpu: &Gpu, shape: &Shape, arguments: Backward<'_>) -> Result<()>
     };
     let workspace = gpu.workspace(outer.workspace_bytes().max(inner.workspace_bytes()))?;
     outer.compute(gpu, grad_output, workspace)?;
-    if !wants_inner {
+    if !(wants_inner || arguments.wants_grad_pre_activation) {
         return Ok(());
     }
     let (sizes, elements) = ([rows, channels, hidden], grad_z.len());
@@ -164,6 +164,7 @@ pub(crate) mod checks {
             activated,
             grad_output: grad_output.view(),
             grad_pre_activation: grad_z.view_mut(),
+            wants_grad_pre_activation: false,
             grad_input: dx,
             grad_weight_in: dw_in,
             grad_bias_in: db_in,

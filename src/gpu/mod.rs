@@ -19,6 +19,7 @@ pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod low_rank;
 pub mod mean_rows;
 pub mod peak;
 pub mod pointwise_loss;

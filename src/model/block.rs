@@ -8,7 +8,7 @@ use crate::ops::gated_conv::Window;
 use crate::ops::layer_norm;
 use crate::ops::linear::Activation;
 use crate::tape::{
-    AttentionInputs, AttentionOptions, Cache, Error, FfnParameters, ParameterId, Parameters, RotaryOptions, Tape, Value,
+    AttentionInputs, AttentionOptions, Cache, Error, ParameterId, Parameters, RotaryOptions, Tape, Value,
 };
 use std::sync::Arc;
 
@@ -169,13 +169,8 @@ impl Block {
             _ => stream,
         };
         branch(tape, config, "ffn", stream, &self.ffn_norm, |tape, input, residual| {
-            if self.up.adapter.is_some() || self.down.adapter.is_some() {
-                return lora::record_ffn(tape, input, &self.up, &self.down, config.activation, residual);
-            }
-            let (up, down) = (&self.up.layer, &self.down.layer);
-            let parameters =
-                FfnParameters { weight_in: up.weight, bias_in: up.bias, weight_out: down.weight, bias_out: down.bias };
-            tape.ffn(input, parameters, config.activation, residual, options.recomputes_hidden)
+            let recomputes = options.recomputes_hidden;
+            lora::record_ffn(tape, input, &self.up, &self.down, config.activation, residual, recomputes)
         })
     }
 

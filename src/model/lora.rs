@@ -7,8 +7,11 @@
 //! B starts at zero, so that the adapted model starts as the one that it adapts; A as in the `peft` library. After
 //! training `s · B · A` can be merged into the weight, and taken out of it again.
 //!
-//! It is a composition of the tape's operations: the second product adds the frozen layer's result as its residual, and
-//! the frozen weight's gradient is never computed.
+//! Over many rows a layer computes with the merged weight `W + s · B · A`, made anew in each pass: that is as fast as the
+//! frozen layer, and leaves the gradients of A and B alone to be computed (`ops::low_rank`). Over few rows merging would
+//! cost more than the layer, and with dropout on the adapter's input the two do not share one: then it is a composition of
+//! the tape's operations, in which the second product adds the frozen layer's result as its residual. Either way the frozen
+//! weight's gradient is never computed.
 
 mod folder;
 pub use folder::{LORA_FILE, load, save};
@@ -16,7 +19,7 @@ pub use folder::{LORA_FILE, load, save};
 use super::block::Affine;
 use crate::driver;
 use crate::ops::linear::Activation;
-use crate::tape::{Error, Initial, ParameterId, Parameters, Specification, Tape, Value};
+use crate::tape::{Error, FfnParameters, Initial, LowRank, Mode, ParameterId, Parameters, Specification, Tape, Value};
 
 /// How adapters are made and trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +51,9 @@ pub struct Adapter {
     pub scale: f32,
     /// On the adapter's input.
     pub dropout: f32,
+    /// From so many rows on, products of the rows with A and B, `rows · (inputs + outputs) · rank` multiply-adds, are more
+    /// work than merging, `inputs · outputs · rank`.
+    pub merged_from: usize,
 }
 
 /// Names of the two matrices of the layer whose weight has this name: `layer.weight` has `layer.lora_a.weight` and
@@ -90,7 +96,17 @@ impl Adapter {
         let [a, b] = names(&parameters.specification(weight).name);
         let (down, up) = (parameters.find(&a)?, parameters.find(&b)?);
         let rank = parameters.shape(down).first().copied().unwrap_or(0);
-        Some(Self { down, up, scale: options.alpha / rank.max(1) as f32, dropout: options.dropout })
+        let &[outputs, inputs] = parameters.shape(weight) else { return None };
+        let merged_from = (inputs * outputs).div_ceil((inputs + outputs).max(1));
+        Some(Self { down, up, scale: options.alpha / rank.max(1) as f32, dropout: options.dropout, merged_from })
+    }
+
+    /// The matrices, where a layer over this input computes with the merged weight.
+    fn merged_over(&self, tape: &Tape<'_>, input: Value) -> Option<LowRank> {
+        let rows: usize = tape.shape(input).split_last().map_or(0, |(_, rows)| rows.iter().product());
+        let drops = self.dropout > 0.0 && tape.mode() == Mode::Training;
+        let Self { down, up, scale, .. } = *self;
+        (!drops && rows >= self.merged_from).then_some(LowRank { down, up, scale })
     }
 
     /// Adds `s · B · A` to the weight: from then on the layer does by itself what it did with the adapter.
@@ -168,21 +184,26 @@ pub fn record_linear(
     let Some(adapter) = &linear.adapter else {
         return tape.linear(input, weight, bias, activation, residual);
     };
-    // With an activation the residual comes behind it, else it goes in with the frozen layer.
+    // With an activation the residual comes behind it, else it goes in with the layer.
     let (inner, outer) = if activation == Activation::Identity { (residual, None) } else { (None, residual) };
-    let frozen = tape.linear(input, weight, bias, Activation::Identity, inner)?;
-    tape.scoped("lora", |tape| {
-        let dropped = tape.dropout(input, adapter.dropout, None)?;
-        let narrow = tape.linear(dropped, adapter.down, None, Activation::Identity, None)?;
-        let scaled = tape.scale(narrow, adapter.scale)?;
-        let sum = tape.linear(scaled, adapter.up, None, Activation::Identity, Some(frozen))?;
-        let activated = tape.activation(sum, activation)?;
-        outer.map_or(Ok(activated), |residual| tape.add(activated, residual))
-    })
+    let sum = match adapter.merged_over(tape, input) {
+        Some(low_rank) => tape.adapted_linear(input, weight, low_rank, bias, inner)?,
+        None => {
+            let frozen = tape.linear(input, weight, bias, Activation::Identity, inner)?;
+            tape.scoped("lora", |tape| {
+                let dropped = tape.dropout(input, adapter.dropout, None)?;
+                let narrow = tape.linear(dropped, adapter.down, None, Activation::Identity, None)?;
+                let scaled = tape.scale(narrow, adapter.scale)?;
+                tape.linear(scaled, adapter.up, None, Activation::Identity, Some(frozen))
+            })?
+        }
+    };
+    let activated = tape.activation(sum, activation)?;
+    outer.map_or(Ok(activated), |residual| tape.add(activated, residual))
 }
 
-/// Records `down(activation(up(x))) + residual` of two layers that may have adapters. Where neither has one,
-/// [`Tape::ffn`] does it in one operation with less memory.
+/// Records `down(activation(up(x))) + residual` of two layers that may have adapters: as one operation,
+/// [`Tape::ffn`], unless an adapter is not merged.
 ///
 /// # Errors
 /// Parameters that do not fit together.
@@ -193,7 +214,22 @@ pub fn record_ffn(
     down: &Adapted,
     activation: Activation,
     residual: Option<Value>,
+    recomputes_hidden: bool,
 ) -> Result<Value, Error> {
+    // The hidden layer has the input's rows.
+    let [low_rank_in, low_rank_out] =
+        [up, down].map(|layer| layer.adapter.and_then(|adapter| adapter.merged_over(tape, input)));
+    if low_rank_in.is_some() == up.adapter.is_some() && low_rank_out.is_some() == down.adapter.is_some() {
+        let parameters = FfnParameters {
+            weight_in: up.layer.weight,
+            bias_in: up.layer.bias,
+            weight_out: down.layer.weight,
+            bias_out: down.layer.bias,
+            low_rank_in,
+            low_rank_out,
+        };
+        return tape.ffn(input, parameters, activation, residual, recomputes_hidden);
+    }
     let hidden = tape.scoped("up", |tape| record_linear(tape, input, up, activation, None))?;
     tape.scoped("down", |tape| record_linear(tape, hidden, down, Activation::Identity, residual))
 }

@@ -71,6 +71,8 @@ pub struct Backward<'a> {
     pub grad_output: View<'a, f32>,
     /// `(rows, z_columns)`: memory for the gradient of the pre-activation.
     pub grad_pre_activation: ViewMut<'a, f32>,
+    /// Computes that gradient even where none of the first layer's is asked for: somebody reads it afterwards.
+    pub wants_grad_pre_activation: bool,
     /// `(rows, channels)`
     pub grad_input: Option<(ViewMut<'a, f32>, Write)>,
     /// `(z_columns, channels)`
@@ -293,6 +295,7 @@ mod tests {
                 },
                 grad_output: (&self.grad_output).into(),
                 grad_pre_activation: pre_activation.into(),
+                wants_grad_pre_activation: false,
                 grad_input: Some((input.into(), write)),
                 grad_weight_in: Some((weight_in.into(), write)),
                 grad_bias_in: Some((bias_in.into(), write)),

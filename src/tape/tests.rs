@@ -82,7 +82,7 @@ impl Network {
                 let mixed = tape.attention(qkv, &options, AttentionInputs::default())?;
                 let branch = tape.linear(mixed, block[1], None, Activation::Identity, None)?;
                 let stream = tape.dropout(branch, how.dropout, Some(stream))?;
-                let ffn = FfnParameters { weight_in: block[2], bias_in: None, weight_out: block[3], bias_out: None };
+                let ffn = FfnParameters::plain(block[2], block[3]);
                 tape.ffn(stream, ffn, Activation::GeluTanh, Some(stream), how.recompute)
             };
             stream = tape
@@ -393,7 +393,7 @@ fn sizes_beyond_all_memory_are_refused_without_overflow() {
         let input = tape.input("input", &[rows, CHANNELS]);
         let linear = tape.linear(input, qkv, None, Activation::Identity, None);
         assert!(matches!(linear, Err(Error::TooLarge { .. })), "{linear:?}");
-        let parameters = FfnParameters { weight_in, bias_in: None, weight_out, bias_out: None };
+        let parameters = FfnParameters::plain(weight_in, weight_out);
         let ffn = tape.ffn(input, parameters, Activation::GeluTanh, None, true);
         assert!(matches!(ffn, Err(Error::TooLarge { .. })), "{ffn:?}");
     }

@@ -28,6 +28,11 @@ impl Vector for Avx512 {
         unsafe { Self(_mm512_maskz_loadu_ps(Self::first_lanes(count), pointer)) }
     }
     #[inline(always)]
+    unsafe fn load_repeated(pointer: *const f32) -> Self {
+        // Moved as the bits of one f64, which nothing computes with.
+        unsafe { Self(_mm512_castpd_ps(_mm512_set1_pd(pointer.cast::<f64>().read_unaligned()))) }
+    }
+    #[inline(always)]
     fn prefetch(pointer: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) }
     }

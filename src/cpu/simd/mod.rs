@@ -80,6 +80,16 @@ pub trait Vector: Copy {
         // SAFETY: the caller's contract.
         unsafe { if count >= Self::LANES { Self::load(pointer) } else { Self::load_partial(pointer, count) } }
     }
+    /// Reads `LANES / 8` values, which is one or two, and repeats them over all lanes.
+    ///
+    /// # Safety
+    /// `pointer` must be valid for reads of `LANES / 8` values.
+    #[inline(always)]
+    unsafe fn load_repeated(pointer: *const f32) -> Self {
+        const { assert!(Self::LANES == 8) };
+        // SAFETY: the caller's contract.
+        Self::splat(unsafe { *pointer })
+    }
     /// Asks for the cache line at `pointer` ahead of its use. Any address will do: it is not accessed.
     #[inline(always)]
     fn prefetch(_pointer: *const f32) {}

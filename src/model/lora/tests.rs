@@ -7,7 +7,8 @@ use crate::ops::testing::{Random, assert_close, double};
 use crate::tape::{Mode, Program, RunOptions};
 use std::sync::Arc;
 
-const ROWS: usize = 7;
+/// Few enough that no layer is merged, and enough that each is.
+const ROWS: [usize; 2] = [3, 40];
 const CHANNELS: usize = 12;
 const HIDDEN: usize = 20;
 const CLASSES: usize = 5;
@@ -29,6 +30,10 @@ struct Recorded {
 impl Network {
     /// With the layers adapted whose names `adapts` chooses; adapters hold random values instead of zeros.
     fn new(activation: Activation, adapts: impl Fn(&str) -> bool) -> Self {
+        Self::with(OPTIONS, activation, adapts)
+    }
+
+    fn with(options: LoraOptions, activation: Activation, adapts: impl Fn(&str) -> bool) -> Self {
         let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
         let matrix = |name: &str, shape: [usize; 2]| {
             let bias = Specification::new(format!("{name}.bias"), &shape[..1], Initial::Normal(0.3));
@@ -42,9 +47,9 @@ impl Network {
         .into_iter()
         .flatten()
         .collect();
-        Adapter::attach(&mut list, &OPTIONS, adapts);
+        Adapter::attach(&mut list, &options, adapts);
         let mut parameters = Parameters::new(&device, list, 5).unwrap();
-        let layer = |name: &str| Adapted::find(&parameters, Affine::find(&parameters, name), &OPTIONS);
+        let layer = |name: &str| Adapted::find(&parameters, Affine::find(&parameters, name), &options);
         let layers = ["up", "down", "head"].map(layer);
         for (index, adapter) in layers.iter().enumerate().filter_map(|(i, l)| Some((i, l.adapter?))) {
             let fill = |value: &mut [f32]| {
@@ -55,25 +60,41 @@ impl Network {
         Self { parameters, activation, layers }
     }
 
-    fn record(&self, mode: Mode) -> Recorded {
+    fn record(&self, mode: Mode, rows: usize, differentiates_input: bool, recomputes_hidden: bool) -> Recorded {
         let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
         let mut tape = Tape::new(device, &self.parameters, mode);
-        let input = tape.input_with_gradient("input", &[ROWS, CHANNELS]);
-        let targets = tape.input_ids("targets", &[ROWS]);
+        let shape = [rows, CHANNELS];
+        let input =
+            if differentiates_input { tape.input_with_gradient("input", &shape) } else { tape.input("input", &shape) };
+        let targets = tape.input_ids("targets", &[rows]);
         let [up, down, head] = &self.layers;
-        let hidden = record_ffn(&mut tape, input, up, down, self.activation, Some(input)).unwrap();
+        let hidden = record_ffn(&mut tape, input, up, down, self.activation, Some(input), recomputes_hidden).unwrap();
         let logits = record_linear(&mut tape, hidden, head, Activation::Tanh, None).unwrap();
         tape.softmax_cross_entropy(logits, targets, 0.0).unwrap();
         Recorded { program: tape.finish().unwrap(), input, targets }
     }
 
+    fn run_recorded(&mut self, recorded: &mut Recorded, data: &[f32]) -> f64 {
+        let Recorded { program, input, targets } = recorded;
+        let rows = data.len() / CHANNELS;
+        program.write(*input, data).unwrap();
+        program.write_ids(*targets, &(0..rows).map(|row| (row * 3 % CLASSES) as i32).collect::<Vec<_>>()).unwrap();
+        program.run(&mut self.parameters, &RunOptions::default()).unwrap();
+        program.total_loss().unwrap()
+    }
+
     /// Loss and gradient of the input, for this input.
     fn run(&mut self, data: &[f32]) -> (f64, Vec<f32>) {
-        let Recorded { mut program, input, targets } = self.record(Mode::Training);
-        program.write(input, data).unwrap();
-        program.write_ids(targets, &[0, 1, 2, 3, 4, 1, 0]).unwrap();
-        program.run(&mut self.parameters, &RunOptions::default()).unwrap();
-        (program.total_loss().unwrap(), program.gradient(input).unwrap().unwrap().into_owned())
+        let mut recorded = self.record(Mode::Training, data.len() / CHANNELS, true, false);
+        let loss = self.run_recorded(&mut recorded, data);
+        (loss, recorded.program.gradient(recorded.input).unwrap().unwrap().into_owned())
+    }
+
+    /// Sets all B to zero.
+    fn clear(&mut self) {
+        for adapter in self.layers.iter().filter_map(|layer| layer.adapter) {
+            self.parameters.modify(adapter.up, |values| values.fill(0.0)).unwrap();
+        }
     }
 
     fn values(&self, id: ParameterId) -> Vec<f32> {
@@ -100,25 +121,29 @@ fn transposed(matrix: &[f64], columns: usize) -> Vec<f64> {
 
 #[test]
 fn an_adapter_that_starts_at_zero_changes_nothing() {
-    let data = Random::fresh().normal(ROWS * CHANNELS);
-    let mut plain = Network::new(Activation::GeluErf, |_| false);
-    let mut adapted = Network::new(Activation::GeluErf, |_| true);
-    for adapter in adapted.layers.map(|layer| layer.adapter.unwrap()) {
-        adapted.parameters.modify(adapter.up, |values| values.fill(0.0)).unwrap();
-        let (bound, down) = (1.0 / (CHANNELS as f32).sqrt(), adapted.values(adapter.down));
-        assert!(down.iter().all(|a| a.abs() <= bound) && down.iter().any(|a| a.abs() > 0.5 * bound));
+    for rows in ROWS {
+        let data = Random::fresh().normal(rows * CHANNELS);
+        let mut plain = Network::new(Activation::GeluErf, |_| false);
+        let mut adapted = Network::new(Activation::GeluErf, |_| true);
+        adapted.clear();
+        for adapter in adapted.layers.map(|layer| layer.adapter.unwrap()) {
+            let (bound, down) = (1.0 / (CHANNELS as f32).sqrt(), adapted.values(adapter.down));
+            assert!(down.iter().all(|a| a.abs() <= bound) && down.iter().any(|a| a.abs() > 0.5 * bound));
+        }
+        let ((plain, plain_gradient), (adapted, gradient)) = (plain.run(&data), adapted.run(&data));
+        assert_close("loss", &[adapted as f32], &[plain], 1e-6, 0.0);
+        assert_close("gradient of the input", &gradient, &double(&plain_gradient), 1e-6, 0.0);
     }
-    let ((plain, plain_gradient), (adapted, gradient)) = (plain.run(&data), adapted.run(&data));
-    assert_close("loss", &[adapted as f32], &[plain], 1e-6, 0.0);
-    assert_close("gradient of the input", &gradient, &double(&plain_gradient), 1e-6, 0.0);
 }
 
 /// dA = s · Bᵀ · dW and dB = s · dW · Aᵀ, where dW is the gradient of the merged weight.
 #[test]
 fn results_and_gradients_are_those_of_the_merged_weight() {
     let mut random = Random::fresh();
-    for activation in [Activation::GeluErf, Activation::Relu, Activation::SwiGlu, Activation::Identity] {
-        let data = random.normal(ROWS * CHANNELS);
+    for (rows, activation) in ROWS.into_iter().flat_map(|rows| {
+        [Activation::GeluErf, Activation::Relu, Activation::SwiGlu, Activation::Identity].map(|each| (rows, each))
+    }) {
+        let data = random.normal(rows * CHANNELS);
         let mut adapted = Network::new(activation, |name| name != "head.weight");
         let mut merged = Network::new(activation, |_| false);
         for (with, without) in adapted.layers.into_iter().zip(merged.layers) {
@@ -133,8 +158,9 @@ fn results_and_gradients_are_those_of_the_merged_weight() {
             }
         }
         let ((loss, gradient), (expected, expected_gradient)) = (adapted.run(&data), merged.run(&data));
-        assert_close(&format!("{activation:?}: loss"), &[loss as f32], &[expected], 1e-6, 0.0);
-        assert_close(&format!("{activation:?}: input"), &gradient, &double(&expected_gradient), 1e-5, 1e-7);
+        let name = |what: &str| format!("{rows} rows, {activation:?}: {what}");
+        assert_close(&name("loss"), &[loss as f32], &[expected], 1e-6, 0.0);
+        assert_close(&name("input"), &gradient, &double(&expected_gradient), 1e-5, 1e-7);
         for (with, without) in adapted.layers.into_iter().zip(merged.layers) {
             let Some(adapter) = with.adapter else { continue };
             assert!(adapted.parameters.gradient(with.layer.weight).unwrap().is_none(), "the weight is frozen");
@@ -144,9 +170,52 @@ fn results_and_gradients_are_those_of_the_merged_weight() {
             let scale = f64::from(adapter.scale);
             let grad_down = product(&transposed(&b, OPTIONS.rank), &grad_weight, grad_weight.len() / inputs, scale);
             let grad_up = product(&grad_weight, &transposed(&a, inputs), inputs, scale);
-            assert_close(&format!("{activation:?}: A"), &adapted.gradient(adapter.down), &grad_down, 1e-5, 1e-7);
-            assert_close(&format!("{activation:?}: B"), &adapted.gradient(adapter.up), &grad_up, 1e-5, 1e-7);
+            assert_close(&name("A"), &adapted.gradient(adapter.down), &grad_down, 1e-5, 1e-7);
+            assert_close(&name("B"), &adapted.gradient(adapter.up), &grad_up, 1e-5, 1e-7);
         }
+    }
+}
+
+/// Of the first block of a frozen model nobody asks for the gradient of the input; a recomputed hidden layer has to be there
+/// for the adapter alone.
+#[test]
+fn adapters_learn_the_same_without_a_gradient_of_the_input_and_with_a_recomputed_hidden_layer() {
+    for (rows, activation) in
+        ROWS.into_iter().flat_map(|rows| [(rows, Activation::GeluErf), (rows, Activation::SwiGlu)])
+    {
+        let data = Random::fresh().normal(rows * CHANNELS);
+        let mut network = Network::new(activation, |_| true);
+        let found = [(true, false), (false, false), (true, true), (false, true)].map(|(differentiates, recomputes)| {
+            let mut recorded = network.record(Mode::Training, rows, differentiates, recomputes);
+            let loss = network.run_recorded(&mut recorded, &data);
+            let adapters = network.layers.map(|layer| layer.adapter.unwrap());
+            (loss, adapters.map(|adapter| [adapter.down, adapter.up].map(|id| network.gradient(id))))
+        });
+        assert!(found.iter().all(|each| *each == found[0]), "{rows} rows, {activation:?}: bits differ");
+    }
+}
+
+#[test]
+fn dropout_is_for_the_adapters_input_and_for_training_alone() {
+    let options = LoraOptions { dropout: 0.5, ..OPTIONS };
+    for rows in ROWS {
+        let data = Random::fresh().normal(rows * CHANNELS);
+        let [mut kept, mut dropped] =
+            [OPTIONS, options].map(|options| Network::with(options, Activation::GeluErf, |_| true));
+        let difference = |kept: &mut Network, dropped: &mut Network, mode| {
+            let [kept, dropped] = [kept, dropped].map(|network| {
+                let mut recorded = network.record(mode, rows, false, false);
+                network.run_recorded(&mut recorded, &data)
+            });
+            (kept - dropped).abs() / kept
+        };
+        assert!(difference(&mut kept, &mut dropped, Mode::Training) > 1e-3, "{rows} rows: the adapter sees it");
+        let in_use = difference(&mut kept, &mut dropped, Mode::Inference);
+        assert!(in_use < 1e-6, "{rows} rows: not in use, where it is {in_use}");
+        kept.clear();
+        dropped.clear();
+        let frozen = difference(&mut kept, &mut dropped, Mode::Training);
+        assert!(frozen < 1e-6, "{rows} rows: not the frozen layer, where it is {frozen}");
     }
 }
 

@@ -12,13 +12,13 @@ use crate::ops::linear::Activation;
 use crate::ops::linear::cases::ACTIVATIONS;
 use crate::ops::testing::{Random, assert_close, double};
 use crate::ops::{
-    Dropout, IGNORED, attention, dropout, embedding, ffn, gated_conv, layer_norm, linear, mean_rows, pointwise_loss,
-    rotary, softmax_cross_entropy, span_cross_entropy,
+    Dropout, IGNORED, attention, dropout, embedding, ffn, gated_conv, layer_norm, linear, low_rank, mean_rows,
+    pointwise_loss, rotary, softmax_cross_entropy, span_cross_entropy,
 };
 use crate::tape::{
     AttentionInputs, AttentionOptions, EmbeddingInputs, EmbeddingPositions as Positions, Error, FfnParameters,
-    GatedConvOptions, Initial, Loss, Mode, ParameterId, Parameters, RotaryOptions, RunOptions, Specification, Tape,
-    Value,
+    GatedConvOptions, Initial, Loss, LowRank, Mode, ParameterId, Parameters, RotaryOptions, RunOptions, Specification,
+    Tape, Value,
 };
 
 mod attention_layer;
@@ -34,6 +34,8 @@ const HEAD_SIZE: usize = 3;
 const CHANNELS: usize = HEADS * HEAD_SIZE;
 const HIDDEN: usize = 7;
 const VOCABULARY: usize = 11;
+/// Of adapters.
+const RANK: usize = 3;
 const ROWS: usize = BATCH * TIME;
 const EPSILON: f32 = 1e-5;
 /// Ranges of rows: a few, one of a single row, none, rows that no range has.
@@ -262,7 +264,14 @@ fn ffn64(activation: Activation, x: &[f64], leaves: &[Vec<f64>], plus: Option<&[
 }
 
 fn ffn_parameters(ids: &[ParameterId]) -> FfnParameters {
-    FfnParameters { weight_in: ids[0], bias_in: Some(ids[1]), weight_out: ids[2], bias_out: Some(ids[3]) }
+    FfnParameters { bias_in: Some(ids[1]), bias_out: Some(ids[3]), ..FfnParameters::plain(ids[0], ids[2]) }
+}
+
+/// `weight + s · B · A`
+fn merged64(weight: &[f64], [down, up]: [&[f64]; 2], scale: f32) -> Vec<f64> {
+    let rank = RANK;
+    let shape = low_rank::Shape { rows: ROWS, inputs: down.len() / rank, outputs: up.len() / rank, rank };
+    low_rank::reference::merge(&shape, weight, down, up, f64::from(scale))
 }
 
 fn leaf(name: &'static str, shape: &[usize]) -> Leaf {
@@ -349,6 +358,78 @@ fn of_ffn_with_every_activation_kept_or_recomputed() {
                     tape.softmax_cross_entropy(logits, ids.targets, 0.0)
                 },
                 compute: &|p, v, ids| mean_loss(&ffn64(activation, &v[0], p, Some(&v[0])), ids, 0.0),
+            }
+            .check();
+        }
+    }
+}
+
+/// The weight learns beside its adapter here, so that nothing of either is left out.
+#[test]
+fn of_a_linear_layer_with_an_adapted_weight() {
+    Case {
+        name: "adapted linear",
+        parameters: vec![
+            leaf("weight", &[VOCABULARY, CHANNELS]),
+            leaf("bias", &[VOCABULARY]),
+            leaf("down", &[RANK, CHANNELS]),
+            leaf("up", &[VOCABULARY, RANK]),
+        ],
+        inputs: vec![leaf("input", &[BATCH, TIME, CHANNELS]), leaf("residual", &[BATCH, TIME, VOCABULARY])],
+        record: &|tape, p, v, ids| {
+            let low_rank = LowRank { down: p[2], up: p[3], scale: 0.7 };
+            let logits = tape.adapted_linear(v[0], p[0], low_rank, Some(p[1]), Some(v[1]))?;
+            tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+        },
+        compute: &|p, v, ids| {
+            let weight = merged64(&p[0], [&p[2], &p[3]], 0.7);
+            mean_loss(&linear64(Activation::Identity, &v[0], &weight, Some(&p[1]), Some(&v[1])), ids, 0.0)
+        },
+    }
+    .check();
+}
+
+#[test]
+fn of_ffn_with_adapted_weights_kept_or_recomputed() {
+    let adapts = [(true, true), (true, false), (false, true)];
+    let cases = ACTIVATIONS.into_iter().flat_map(|activation| adapts.map(|adapts| (activation, adapts)));
+    for (activation, (adapts_in, adapts_out)) in cases {
+        for recomputes in [false, true] {
+            let width = activation.width();
+            Case {
+                name: &format!("ffn, {activation:?}, recomputes {recomputes}, adapts {adapts_in} {adapts_out}"),
+                parameters: [
+                    Some(leaf("weight_in", &[HIDDEN * width, VOCABULARY])),
+                    Some(leaf("bias_in", &[HIDDEN * width])),
+                    Some(leaf("weight_out", &[VOCABULARY, HIDDEN])),
+                    Some(leaf("bias_out", &[VOCABULARY])),
+                    adapts_in.then(|| leaf("down_in", &[RANK, VOCABULARY])),
+                    adapts_in.then(|| leaf("up_in", &[HIDDEN * width, RANK])),
+                    adapts_out.then(|| leaf("down_out", &[RANK, HIDDEN])),
+                    adapts_out.then(|| leaf("up_out", &[VOCABULARY, RANK])),
+                ]
+                .into_iter()
+                .flatten()
+                .collect(),
+                inputs: vec![leaf("input", &[ROWS, VOCABULARY])],
+                record: &|tape, p, v, ids| {
+                    let mut rest =
+                        p[4..].chunks_exact(2).map(|pair| LowRank { down: pair[0], up: pair[1], scale: 0.7 });
+                    let low_rank_in = if adapts_in { rest.next() } else { None };
+                    let low_rank_out = if adapts_out { rest.next() } else { None };
+                    let parameters = FfnParameters { low_rank_in, low_rank_out, ..ffn_parameters(p) };
+                    let logits = tape.ffn(v[0], parameters, activation, Some(v[0]), recomputes)?;
+                    tape.softmax_cross_entropy(logits, ids.targets, 0.0)
+                },
+                compute: &|p, v, ids| {
+                    let mut weights = p[..4].to_vec();
+                    let mut rest = p[4..].chunks_exact(2);
+                    for place in [adapts_in.then_some(0), adapts_out.then_some(2)].into_iter().flatten() {
+                        let pair = rest.next().unwrap();
+                        weights[place] = merged64(&p[place], [&pair[0], &pair[1]], 0.7);
+                    }
+                    mean_loss(&ffn64(activation, &v[0], &weights, Some(&v[0])), ids, 0.0)
+                },
             }
             .check();
         }
