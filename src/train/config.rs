@@ -232,7 +232,7 @@ section! {
         accumulate: usize = 1;
         /// Number of updates.
         steps: usize = 2000;
-        /// Tasks with examples: passes over the data, which decide the number of updates. 0: train.steps does.
+        /// Passes over the data, which decide the number of updates. 0, or --steps or --set train.steps given: train.steps does.
         epochs: f64 = 0.0;
         /// Updates between evaluations; one is always made after the last. 0: only that one.
         eval_every: usize = 250;

@@ -4,6 +4,8 @@
 
 use engine::driver::emulator::{DeviceFacts, Emulator, LaunchConfig, Params};
 
+use super::body::kernel;
+
 /// Threads of a check: several warps, the last one not full.
 const COUNT: usize = 999;
 
@@ -530,4 +532,47 @@ fn conversions() {
         let byte = |x: u64| (x as i32).clamp(0, 255) as u64;
         s[2] << 16 | byte(s[0]) << 8 | byte(s[1])
     });
+}
+
+/// PTX manual, "Arrays as operands": what ptxas makes of each of these is in the comments.
+#[test]
+fn elements_of_arrays_are_operands() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let module = |body: &str| {
+        let arrays = ".global .align 4 .u32 many[6] = {10, 11, 12, 13, 14, 15};\n.const .align 2 .u16 few[3] = {7, 8, 9};\n\
+                      .global .align 4 .u32 matrix[2][3] = {{1, 2, 3}, {4, 5, 6}};\n\
+                      .global .v2 .u32 pairs[2] = {{1, 2}, {3, 4}};\n.visible .entry";
+        emulator.load("k.ptx", &kernel(body).replace(".visible .entry", arrays))
+    };
+    for (body, expected) in [
+        // LDG [many+0x14], many+0xc, matrix+0x4 (rows do not count), pairs+0x4 (nor do vectors).
+        ("mov.u64 %a3, many[5];\nld.global.u32 %r1, [%a3];", 15),
+        ("ld.global.u32 %r1, many[1+2];", 13),
+        ("mov.u64 %a3, matrix[1];\nld.global.u32 %r1, [%a3];", 2),
+        ("mov.u64 %a3, pairs[1];\nld.global.u32 %r1, [%a3];", 2),
+        ("cvta.global.u64 %a3, many[2];\nld.u32 %r1, [%a3];", 12),
+        ("ld.const.u16 %r1, few[2];", 9),
+        ("st.global.u32 many[0], 77;\nld.global.u32 %r1, [many];", 77),
+        // 0xc, LDS [own+-0x4].
+        (".shared .align 4 .u32 own32[8];\nmov.u32 %r2, own32[3];\nmov.u32 %r3, own32;\nsub.u32 %r1, %r2, %r3;", 12),
+        (
+            ".shared .align 4 .u32 own32[8];\nst.shared.u32 [own32+8], 5;\nmov.u32 %r2, own32+12;\nld.shared.u32 %r1, [%r2-4];",
+            5,
+        ),
+        (".shared .align 4 .u32 own32[8];\nst.shared.u32 own32[2], 6;\nld.shared.u32 %r1, own32[2];", 6),
+    ] {
+        let module = module(&format!("{body}\nst.global.u32 [%a2], %r1;")).unwrap_or_else(|e| panic!("{body}: {e}"));
+        let out = emulator.upload(&[0u32]).unwrap();
+        let one = LaunchConfig::new([1, 1, 1], [1, 1, 1]);
+        emulator.launch(&module, "k", one, Params::new().u64(out).as_bytes()).unwrap_or_else(|e| panic!("{body}: {e}"));
+        assert_eq!(emulator.download::<u32>(out, 1).unwrap(), [expected], "{body}");
+    }
+    for (body, message) in [
+        ("ld.global.u32 %r1, many;", "expected an address in brackets"),
+        ("ld.global.u32 %r1, [many[1]];", "expected a register or variable in an address"),
+        ("mov.u64 %a3, many[%r1];", "expected an index that is a constant"),
+    ] {
+        let error = module(body).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(message), "{body}: {error}");
+    }
 }

@@ -63,6 +63,19 @@ fn lanes_that_leave_the_kernel_are_not_missed_at_a_barrier() {
 }
 
 #[test]
+fn what_warps_wrote_before_they_left_is_there_behind_a_barrier() {
+    // The last step of a reduction, for which one warp stays.
+    let body = "st.shared.u32 [%s], %t;\nsetp.ge.u32 %p1, %t, 32;\n@%p1 bra DONE;\nbar.sync 0;\nld.shared.u32 %r1, [%s+128];\n\
+                st.global.u32 [%a2], %r1;\nDONE:";
+    let (_, findings, values) = run_blocks(body, 1, 64, 1000);
+    assert_eq!((findings, &values[..32]), (vec![], &(32..64).collect::<Vec<u32>>()[..]));
+    // Without the barrier nothing tells the reader that they have left.
+    let body = body.replace("bar.sync 0;", "");
+    let (_, findings, _) = run_blocks(&body, 1, 64, 1000);
+    assert!(findings.iter().any(|finding| finding.kind == FindingKind::SharedRace), "{findings:?}");
+}
+
+#[test]
 fn lanes_wait_at_a_barrier_for_one_that_waits_for_another_warp() {
     let body = "setp.ne.u32 %p1, %t, 0;\n@%p1 bra NEXT;\nL:\nld.volatile.global.u32 %r1, [%a1];\nsetp.eq.u32 %p2, %r1, 0;\n\
                 @%p2 bra L;\nNEXT:\nsetp.ne.u32 %p1, %t, 32;\n@%p1 bra TOGETHER;\nmov.u32 %r2, 0;\nM:\nadd.u32 %r2, %r2, 1;\n\

@@ -135,6 +135,8 @@ pub struct Variable<'a> {
     pub space: Space,
     pub linkage: Linkage,
     pub bytes: u64,
+    /// Of the type in its declaration, also where that has vectors of it.
+    pub element_bytes: u32,
     pub align: u64,
     pub init: Vec<InitialValue<'a>>,
     /// Declared with `[]`: the launch (or another module) says how large it is.
@@ -235,6 +237,8 @@ pub enum Operand<'a> {
     FloatBits(u32),
     /// The address of a variable.
     Variable(VariableRef, i64),
+    /// `a[2]`: an element of an array, by its offset in bytes. An address where one is expected, as if in brackets.
+    Element(VariableRef, i64),
     /// A label, function or prototype.
     Name(&'a str),
     /// `[base + offset]`.

@@ -68,6 +68,10 @@ impl Config {
         }
         for set in sets {
             reader.read_set(set.as_ref())?;
+            // What is said later holds: a number of updates takes the place of the epochs of a preset, file or earlier set.
+            if set.as_ref().split_once('=').is_some_and(|(name, _)| name.trim() == "train.steps") {
+                reader.config.train.epochs = 0.0;
+            }
         }
         reader.read_initial();
         reader
@@ -310,6 +314,10 @@ mod tests {
         let text = format!("{DATA}[train]\nsteps = 3\n");
         assert_eq!(load_text(&text, &[]).unwrap().train.steps, 3);
         assert_eq!(load_text(&text, &["train.steps=4", "train.steps=5"]).unwrap().train.steps, 5);
+        let epochs = |sets: &[&str]| load_text(&format!("{text}epochs = 2.0\n"), sets).unwrap().train.epochs;
+        assert_eq!(epochs(&[]), 2.0);
+        assert_eq!(epochs(&["train.steps=4"]), 0.0);
+        assert_eq!(epochs(&["train.steps=4", "train.epochs=1"]), 1.0);
     }
 
     #[test]

@@ -278,7 +278,9 @@ impl<'e> Decoder<'e> {
                 self.constant(bits, planes)
             }
             Operand::Special(special) => self.special(*special, planes),
-            Operand::Variable(variable, offset) => self.variable_address(*variable, *offset, planes),
+            Operand::Variable(variable, offset) | Operand::Element(variable, offset) => {
+                self.variable_address(*variable, *offset, planes)
+            }
             Operand::Name(name) => {
                 if let Some(&index) = self.environment.functions.get(name) {
                     self.addressed.push(index);
@@ -418,10 +420,13 @@ impl<'e> Decoder<'e> {
         }
     }
 
-    /// `[...]` in a space that the instruction names.
+    /// `[...]`, or an element of an array, in a space that the instruction names: its plane, whether that is 64 bits wide,
+    /// and the constant part.
     pub(super) fn address(&mut self, operand: &Operand<'e>, space: Space) -> Result<Address> {
-        let Operand::Address(base, offset) = operand else {
-            return self.fail(format!("expected an address in brackets, found {}", self.describe(operand)));
+        let (base, offset) = match operand {
+            Operand::Address(base, offset) => (base.clone(), *offset),
+            Operand::Element(variable, offset) => (Base::Variable(*variable), *offset),
+            _ => return self.fail(format!("expected an address in brackets, found {}", self.describe(operand))),
         };
         let mut space = match space {
             Space::Generic => AddressSpace::Generic,
@@ -431,7 +436,7 @@ impl<'e> Decoder<'e> {
             Space::Param if self.function.is_entry => AddressSpace::Param,
             Space::Param => AddressSpace::Local,
         };
-        let (base, is_wide, offset) = match *base {
+        let (base, is_wide, offset) = match base {
             Base::Register(index) => {
                 let register = self.register_type(index);
                 if register.bits() != 32 && register.bits() != 64 {
@@ -440,7 +445,7 @@ impl<'e> Decoder<'e> {
                         self.describe(&Operand::Register(index))
                     ));
                 }
-                (self.slot(index), register.bits() == 64, *offset)
+                (self.slot(index), register.bits() == 64, offset)
             }
             Base::Variable(variable) => {
                 let (place, _) = self.variable_place(variable);
@@ -452,13 +457,13 @@ impl<'e> Decoder<'e> {
                 } else if place != space {
                     return self.fail("the variable is in another state space than the instruction names");
                 }
-                (self.variable_address(variable, 0, 2)?, true, *offset)
+                (self.variable_address(variable, 0, 2)?, true, offset)
             }
             Base::Name(name) => match self.environment.variables.get(name) {
-                Some(&index) => (self.variable_address(VariableRef::Module(index), 0, 2)?, true, *offset),
+                Some(&index) => (self.variable_address(VariableRef::Module(index), 0, 2)?, true, offset),
                 None => return self.fail(format!("unknown name '{name}'")),
             },
-            Base::Absolute => (self.constant(*offset as u64, 2)?, true, 0),
+            Base::Absolute => (self.constant(offset as u64, 2)?, true, 0),
         };
         Ok(Address { space, base, is_wide, offset })
     }

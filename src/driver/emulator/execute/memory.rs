@@ -1,10 +1,10 @@
 //! Loads, stores, atomics, asynchronous copies and matrix moves: their operands. `machine` carries them out.
 
-use crate::ast::{Base, Instruction, Operand, Space, Type};
+use crate::ast::{Instruction, Operand, Space, Type};
 use crate::decode::Decoder;
 use crate::decode::modifiers::Modifiers;
 use crate::decode::program::{
-    Address, Atomic, AtomicOp, CopyAsync, CopyFence, DataRegister, Extend, Load, MAX_VECTOR, MatrixMove, MbarrierKind,
+    Atomic, AtomicOp, CopyAsync, CopyFence, DataRegister, Extend, Load, MAX_VECTOR, MatrixMove, MbarrierKind,
     MbarrierOp, NONE, Op, Store,
 };
 use crate::error::Result;
@@ -287,15 +287,5 @@ impl<'e> Decoder<'e> {
         }
         self.emit(Op::MatrixMove(Box::new(MatrixMove { address, registers, count, is_store, is_transposed })));
         Ok(())
-    }
-
-    /// The plane of an address, and whether it is 64 bits wide, with its constant part.
-    pub(super) fn plain_address(&mut self, operand: &Operand<'e>, space: Space) -> Result<Address> {
-        match operand {
-            Operand::Address(Base::Register(_) | Base::Variable(_) | Base::Name(_) | Base::Absolute, _) => {
-                self.address(operand, space)
-            }
-            _ => self.fail("expected an address in brackets"),
-        }
     }
 }

@@ -165,7 +165,7 @@ impl<'e> Decoder<'e> {
             }
             _ => return self.fail(shape("other operands")),
         };
-        let address = self.plain_address(address, space)?;
+        let address = self.address(address, space)?;
         self.emit(Op::Mbarrier(Box::new(MbarrierOp {
             kind,
             address,

@@ -379,7 +379,12 @@ impl Block {
             }
             let done = std::mem::take(barrier);
             if O::IS_ON {
-                worker.observer.barrier_released(self.index, id as u32);
+                let has_exited = |(index, warp): (usize, &Warp)| u32::from(warp.live == 0) << (index % MAX_WARPS);
+                let exited = match done.expected {
+                    Some(_) => 0,
+                    None => self.warps.iter().enumerate().map(has_exited).sum(),
+                };
+                worker.observer.barrier_released(self.index, id as u32, exited);
             }
             for warp in &mut self.warps {
                 for index in 0..warp.groups.len() {

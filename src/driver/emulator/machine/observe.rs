@@ -139,9 +139,10 @@ pub trait Observe: Send {
     /// Lanes of a warp came to barrier `id`.
     #[inline(always)]
     fn barrier(&mut self, _launch: &Launch<'_>, _event: &BarrierEvent) {}
-    /// Barrier `id` of the block let its threads go.
+    /// Barrier `id` of the block let its threads go. `exited`: a bit for each warp that has left the kernel, and that a
+    /// barrier for all threads of a block therefore counts as arrived.
     #[inline(always)]
-    fn barrier_released(&mut self, _block: [u32; 3], _id: u32) {}
+    fn barrier_released(&mut self, _block: [u32; 3], _id: u32, _exited: u32) {}
     /// Lanes of a warp run an instruction that brings them together.
     #[inline(always)]
     fn converged(&mut self, _launch: &Launch<'_>, _event: &ConvergeEvent) {}

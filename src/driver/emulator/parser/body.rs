@@ -390,7 +390,10 @@ impl<'a> Parser<'a, '_> {
                     None => self.error(format!("a component that '{name}' has")),
                 }
             }
-            Some(Entity::Variable(index)) => Ok(Operand::Variable(VariableRef::Local(index), self.offset()?)),
+            Some(Entity::Variable(index)) => {
+                let element_bytes = body.variables[index as usize].element_bytes;
+                self.variable(VariableRef::Local(index), element_bytes)
+            }
             None => {
                 if let Some(special) = Special::parse(name, component) {
                     if component.is_some() {
@@ -402,8 +405,8 @@ impl<'a> Parser<'a, '_> {
                     let part = |axis| Operand::Special(Special::parse(name, Some(axis)).unwrap_or(Special::Zero));
                     return Ok(Operand::Vector(["x", "y", "z", "w"].map(part).to_vec()));
                 }
-                if let Some(&index) = self.module_variables.get(name) {
-                    return Ok(Operand::Variable(VariableRef::Module(index), self.offset()?));
+                if let Some(&(index, element_bytes)) = self.module_variables.get(name) {
+                    return self.variable(VariableRef::Module(index), element_bytes);
                 }
                 if name.starts_with('%') {
                     return self.error_at(self.at - 1, "a declared register");
@@ -411,6 +414,19 @@ impl<'a> Parser<'a, '_> {
                 Ok(Operand::Name(name))
             }
         }
+    }
+
+    /// What follows the name of a variable: nothing, an offset in bytes, or the index of an element.
+    fn variable(&mut self, variable: VariableRef, element_bytes: u32) -> Result<Operand<'a>> {
+        if !self.accept("[") {
+            return Ok(Operand::Variable(variable, self.offset()?));
+        }
+        if matches!(self.kind(), TokenKind::Word(name) if name != "WARP_SZ") {
+            return self.error("an index that is a constant");
+        }
+        let index = self.constant_integer()? as i64;
+        self.expect("]")?;
+        Ok(Operand::Element(variable, index.wrapping_mul(i64::from(element_bytes))))
     }
 
     /// Any number of `+ constant` and `- constant`.

@@ -31,7 +31,8 @@ struct Parser<'a, 'f> {
     text: &'a str,
     tokens: Vec<Token<'a>>,
     at: usize,
-    module_variables: HashMap<&'a str, u32>,
+    /// Index of each, and the bytes of its elements.
+    module_variables: HashMap<&'a str, (u32, u32)>,
 }
 
 impl<'a> Parser<'a, '_> {
@@ -288,14 +289,16 @@ impl<'a> Parser<'a, '_> {
     }
 
     fn add_variable(&mut self, module: &mut Module<'a>, variable: Variable<'a>) {
-        if let Some(&index) = self.module_variables.get(variable.name) {
-            let known = &mut module.variables[index as usize];
+        let place = (module.variables.len() as u32, variable.element_bytes);
+        if let Some((index, element_bytes)) = self.module_variables.get_mut(variable.name) {
+            let known = &mut module.variables[*index as usize];
             if known.linkage == Linkage::Extern {
+                *element_bytes = variable.element_bytes;
                 *known = variable;
             }
             return;
         }
-        self.module_variables.insert(variable.name, module.variables.len() as u32);
+        self.module_variables.insert(variable.name, place);
         module.variables.push(variable);
     }
 

@@ -142,7 +142,8 @@ impl<'a> Parser<'a, '_> {
         if bytes > MAX_VARIABLE_BYTES {
             return self.error("a variable of at most 2^40 bytes");
         }
-        Ok(Variable { name, space, linkage, bytes, align, init, is_unsized, line })
+        let element_bytes = ty.bytes();
+        Ok(Variable { name, space, linkage, bytes, element_bytes, align, init, is_unsized, line })
     }
 
     /// One value, or a braced list for the next dimension; returns the offset behind the last element written.

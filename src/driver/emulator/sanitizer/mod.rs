@@ -303,8 +303,8 @@ impl Observe for Sanitizer {
         self.races.arrived(event);
     }
 
-    fn barrier_released(&mut self, block: [u32; 3], id: u32) {
-        self.races.barrier_released(block, id);
+    fn barrier_released(&mut self, block: [u32; 3], id: u32, exited: u32) {
+        self.races.barrier_released(block, id, exited);
     }
 
     fn cluster_barrier(&mut self, block: [u32; 3], warp: u32, has_passed: bool) {

@@ -181,9 +181,16 @@ impl Races {
         self.blocks.entry(event.block).or_default().arrived.entry(event.id).or_default().push((warp, given));
     }
 
-    pub fn barrier_released(&mut self, block: [u32; 3], id: u32) {
+    /// `exited` has a bit for each warp that left the kernel, where the barrier is one for the whole block: such a barrier
+    /// counts them as arrived (PTX manual, `exit`), so what they did before is done. Dr.Jit's reductions build on that.
+    pub fn barrier_released(&mut self, block: [u32; 3], id: u32, exited: u32) {
         let Some(arrived) = self.blocks.get_mut(&block).and_then(|state| state.arrived.remove(&id)) else { return };
         let mut joined = Clock::default();
+        for warp in lanes_of(exited) {
+            if let Some(clock) = self.clocks.get(&self.warp_id(block, warp as u32)) {
+                join(&mut joined, clock);
+            }
+        }
         for (warp, given) in &arrived {
             match given {
                 Some(clock) => join(&mut joined, clock),

@@ -96,7 +96,7 @@ impl<'e> Decoder<'e> {
         };
         let address = match address {
             Operand::Address(Base::Register(_) | Base::Variable(_) | Base::Name(_), _) => {
-                self.plain_address(address, space)?
+                self.address(address, space)?
             }
             _ => return self.fail("expected an address in brackets"),
         };
