@@ -245,6 +245,15 @@ fn a_text_without_newlines_can_be_sampled_from() {
     assert_eq!(lines(&scratch.path("run/notes.jsonl")).len(), 3);
 }
 
+#[test]
+fn a_decoder_with_convolutions_can_be_sampled_from() {
+    let scratch = Scratch::new();
+    let sets =
+        ["train.sample_every=2", "train.sample_tokens=20", "model.convolution_taps=4", "model.convolution_dilation=2"];
+    succeed(scratch.tiny("run", &sets, &[]));
+    assert_eq!(lines(&scratch.path("run/notes.jsonl")).len(), 3);
+}
+
 /// On a model large enough that the program itself does not count.
 #[test]
 fn the_peak_of_memory_is_what_the_table_says() {

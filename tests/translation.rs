@@ -188,7 +188,10 @@ fn what_translation_cannot_use_is_refused_in_one_line() {
     for (setting, expected) in [
         ("data.layout=packed", "set data.layout = \"padded\""),
         ("model.architecture=encoder", "set model.architecture = \"encoder-decoder\""),
-        ("model.convolution_taps=3", "set model.convolution_taps = 0"),
+        (
+            "model.convolution_taps=4",
+            "model.convolution_taps is 4, but a window around a position has an odd number of taps",
+        ),
         ("model.token_types=2", "set model.token_types = 0"),
     ] {
         let message = refused(&mut train(&scratch, &[setting]));

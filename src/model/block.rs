@@ -7,8 +7,9 @@ use crate::ops::attention::Mask;
 use crate::ops::gated_conv::Window;
 use crate::ops::layer_norm;
 use crate::ops::linear::Activation;
+use crate::ops::{self, Device};
 use crate::tape::{
-    AttentionInputs, AttentionOptions, Cache, Error, ParameterId, Parameters, RotaryOptions, Tape, Value,
+    AttentionInputs, AttentionOptions, Cache, Error, OutOfMemory, ParameterId, Parameters, RotaryOptions, Tape, Value,
 };
 use std::sync::Arc;
 
@@ -36,8 +37,8 @@ impl Affine {
 /// What a block sees besides its input.
 #[derive(Clone, Copy, Default)]
 pub struct Surroundings<'a> {
-    /// A step of decoding: keys and values of earlier tokens.
-    pub cache: Option<&'a Arc<Cache>>,
+    /// A step of decoding: what is kept of earlier tokens.
+    pub cache: Option<&'a BlockCache>,
     /// `(B, T, 2)` ids: the document of each position; see [`AttentionInputs`].
     pub documents: Option<Value>,
     /// `(B, T)` ids: where each token stands in its document.
@@ -46,6 +47,49 @@ pub struct Surroundings<'a> {
     pub relative_bias: Option<Value>,
     /// What the cross-attention looks at.
     pub memory: Option<Memory<'a>>,
+}
+
+/// What a block keeps of earlier tokens when decoding.
+pub struct BlockCache {
+    /// Keys and values.
+    attention: Arc<Cache>,
+    /// What its convolution reads.
+    convolution: Option<Arc<Cache>>,
+}
+
+impl BlockCache {
+    /// Empty, with room for `capacity` tokens of each of `sequences` sequences.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(
+        device: &Arc<Device>,
+        config: &ModelConfig,
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<Self, OutOfMemory> {
+        let key_columns = config.kv_heads * config.head_size();
+        let convolution = config.convolution.map(|_| Cache::new(device, sequences, capacity, config.channels));
+        Ok(Self {
+            attention: Cache::new(device, sequences, capacity, key_columns)?,
+            convolution: convolution.transpose()?,
+        })
+    }
+
+    /// See [`Cache::copy_sequence`].
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn copy_sequence(
+        &self,
+        parameters: &mut Parameters,
+        from: usize,
+        to: usize,
+        tokens: usize,
+    ) -> Result<(), ops::Error> {
+        let mut caches = std::iter::once(&self.attention).chain(&self.convolution);
+        caches.try_for_each(|cache| cache.copy_sequence(parameters, from, to, tokens))
+    }
 }
 
 /// What a decoder's cross-attention looks at.
@@ -141,11 +185,10 @@ impl Block {
     ) -> Result<Value, Error> {
         let stream = match (&self.convolution, config.convolution) {
             (Some((norm, layer)), Some(convolution)) => {
-                if around.cache.is_some() {
-                    let what = "blocks with a convolution keep no cache of what came before: decode without one".into();
-                    return Err(Error::Shape { operation: "convolution", what });
-                }
                 branch(tape, config, "convolution", stream, norm, |tape, input, residual| {
+                    if let Some(cache) = around.cache.and_then(|cache| cache.convolution.as_ref()) {
+                        return layer.record_next(tape, input, convolution, cache, residual);
+                    }
                     let window = match options.mask {
                         Mask::Causal => Window::Causal,
                         Mask::Full => Window::Centred { excludes_self: false },
@@ -213,7 +256,7 @@ impl Block {
         }
         let attention = attention_options(config, options.mask);
         match around.cache {
-            Some(cache) => tape.attention_cached(qkv, &attention, cache, around.relative_bias),
+            Some(cache) => tape.attention_cached(qkv, &attention, &cache.attention, around.relative_bias),
             None => {
                 let Surroundings { documents, relative_bias, .. } = *around;
                 let inputs = AttentionInputs { documents, relative_bias, ..AttentionInputs::default() };

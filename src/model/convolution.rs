@@ -4,7 +4,8 @@
 use super::block::{Affine, record_linear};
 use super::config::Convolution;
 use crate::ops::gated_conv::Window;
-use crate::tape::{Error, GatedConvOptions, Parameters, Tape, Value};
+use crate::tape::{Cache, Error, GatedConvOptions, Parameters, Tape, Value};
+use std::sync::Arc;
 
 /// Parameters of a gated convolution.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,24 @@ impl ConvolutionLayer {
         let gated = record_linear(tape, input, &self.gate, None)?;
         let options = GatedConvOptions { window, dilation: convolution.dilation };
         let mixed = tape.gated_conv(gated, self.depthwise.weight, self.depthwise.bias, &options, documents)?;
+        record_linear(tape, mixed, &self.projection, residual)
+    }
+
+    /// Records a step of decoding: the layer, in a causal window, on new tokens behind those in `cache`.
+    ///
+    /// # Errors
+    /// A cache of another layer; a training tape.
+    pub(super) fn record_next(
+        &self,
+        tape: &mut Tape<'_>,
+        input: Value,
+        convolution: Convolution,
+        cache: &Arc<Cache>,
+        residual: Option<Value>,
+    ) -> Result<Value, Error> {
+        let gated = record_linear(tape, input, &self.gate, None)?;
+        let Affine { weight, bias } = self.depthwise;
+        let mixed = tape.gated_conv_cached(gated, weight, bias, convolution.dilation, cache)?;
         record_linear(tape, mixed, &self.projection, residual)
     }
 }

@@ -3,10 +3,11 @@
 //! and values of every cross-attention in caches, so that a step costs the decoder's rows alone.
 
 use super::Transformer;
-use super::block::Memory;
+use super::block::{BlockCache, Memory};
 use super::config::Architecture;
 use super::transformer::{Inputs, Stack};
-use crate::tape::{Cache, Error, Tape, Value};
+use crate::ops::Device;
+use crate::tape::{Cache, Error, OutOfMemory, Tape, Value};
 use std::sync::Arc;
 
 /// What the blocks of a decoder look at.
@@ -62,6 +63,20 @@ impl Transformer {
         layers.try_for_each(|(block, cache)| block.record_memory(tape, stream, cache))
     }
 
+    /// An empty cache for the cross-attention of each layer.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn memory(
+        &self,
+        device: &Arc<Device>,
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<Vec<Arc<Cache>>, OutOfMemory> {
+        let key_columns = self.config().kv_heads * self.config().head_size();
+        (0..self.config().layers).map(|_| Cache::new(device, sequences, capacity, key_columns)).collect()
+    }
+
     /// Records a step of decoding: the logits, `(N, V)`, that follow the next token, `(N, 1)`, of each hypothesis. Its
     /// earlier tokens are in `caches`; see [`Tape::attention_cached`], and for `memory`
     /// [`Tape::cross_attention_cached`].
@@ -72,7 +87,7 @@ impl Transformer {
         &self,
         tape: &mut Tape<'_>,
         ids: Value,
-        caches: &[Arc<Cache>],
+        caches: &[BlockCache],
         memory: &[Arc<Cache>],
     ) -> Result<Value, Error> {
         let (_, decoder) = self.encoder_and_decoder()?;

@@ -9,8 +9,9 @@
 pub use super::sampling::Sampling;
 
 use super::Transformer;
+use super::block::BlockCache;
 use crate::ops::Device;
-use crate::tape::{Cache, Error, Mode, OutOfMemory, Parameters, Program, RunOptions, Tape, Value};
+use crate::tape::{Error, Mode, OutOfMemory, Parameters, Program, RunOptions, Tape, Value};
 use std::sync::Arc;
 
 /// Decodes a batch of sequences of one model, token by token.
@@ -20,7 +21,7 @@ pub struct Generator<'m> {
     model: &'m Transformer,
     device: Arc<Device>,
     /// One for each layer.
-    caches: Vec<Arc<Cache>>,
+    caches: Vec<BlockCache>,
     capacity: usize,
     /// The program that decodes one token of each of `i + 1` sequences; recorded when there are that many.
     steps: Vec<Option<Recorded>>,
@@ -247,7 +248,7 @@ pub(super) fn record(
     device: &Arc<Device>,
     model: &Transformer,
     parameters: &Parameters,
-    caches: &[Arc<Cache>],
+    caches: &[BlockCache],
     batch: usize,
     time: usize,
 ) -> Result<Recorded, Error> {

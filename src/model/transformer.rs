@@ -1,7 +1,7 @@
 //! Transformers: embeddings, one or two stacks of blocks, and what is put on top. A [`ModelConfig`] says which; the
 //! parameters themselves are a [`Parameters`].
 
-use super::block::{Affine, Block, BlockOptions, Surroundings, record_norm};
+use super::block::{Affine, Block, BlockCache, BlockOptions, Surroundings, record_norm};
 use super::config::{Architecture, ModelConfig, NormPlace, Positions};
 use super::encoder_decoder::StackMemory;
 use super::huggingface::{self, ParameterSpec, Untouched, Wanted};
@@ -14,8 +14,8 @@ use crate::ops::attention::Mask;
 use crate::ops::linear::Activation;
 use crate::ops::relative_bias::Kind;
 use crate::tape::{
-    Cache, EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId,
-    Parameters, Tape, Value,
+    EmbeddingInputs, EmbeddingPositions, Error, Initial, Loss, OutOfMemory, ParameterError, ParameterId, Parameters,
+    Tape, Value,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -240,7 +240,7 @@ impl Transformer {
         stack: &Stack,
         inputs: &Inputs,
         recompute: bool,
-        caches: Option<&[Arc<Cache>]>,
+        caches: Option<&[BlockCache]>,
         memory: Option<StackMemory<'_>>,
     ) -> Result<Value, Error> {
         let config = &self.config;
@@ -337,7 +337,7 @@ impl Transformer {
     ///
     /// # Errors
     /// Several tokens of several sequences; a training tape.
-    pub fn record_next(&self, tape: &mut Tape<'_>, ids: Value, caches: &[Arc<Cache>]) -> Result<Value, Error> {
+    pub fn record_next(&self, tape: &mut Tape<'_>, ids: Value, caches: &[BlockCache]) -> Result<Value, Error> {
         let &[batch, time] = tape.shape(ids) else {
             let what = format!("ids are {:?}, expected (batch, time)", tape.shape(ids));
             return Err(Error::Shape { operation: "record_next", what });
@@ -353,7 +353,7 @@ impl Transformer {
         self.heads.output_projection.unwrap_or(self.token_embedding)
     }
 
-    /// An empty key/value cache for each layer.
+    /// An empty cache for each layer.
     ///
     /// # Errors
     /// Not enough memory.
@@ -362,9 +362,8 @@ impl Transformer {
         device: &Arc<Device>,
         sequences: usize,
         capacity: usize,
-    ) -> Result<Vec<Arc<Cache>>, OutOfMemory> {
-        let key_columns = self.config.kv_heads * self.config.head_size();
-        (0..self.config.layers).map(|_| Cache::new(device, sequences, capacity, key_columns)).collect()
+    ) -> Result<Vec<BlockCache>, OutOfMemory> {
+        (0..self.config.layers).map(|_| BlockCache::new(device, &self.config, sequences, capacity)).collect()
     }
 }
 

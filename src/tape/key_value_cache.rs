@@ -1,5 +1,6 @@
 //! Self-attention over a key/value cache, for decoding: inference only, so a training tape refuses it.
 
+mod convolution;
 mod cross;
 
 use super::memory::{Memory, OutOfMemory};
@@ -8,9 +9,11 @@ use super::{AttentionOptions, Error, Needs, Operation, Parameters, Tape, Value};
 use crate::ops::attention::{Forward, Inputs, Mask, RelativeBias, Shape};
 use crate::ops::key_value_cache::{self, Append};
 use crate::ops::{self, Device, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Keys and values of earlier tokens, of one layer, for a batch of sequences: `(sequences, capacity, 2·HK·D)`.
+/// Keys and values of earlier tokens, of one layer, for a batch of sequences: `(sequences, capacity, 2·HK·D)`. Or what a
+/// convolution reads of them: its two halves in place of keys and values.
 ///
 /// Programs that share a cache (one that reads prompts, one that decodes token by token) must run one at a time;
 /// a run holds the parameters exclusively, and that is what keeps them apart.
@@ -65,6 +68,30 @@ impl Cache {
         let (source, target) =
             unsafe { (self.memory.view::<f32>(bytes(from)), self.memory.view_mut::<f32>(bytes(to))) };
         ops::add::accumulate(&self.device, source, target, Write::Set)
+    }
+
+    /// Appends the columns behind the first `query_columns` of a run's first input, for `time` new tokens of each of
+    /// `batch` sequences, where the options of the run say. Returns the bytes of these sequences.
+    fn append(
+        &self,
+        run: &Run<'_>,
+        operation: &'static str,
+        [batch, time]: [usize; 2],
+        query_columns: usize,
+    ) -> Result<Range<usize>, ops::Error> {
+        let Self { sequences, capacity, columns, .. } = *self;
+        let (positions, first) = (&run.options.positions, run.options.cache_row);
+        if positions.len() != batch || first + batch > sequences {
+            let what = format!("{} positions and rows {first}.. of {sequences} for {batch} sequences", positions.len());
+            return Err(ops::Error { operation, what });
+        }
+        let row_bytes = capacity * columns * 4;
+        let bytes = first * row_bytes..(first + batch) * row_bytes;
+        let shape = key_value_cache::Shape { batch, time, query_columns, key_columns: columns / 2, capacity };
+        // SAFETY: runs over one cache take turns (see the type), and no other view is alive here.
+        let cache = unsafe { self.memory.view_mut(bytes.clone()) };
+        key_value_cache::append(run.device, &shape, Append { qkv: run.input(0), positions, cache })?;
+        Ok(bytes)
     }
 }
 
@@ -130,25 +157,9 @@ impl Operation for CachedAttention {
     }
 
     fn forward(&self, run: &Run<'_>) -> Result<(), ops::Error> {
-        let Cache { sequences, capacity, columns, .. } = *self.cache;
-        let (batch, time) = (self.shape.batch, self.shape.query_time);
-        let (positions, first) = (&run.options.positions, run.options.cache_row);
-        if positions.len() != batch || first + batch > sequences {
-            let what = format!("{} positions and rows {first}.. of {sequences} for {batch} sequences", positions.len());
-            return Err(ops::Error { operation: "attention_cached", what });
-        }
-        let row_bytes = capacity * columns * 4;
-        let bytes = first * row_bytes..(first + batch) * row_bytes;
-        let append = key_value_cache::Shape {
-            batch,
-            time,
-            query_columns: self.shape.query_columns(),
-            key_columns: self.shape.key_columns(),
-            capacity,
-        };
-        // SAFETY: runs over one cache take turns (see `Cache`), and no other view is alive here.
-        let cache = unsafe { self.cache.memory.view_mut(bytes.clone()) };
-        key_value_cache::append(run.device, &append, Append { qkv: run.input(0), positions, cache })?;
+        let (batch, time, capacity) = (self.shape.batch, self.shape.query_time, self.cache.capacity);
+        let bytes = self.cache.append(run, self.name(), [batch, time], self.shape.query_columns())?;
+        let positions = &run.options.positions;
 
         let key_time = positions.iter().max().map_or(0, |&position| position + time);
         let lengths: Vec<i32> = positions.iter().map(|&position| (position + time) as i32).collect();

@@ -3,6 +3,7 @@
 //! alone reads the source as a prompt, and each hypothesis goes on from keys and values of it in its own row.
 
 use crate::model::Transformer;
+use crate::model::block::BlockCache;
 use crate::model::config::Architecture;
 use crate::model::generate::{self, Recorded, as_id};
 use crate::model::transformer::Inputs;
@@ -19,7 +20,7 @@ pub(super) struct Decoder<'m> {
     /// Hypotheses of each sentence.
     width: usize,
     /// Of each layer: keys and values of the hypotheses' own tokens, and of the sources where there is an encoder.
-    caches: Vec<Arc<Cache>>,
+    caches: Vec<BlockCache>,
     memory: Vec<Arc<Cache>>,
     reader: Option<Reader>,
     /// The program that read the last prompt, and its number of tokens.
@@ -53,7 +54,7 @@ impl<'m> Decoder<'m> {
             width,
             caches: model.caches(&device, sentences * width, block)?,
             memory: match architecture {
-                Architecture::EncoderDecoder => model.caches(&device, sentences, block)?,
+                Architecture::EncoderDecoder => model.memory(&device, sentences, block)?,
                 Architecture::Decoder | Architecture::Encoder => Vec::new(),
             },
             reader: None,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::Cpu;
-use crate::model::config::{Heads, LanguageHead, NormPlace};
+use crate::model::config::{Convolution, Heads, LanguageHead, NormPlace};
 use crate::model::transformer::Inputs;
 use crate::tape::{Mode, RunOptions, Tape};
 
@@ -17,6 +17,7 @@ fn model(
     vocabulary: usize,
     architecture: Architecture,
     norm_place: NormPlace,
+    convolution: Option<Convolution>,
 ) -> (Arc<Device>, Transformer, Parameters) {
     let device = Arc::new(Device::Cpu(Cpu::new().unwrap()));
     let config = ModelConfig {
@@ -29,6 +30,7 @@ fn model(
         kv_heads: 2,
         ffn: 40,
         norm_place,
+        convolution,
         initializer_range: 0.4,
         predictions: Heads { language: Some(LanguageHead { transform: false }), ..Heads::default() },
         bos: Some(START),
@@ -41,7 +43,7 @@ fn model(
 }
 
 fn pre_norm(vocabulary: usize) -> (Arc<Device>, Transformer, Parameters) {
-    model(vocabulary, Architecture::EncoderDecoder, NormPlace::Pre)
+    model(vocabulary, Architecture::EncoderDecoder, NormPlace::Pre, None)
 }
 
 /// A source that looks random but is the same every time.
@@ -129,9 +131,11 @@ fn log_probability(
 
 #[test]
 fn decoding_step_by_step_is_a_pass_over_whole_sequences() {
-    let kinds = ARCHITECTURES.map(|architecture| [NormPlace::Pre, NormPlace::Post].map(|place| (architecture, place)));
-    for (architecture, norm_place) in kinds.into_iter().flatten() {
-        let (device, model, mut parameters) = model(30, architecture, norm_place);
+    let convolution = Some(Convolution { taps: 3, dilation: 2 });
+    let choices = [(NormPlace::Pre, None), (NormPlace::Post, None), (NormPlace::Pre, convolution)];
+    let kinds = ARCHITECTURES.map(|architecture| choices.map(|(place, layer)| (architecture, place, layer)));
+    for (architecture, norm_place, convolution) in kinds.into_iter().flatten() {
+        let (device, model, mut parameters) = model(30, architecture, norm_place, convolution);
         let sources: Vec<Vec<u32>> = (0..5).map(|i| source(30, [6, 1, 17, 3, 9][i], i)).collect();
         for method in [
             Method::Greedy,
@@ -154,7 +158,7 @@ fn decoding_step_by_step_is_a_pass_over_whole_sequences() {
 #[test]
 fn the_loss_of_translations_is_what_full_passes_give() {
     for architecture in ARCHITECTURES {
-        let (device, model, mut parameters) = model(30, architecture, NormPlace::Pre);
+        let (device, model, mut parameters) = model(30, architecture, NormPlace::Pre, None);
         // More than a batch, of lengths from 2 to 9 and 3 to 11.
         let pairs: Vec<[Vec<u32>; 2]> =
             (0..40).map(|i| [source(30, (i * 5) % 8, i), source(30, 1 + (i * 7) % 9, i + 50)]).collect();
@@ -198,7 +202,7 @@ fn a_beam_of_one_is_greedy_and_batches_change_no_token() {
 }
 
 fn check_beams_of_one_and_batches(architecture: Architecture) {
-    let (device, model, mut parameters) = model(30, architecture, NormPlace::Pre);
+    let (device, model, mut parameters) = model(30, architecture, NormPlace::Pre, None);
     let sources: Vec<Vec<u32>> = (0..9).map(|i| source(30, 1 + (i * 5) % 11, i)).collect();
     let mut translate = |method: Method, sentences: usize| {
         let mut translator = Translator::new(Arc::clone(&device), &model, sentences, method).unwrap();
@@ -268,7 +272,7 @@ fn what_cannot_be_translated_is_refused_in_one_line() {
     assert_eq!(message, "sentence 1 has 22 tokens, special ones included, but the model reads at most 21; split it");
     assert!(translator.translate(&mut parameters, &[vec![START, 77, END]], 5).is_err(), "a token outside");
     assert!(translator.translate(&mut parameters, &[], 5).unwrap().is_empty());
-    let (device, alone, mut of_decoder) = self::model(30, Architecture::Decoder, NormPlace::Pre);
+    let (device, alone, mut of_decoder) = self::model(30, Architecture::Decoder, NormPlace::Pre, None);
     let mut translator = Translator::new(Arc::clone(&device), &alone, 2, Method::Greedy).unwrap();
     let message = translator.translate(&mut of_decoder, &[source(30, 19, 0)], 5).unwrap_err().to_string();
     assert!(message.contains("21 tokens") && message.contains("at most 20"), "{message}");

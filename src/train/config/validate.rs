@@ -69,11 +69,10 @@ impl Config {
         let deviation = model.pixel_deviation.unwrap_or(1.0);
         let is_scale = |x: f64| (x as f32).is_finite() && x as f32 > 0.0;
         check.number("model.pixel_deviation", deviation, "a finite 32-bit number above 0", is_scale)?;
-        let is_encoder = model.architecture == Architecture::Encoder;
-        for (key, taps, needs_odd) in [
-            ("model.convolution_taps", model.convolution_taps, is_encoder && model.convolution_taps > 0),
-            ("model.csm_taps", model.csm_taps, true),
-        ] {
+        let is_centred = model.architecture != Architecture::Decoder && model.convolution_taps > 0;
+        for (key, taps, needs_odd) in
+            [("model.convolution_taps", model.convolution_taps, is_centred), ("model.csm_taps", model.csm_taps, true)]
+        {
             check.size(key, taps, 0, TAPS_MAX)?;
             if needs_odd && taps.is_multiple_of(2) {
                 let problem = format!("{key} is {taps}, but a window around a position has an odd number of taps");
@@ -179,13 +178,6 @@ impl Config {
                 "model.token_types",
                 format!("model.token_types is {}, and a translation has no kinds of tokens", self.model.token_types),
                 "set model.token_types = 0",
-            );
-        }
-        if self.model.convolution_taps > 0 {
-            return check.refuse(
-                "model.convolution_taps",
-                "model.convolution_taps is set, and blocks with a convolution cannot translate token by token".into(),
-                "set model.convolution_taps = 0",
             );
         }
         Ok(())
