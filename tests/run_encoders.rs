@@ -210,6 +210,16 @@ fn answers_are_parts_of_their_context_also_of_a_long_one() {
         let probability = object["probability"].as_f64().unwrap() + object["no_answer_probability"].as_f64().unwrap();
         assert!(probability > 0.0 && probability <= 1.0 + 1e-6);
     }
+    let asked = |more: &[&str]| model.text("answer", &[&["--input", &file, "--top-k", "9", "--json"], more].concat());
+    let windows = ["2", "0"].map(|stride| asked(&["--max-tokens", "12", "--stride", stride]));
+    assert_ne!(windows[0], windows[1]);
+    // A folder that says how its contexts were cut.
+    let mut config: Value = serde_json::from_slice(&fs::read(model.path("config.json")).unwrap()).unwrap();
+    config["engine_texts"] = json!({"max_tokens": 12, "keep": "start", "stride": 2});
+    model.file("config.json", &config.to_string());
+    assert_eq!(asked(&[]), windows[0]);
+    assert_eq!(asked(&["--stride", "0"]), windows[1]);
+
     let text = model.text("answer", &["--question", "Who?", "--context", "The dog."]);
     assert_eq!(text.lines().count(), 1);
     let nothing = &model.objects("answer", &["--question", "Who?", "--context", "The dog.", "--no-answer"])[0];

@@ -219,6 +219,9 @@ fn every_task_gives_the_same_bits_for_any_threads_and_through_a_resume() {
         assert_eq!(predictions(&whole).is_some(), figure.is_some(), "{name}: predictions where there are labels");
         assert_eq!(predictions(&whole), predictions(&threads), "{name}: predictions");
         assert_eq!(predictions(&whole), predictions(&half), "{name}: predictions of a resumed run");
+        let config = fs::read(checkpoint(&whole, 12).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["engine_texts"]["stride"] == 8, name == "answers", "{name}: {config}");
     }
 }
 

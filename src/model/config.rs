@@ -165,6 +165,9 @@ pub struct TextCut {
     pub max_tokens: usize,
     /// Which part is kept.
     pub keep: Keep,
+    /// Tokens by which windows over the context of a question overlap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
 }
 
 /// The key of `config.json` for [`TextCut`].

@@ -5,7 +5,7 @@
 
 use crate::model::ModelArguments;
 use crate::output::Output as Lines;
-use crate::texts::{BatchArguments, Framer, cell, open, run_in_order};
+use crate::texts::{BatchArguments, Framer, WindowArguments, cell, open, run_in_order};
 use anyhow::{Context, bail};
 use clap::Args;
 use engine::data::table::{Quotes, Table};
@@ -35,9 +35,8 @@ pub struct AnswerArguments {
     /// File of rows with the columns question and context, and perhaps id: .jsonl, .tsv or .csv, also with .gz.
     #[arg(long, value_name = "FILE", conflicts_with = "question")]
     input: Option<PathBuf>,
-    /// Tokens by which windows over a long context overlap.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    stride: usize,
+    #[command(flatten)]
+    windows: WindowArguments,
     /// Tokens of an answer at most.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = crate::at_least_one)]
     max_answer_tokens: usize,
@@ -79,8 +78,9 @@ pub fn answer(arguments: &AnswerArguments) -> anyhow::Result<()> {
     let mut loaded = arguments.model.load(&folder)?;
     let framer = Framer::new(&tokenizer, &loaded, &arguments.batch)?;
     let (mut windows, mut examples) = (Vec::new(), Vec::new());
+    let stride = arguments.windows.stride(loaded.model.config());
     for (number, question) in questions.iter().enumerate() {
-        cut(&framer, arguments, number, question, &mut windows, &mut examples)
+        cut(&framer, stride, number, question, &mut windows, &mut examples)
             .with_context(|| format!("question {}", question.id))?;
     }
     let options = SpanOptions { most_tokens: arguments.max_answer_tokens, ..SpanOptions::default() };
@@ -125,7 +125,7 @@ fn questions(arguments: &AnswerArguments) -> anyhow::Result<Vec<Question>> {
 /// Cuts a context into windows.
 fn cut(
     framer: &Framer<'_>,
-    arguments: &AnswerArguments,
+    stride: usize,
     number: usize,
     question: &Question,
     windows: &mut Vec<Window>,
@@ -138,7 +138,7 @@ fn cut(
         bail!("the {which} has no tokens; give it a text");
     }
     let room = framer.room(2).saturating_sub(question_tokens.len());
-    let stride = arguments.stride.min(room / 2);
+    let stride = stride.min(room / 2);
     if room == 0 {
         bail!(
             "the question has {} tokens, which leaves no room for the context in {}; shorten it",

@@ -6,7 +6,7 @@ use crate::classify::Meaning;
 use crate::images;
 use crate::model::{Loaded, ModelArguments, check_vocabulary};
 use crate::output::Output as Lines;
-use crate::texts::{BatchArguments, run_in_order};
+use crate::texts::{BatchArguments, WindowArguments, run_in_order};
 use crate::translate::parse_penalty;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -54,9 +54,8 @@ pub struct EvaluateArguments {
     /// What stands between labels, where a text may have several.
     #[arg(long, value_name = "TEXT", default_value = ",")]
     separator: String,
-    /// Tokens by which windows over a long context overlap.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    stride: usize,
+    #[command(flatten)]
+    windows: WindowArguments,
     /// Key of the masks of masked-lm: same seed, same masks.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -168,7 +167,7 @@ fn read(
     tokenizer: &Tokenizer,
     loaded: &Loaded,
 ) -> anyhow::Result<LabelledSet> {
-    let TextCut { max_tokens, keep } = arguments.batch.cut(loaded.model.config());
+    let TextCut { max_tokens, keep, .. } = arguments.batch.cut(loaded.model.config());
     let (text, pair) = (arguments.text_column.clone(), arguments.pair_column.clone());
     let label = arguments.label_column.clone();
     let classes = loaded.model.config().predictions.classes.clone();
@@ -182,7 +181,7 @@ fn read(
             context: "context".into(),
             answers: "answers".into(),
             answer_start: "answer_start".into(),
-            stride: arguments.stride.min(max_tokens / 3),
+            stride: arguments.windows.stride(loaded.model.config()).min(max_tokens / 3),
         },
         Wanted::MaskedLm => Task::Text { text, long: Long::Cut },
         Wanted::Translation => {

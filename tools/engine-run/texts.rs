@@ -65,10 +65,12 @@ pub struct BatchArguments {
 impl BatchArguments {
     /// How texts are cut for a model.
     pub fn cut(&self, config: &ModelConfig) -> TextCut {
-        let trained = config.text_cut().unwrap_or(TextCut { max_tokens: config.block, keep: Keep::Start });
+        let trained =
+            config.text_cut().unwrap_or(TextCut { max_tokens: config.block, keep: Keep::Start, stride: None });
         TextCut {
             max_tokens: self.max_tokens.unwrap_or(trained.max_tokens).min(config.block),
             keep: self.keep.unwrap_or(trained.keep),
+            stride: trained.stride,
         }
     }
 
@@ -77,6 +79,20 @@ impl BatchArguments {
             true => Arrangement::Padded { batch_tokens: self.batch },
             false => Arrangement::Packed { batch_tokens: self.batch },
         }
+    }
+}
+
+#[derive(Args)]
+pub struct WindowArguments {
+    /// Tokens by which windows over a long context overlap. As in training if not given, where the folder says that, else 128.
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+}
+
+impl WindowArguments {
+    pub fn stride(&self, config: &ModelConfig) -> usize {
+        let trained = || config.text_cut().and_then(|cut| cut.stride);
+        self.stride.or_else(trained).unwrap_or(128)
     }
 }
 
@@ -163,7 +179,7 @@ impl<'a> Framer<'a> {
     pub fn new(tokenizer: &'a Tokenizer, loaded: &Loaded, batch: &BatchArguments) -> anyhow::Result<Self> {
         let config = loaded.model.config();
         check_vocabulary(tokenizer, config)?;
-        let TextCut { max_tokens: most, keep } = batch.cut(config);
+        let TextCut { max_tokens: most, keep, .. } = batch.cut(config);
         if most < 5 {
             bail!("--max-tokens {most} leaves no room beside the special tokens; use 5 or more");
         }

@@ -95,7 +95,9 @@ impl Config {
         let mut keys: serde_json::Map<_, _> = found.map(|(key, name)| (key.to_owned(), name.into())).collect();
         if !matches!(self.train.task, Task::CausalLm | Task::ImageClassification) {
             let max_tokens = self.data.max_tokens.unwrap_or(self.model.block);
-            let (key, cut) = TextCut { max_tokens, keep: self.data.keep }.entry();
+            let has_questions = self.all_tasks().any(|task| task == Task::QuestionAnswering);
+            let stride = has_questions.then_some(self.data.stride);
+            let (key, cut) = TextCut { max_tokens, keep: self.data.keep, stride }.entry();
             keys.insert(key, cut);
         }
         keys
