@@ -25,6 +25,8 @@ pub struct Context {
     limits: Mutex<[usize; LIMITS]>,
     cache_config: AtomicU32,
     version: c_uint,
+    /// Who uses the context: its creator, and those who attached to it.
+    users: AtomicU32,
 }
 
 /// Limits by `CUlimit`: stack, printf buffer, heap, nesting and pending launches of device-side launches, L2 fetch
@@ -60,6 +62,7 @@ impl Context {
             limits: Mutex::new(DEFAULT_LIMITS),
             cache_config: AtomicU32::new(0),
             version: VERSION,
+            users: AtomicU32::new(1),
         }
     }
 
@@ -173,21 +176,49 @@ pub extern "C" fn cuCtxCreate_v4(
     })
 }
 
+fn destroy(handle: Handle) -> Answer {
+    let driver = driver()?;
+    if handle == lock(&driver.primary).handle {
+        return Err(INVALID_CONTEXT);
+    }
+    driver.contexts.remove(handle).ok_or(INVALID_CONTEXT)?;
+    empty(driver, handle);
+    STACK.with_borrow_mut(|stack| {
+        if stack.last() == Some(&handle) {
+            stack.pop();
+        }
+    });
+    Ok(())
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxDestroy_v2(handle: Handle) -> Code {
-    answer("cuCtxDestroy", || {
-        let driver = driver()?;
-        if handle == lock(&driver.primary).handle {
-            return Err(INVALID_CONTEXT);
+    answer("cuCtxDestroy", || destroy(handle))
+}
+
+/// Deprecated, as is [`cuCtxDetach`]; PyCUDA uses both.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxAttach(handle: Out<Handle>, flags: c_uint) -> Code {
+    answer("cuCtxAttach", || {
+        if flags != 0 {
+            return Err(INVALID_VALUE);
         }
-        driver.contexts.remove(handle).ok_or(INVALID_CONTEXT)?;
-        empty(driver, handle);
-        STACK.with_borrow_mut(|stack| {
-            if stack.last() == Some(&handle) {
-                stack.pop();
-            }
-        });
+        let context = current()?;
+        handle.put(context.handle)?;
+        context.users.fetch_add(1, Relaxed);
         Ok(())
+    })
+}
+
+/// The last user destroys the context.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxDetach(handle: Handle) -> Code {
+    answer("cuCtxDetach", || {
+        let context = driver()?.contexts.get(handle).ok_or(INVALID_CONTEXT)?;
+        match context.users.fetch_sub(1, Relaxed) {
+            1 => destroy(handle),
+            _ => Ok(()),
+        }
     })
 }
 

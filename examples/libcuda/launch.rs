@@ -244,7 +244,7 @@ fn check(function: &Function, config: &LaunchConfig) -> Result<(), (Code, String
     Ok(())
 }
 
-fn launch(node: &KernelNode, is_cooperative: bool, stream: Handle) -> Answer {
+pub fn launch(node: &KernelNode, is_cooperative: bool, stream: Handle) -> Answer {
     crate::context::usable()?;
     submit(stream, Operation::Kernel(KernelLaunch::new(node, is_cooperative)?))
 }

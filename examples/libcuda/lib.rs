@@ -36,6 +36,7 @@ mod pointer;
 mod pool;
 mod proc_address;
 mod state;
+mod stepwise;
 mod stream;
 mod stream_value;
 mod submit;

@@ -14,6 +14,7 @@ use crate::errors::{Answer, Code, FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE,
 use crate::image::{self, Image};
 use crate::jit::JitOptions;
 use crate::state::{Driver, driver, lock};
+use crate::stepwise::Pending;
 use crate::types::{DevicePointer, Handle, In, Name, Out};
 
 pub struct Module {
@@ -43,6 +44,7 @@ pub struct Function {
     /// Dynamic shared memory that launches may ask for, and the carve-out hint.
     pub max_dynamic_shared: AtomicI32,
     pub carveout: AtomicI32,
+    pub pending: Mutex<Pending>,
 }
 
 impl Module {
@@ -188,6 +190,7 @@ fn get_function(module: &Arc<Module>, name: &str) -> Answer<Handle> {
         index,
         max_dynamic_shared: AtomicI32::new(crate::function::default_dynamic_shared(&functions[index])),
         carveout: AtomicI32::new(-1),
+        pending: Mutex::default(),
     });
     known.insert(name.into(), function.handle);
     Ok(function.handle)

@@ -51,6 +51,36 @@ fn vectors_are_added_through_both_forms_of_parameters() {
 }
 
 #[test]
+fn launches_in_steps_are_those_of_old() {
+    let session = Session::new(KERNELS);
+    let n = 1000usize;
+    let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
+    let doubled: Vec<f32> = values.iter().map(|value| 2.0 * value).collect();
+    let (a, c) = (upload(&values), upload(&vec![f32::NAN; n]));
+    let add = session.function("add");
+    assert_eq!(code("cuLaunchGrid", &[add, 8, 1]), INVALID_VALUE, "no block was set");
+    ok("cuFuncSetBlockShape", &[add, 128, 1, 1]);
+    assert_eq!(code("cuFuncSetBlockShape", &[add, 128, 0, 1]), INVALID_VALUE);
+    ok("cuFuncSetSharedSize", &[add, 16]);
+    ok("cuParamSetSize", &[add, 24]);
+    ok("cuParamSetv", &[add, 0, at(&mut [a, a, c]), 24]);
+    assert_eq!(code("cuLaunchGrid", &[add, 8, 1]), INVALID_VALUE, "a parameter is missing");
+    ok("cuParamSeti", &[add, 24, n]);
+    ok("cuLaunchGrid", &[add, 4, 2]);
+    let first: Vec<f32> = download(c, n);
+    assert_eq!(first[..512], doubled[..512], "its blocks are counted along x");
+    assert!(first[512..].iter().all(|value| value.is_nan()));
+    ok("cuLaunchGridAsync", &[add, 8, 1, 0]);
+    assert_eq!(download::<f32>(c, n), doubled);
+    ok("cuParamSetv", &[add, 16, at(&mut [a]), 8]);
+    ok("cuLaunch", &[add]);
+    assert_eq!(download::<f32>(a, n)[..129], [&doubled[..128], &[128.0]].concat());
+    for arguments in [[add, usize::MAX, at(&mut [0usize]), 8], [add, 32764, at(&mut [0usize]), 8], [add, 0, 0, 8]] {
+        assert_eq!(code("cuParamSetv", &arguments), INVALID_VALUE);
+    }
+}
+
+#[test]
 fn the_extended_launch_takes_attributes() {
     let session = Session::new(KERNELS);
     let data = upload(&[0u32; 33]);
@@ -335,7 +365,11 @@ fn contexts_are_a_stack_of_the_thread() {
             ok("cuCtxSynchronize", &[]);
         });
     });
-    ok("cuCtxDestroy_v2", &[second]);
+    assert_eq!(get("cuCtxAttach", &[0]), second);
+    assert_eq!(code("cuCtxAttach", &[at(&mut 0usize), 1]), INVALID_VALUE);
+    ok("cuCtxDetach", &[second]);
+    ok("cuCtxDetach", &[second]);
+    assert_eq!(code("cuCtxDetach", &[second]), INVALID_CONTEXT);
     assert_eq!(get("cuCtxGetCurrent", &[]), first);
     assert_eq!(code("cuCtxSetCurrent", &[second]), INVALID_CONTEXT);
     ok("cuCtxDestroy_v2", &[first]);
