@@ -111,7 +111,7 @@ fn a_finding_says_where_it_is() {
         @%p1 bra DONE;
         .loc 1 77 0
         ld.shared.u32 %r1, [tile+64]; // !
-        st.shared.u32 [%s], %r1;
+        st.global.u32 [%a2], %r1;
         .loc 1 78 0
         ld.global.u32 %r1, [%a1+8192];
         DONE:";

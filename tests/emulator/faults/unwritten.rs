@@ -7,7 +7,7 @@ use engine::driver::emulator::FindingKind::{
 use super::{Seed, seed};
 
 /// What compilers and libraries do with what nobody wrote, and rightly.
-pub(super) const RIGHT: [(&str, &str); 5] = [
+pub(super) const RIGHT: [(&str, &str); 6] = [
     (
         "a field that is set in a word which holds nothing yet",
         "ld.local.u32 %r1, [own];
@@ -56,9 +56,47 @@ pub(super) const RIGHT: [(&str, &str); 5] = [
          ld.shared.v2.u64 {%a3, %a4}, [%r1];
          st.shared.v2.u64 [%r1+1024], {%a3, %a4};",
     ),
+    (
+        "copies of shared memory that nobody wrote, which nobody looks at",
+        "ld.shared.u32 %r1, [%s+512];
+         add.u32 %r1, %r1, 1;
+         st.shared.u32 [%s], %r1;
+         bar.sync 0;
+         ld.shared.u32 %r2, [%s];
+         st.shared.u32 [%s+1024], %r2;
+         st.shared.u32 [%s], %t;
+         ld.shared.u32 %r2, [%s];
+         st.global.u32 [%a2], %r2;",
+    ),
 ];
 
-pub(super) const UNWRITTEN: [Seed; 18] = [
+pub(super) const UNWRITTEN: [Seed; 20] = [
+    seed(
+        "a register that nobody wrote, through shared memory",
+        UninitialisedRegister,
+        "st.shared.u32 [%s], %r5; // !
+         bar.sync 0;
+         ld.shared.u32 %r1, [%s];
+         st.global.u32 [%a2], %r1;",
+        "mov.u32 %r5, %t;
+         st.shared.u32 [%s], %r5;
+         bar.sync 0;
+         ld.shared.u32 %r1, [%s];
+         st.global.u32 [%a2], %r1;",
+    ),
+    seed(
+        "a counter that is a copy of shared memory that nobody wrote",
+        UninitialisedShared,
+        "ld.shared.u32 %r1, [%s+512]; // !
+         st.shared.u32 [%s], %r1;
+         bar.sync 0;
+         atom.shared.add.u32 %r2, [%s], 1;",
+        "st.shared.u32 [%s+512], 0;
+         ld.shared.u32 %r1, [%s+512];
+         st.shared.u32 [%s], %r1;
+         bar.sync 0;
+         atom.shared.add.u32 %r2, [%s], 1;",
+    ),
     seed(
         "shared memory that nobody wrote",
         UninitialisedShared,

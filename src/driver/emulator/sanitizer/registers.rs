@@ -1,12 +1,14 @@
-//! Follows values that nobody wrote through registers and local memory, to where they show.
+//! Follows values that nobody wrote through registers, local and shared memory, to where they show.
 //!
 //! Compilers copy, shuffle and even compute with registers that were never written, as long as nothing depends on the
 //! result: reporting every such read would make correct programs look wrong. So each register has a state per lane, which
-//! goes along with its value; a finding is made when a value that comes from nowhere becomes an address, a stored value,
-//! a guard or branch, or steers a synchronisation. It names the instruction that first read the unwritten register (or
+//! goes along with its value; a finding is made when a value that comes from nowhere becomes an address, a value in global
+//! memory, a guard or branch, or steers a synchronisation. It names the instruction that first read the unwritten register (or
 //! local or shared memory, or the register of a lane that took no part in a shuffle), because that is where the mistake is.
 //!
 //! (Seward and Nethercote, "Using Valgrind to detect undefined value errors with bit-precision", 2005; here per register.)
+
+mod shared;
 
 use super::fast_map::FastMap;
 use super::races::NEVER_WRITTEN;
@@ -17,7 +19,7 @@ use crate::execute::warp::shuffle_source;
 use crate::lanes::{LANES, Plane, Word, predicate};
 use crate::machine::Launch;
 use crate::machine::access::lanes_of;
-use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, StackEvent, Target};
+use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, Order, StackEvent, Target};
 use crate::machine::resident::{Shadow, local_stride, register_room};
 use crate::machine::stack::STACK_GAP;
 use crate::machine::warp::MAX_LOCAL_BYTES;
@@ -85,6 +87,8 @@ impl WarpStates {
 #[derive(Debug, Default)]
 pub struct Registers {
     warps: FastMap<([u32; 3], u32), WarpStates>,
+    /// Bytes of a block's shared memory that hold values from nowhere.
+    shared: FastMap<[u32; 3], FastMap<u64, State>>,
     origins: Vec<Origin>,
     known_origins: FastMap<Origin, State>,
     /// First plane of the frame that runs, and the end of each thread's local memory.
@@ -113,6 +117,7 @@ fn merge(into: &mut States, states: &States) {
 impl Registers {
     pub fn block_ended(&mut self, block: [u32; 3]) {
         self.warps.retain(|(of, _), _| *of != block);
+        self.shared.remove(&block);
     }
 
     /// The state of a value that came from nowhere here.
@@ -152,32 +157,36 @@ impl Registers {
         if slot == NONE {
             return;
         }
-        let pc = place.pc;
         if lanes_of(lanes).all(|lane| states.plane(self.base + slot)[lane] == DEFINED) {
             return;
         }
-        let found = self.read(states, pc, slot);
+        let found = self.read(states, place.pc, slot);
         for lane in lanes_of(lanes).filter(|&lane| found[lane] != DEFINED) {
             states.plane(self.base + slot)[lane] = DEFINED;
-            let origin = self.origins[found[lane] as usize - 2];
-            let line = launch.program.meta.get(pc as usize).map_or(0, |meta| meta.line);
-            let what = match origin.kind {
-                FindingKind::UninitialisedLocal => "this local memory was never written".to_owned(),
-                FindingKind::UninitialisedShared => NEVER_WRITTEN.to_owned(),
-                FindingKind::InactiveLane => format!("lane {} takes no part in this shuffle", origin.detail),
-                _ => format!("nothing wrote {} before", register_name(launch.program, origin)),
-            };
-            let way = if origin.pc == pc { "here".to_owned() } else { format!("at line {line}") };
-            place.pc = origin.pc;
             place.thread = place.warp * 32 + lane as u32;
-            place.address = match origin.kind {
-                FindingKind::UninitialisedLocal | FindingKind::UninitialisedShared => origin.detail,
-                _ => 0,
-            };
-            // One read of shared memory is one finding, wherever its value goes.
-            let other_pc = if origin.kind == FindingKind::UninitialisedShared { 0 } else { pc };
-            report.add(launch, origin.kind, place, other_pc, format!("{what}; its value {becomes} {way}"));
+            self.tell(report, launch, found[lane], place, becomes);
         }
+    }
+
+    /// Reports a value from nowhere that shows at `place`.
+    fn tell(&self, report: &mut Report, launch: &Launch<'_>, state: State, mut place: Place, becomes: &str) {
+        let (pc, origin) = (place.pc, self.origins[state as usize - 2]);
+        let line = launch.program.meta.get(pc as usize).map_or(0, |meta| meta.line);
+        let what = match origin.kind {
+            FindingKind::UninitialisedLocal => "this local memory was never written".to_owned(),
+            FindingKind::UninitialisedShared => NEVER_WRITTEN.to_owned(),
+            FindingKind::InactiveLane => format!("lane {} takes no part in this shuffle", origin.detail),
+            _ => format!("nothing wrote {} before", register_name(launch.program, origin)),
+        };
+        let way = if origin.pc == pc { "here".to_owned() } else { format!("at line {line}") };
+        place.pc = origin.pc;
+        place.address = match origin.kind {
+            FindingKind::UninitialisedLocal | FindingKind::UninitialisedShared => origin.detail,
+            _ => 0,
+        };
+        // One read of shared memory is one finding, wherever its value goes.
+        let other_pc = if origin.kind == FindingKind::UninitialisedShared { 0 } else { pc };
+        report.add(launch, origin.kind, place, other_pc, format!("{what}; its value {becomes} {way}"));
     }
 
     pub fn issued(&mut self, report: &mut Report, launch: &Launch<'_>, event: &IssueEvent<'_>) {
@@ -361,59 +370,24 @@ impl Registers {
         result
     }
 
-    /// Loads from and stores to local memory carry states along; what is stored anywhere else shows.
+    /// Loads and stores carry states along to and from local and shared memory; what is stored anywhere else shows.
     pub fn access(&mut self, report: &mut Report, launch: &Launch<'_>, event: &AccessEvent<'_>) {
         let flow = launch.program.flows.get(event.pc as usize).copied().unwrap_or_default();
         let list = uses(launch.program, &flow);
         let mut states = self.warps.remove(&(event.block, event.warp)).unwrap_or_default();
         let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread: 0, address: 0 };
+        let is_shared = event.target == Target::Shared;
+        let is_store = event.access == Access::Write && event.order == Order::Plain && flow.rule != Rule::WholeWarp;
         if event.target == Target::Local {
             self.access_local(report, launch, event, list, &mut states);
+        } else if is_shared && is_store {
+            self.store_shared(event, list, &mut states);
         } else {
             for slot in slots(list, Role::Stored) {
                 self.demand(report, launch, &mut states, place, slot, event.lanes, "is stored");
             }
-        }
-        self.warps.insert((event.block, event.warp), states);
-    }
-
-    /// After a load from shared memory that found bytes which nobody wrote: the words that hold nothing else come from
-    /// nowhere.
-    pub fn read_unwritten(
-        &mut self,
-        report: &mut Report,
-        launch: &Launch<'_>,
-        event: &AccessEvent<'_>,
-        unwritten: &[u32; LANES],
-    ) {
-        let flow = launch.program.flows.get(event.pc as usize).copied().unwrap_or_default();
-        let list = uses(launch.program, &flow);
-        let elements = list.iter().filter(|item| item.role == Role::Written);
-        let count = elements.clone().count() as u32;
-        if count == 0 || flow.rule == Rule::WholeWarp {
-            // Copies and matrix loads hand the bytes to other lanes, or nobody.
-            for lane in lanes_of(event.lanes).filter(|&lane| unwritten[lane] != 0) {
-                let thread = event.warp * 32 + lane as u32;
-                let address = event.addresses[lane];
-                let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread, address };
-                report.add(launch, FindingKind::UninitialisedShared, place, 0, NEVER_WRITTEN.into());
-            }
-            return;
-        }
-        let mut states = self.warps.remove(&(event.block, event.warp)).unwrap_or_default();
-        let size = event.bytes / count;
-        for (element, item) in elements.enumerate() {
-            let start = element as u32 * size;
-            let mask = ((1u64 << size) - 1) as u32;
-            // As with local memory: structures are copied with their padding.
-            let is_unwritten =
-                |lane: &usize| size > 0 && unwritten[*lane].checked_shr(start).unwrap_or(0) & mask == mask;
-            for lane in lanes_of(event.lanes).filter(is_unwritten) {
-                let (kind, detail) = (FindingKind::UninitialisedShared, event.addresses[lane] + u64::from(start));
-                let state = self.origin(Origin { kind, pc: event.pc, detail });
-                for slot in slots(std::slice::from_ref(item), Role::Written).filter(|&slot| slot != NONE) {
-                    states.plane(self.base + slot)[lane] = state;
-                }
+            if is_shared && self.shared.get(&event.block).is_some_and(|bytes| !bytes.is_empty()) {
+                self.meet_shared(report, launch, event, flow.rule, list, &mut states);
             }
         }
         self.warps.insert((event.block, event.warp), states);
