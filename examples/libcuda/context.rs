@@ -214,7 +214,11 @@ pub extern "C" fn cuCtxAttach(handle: Out<Handle>, flags: c_uint) -> Code {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxDetach(handle: Handle) -> Code {
     answer("cuCtxDetach", || {
-        let context = driver()?.contexts.get(handle).ok_or(INVALID_CONTEXT)?;
+        let driver = driver()?;
+        let context = driver.contexts.get(handle).ok_or(INVALID_CONTEXT)?;
+        if handle == lock(&driver.primary).handle {
+            return Err(INVALID_CONTEXT);
+        }
         match context.users.fetch_sub(1, Relaxed) {
             1 => destroy(handle),
             _ => Ok(()),

@@ -128,11 +128,13 @@ impl<'m> Translator<'m> {
         Ok(Self { decoder, method, start, end, block: config.block, shares_block })
     }
 
-    /// Bytes that a translator of such a model needs: keys and values of the hypotheses and of the sources, and logits.
+    /// Bytes that a translator of such a model needs: keys and values of the hypotheses and of the sources,
+    /// what convolutions keep, and logits.
     pub fn bytes(config: &ModelConfig, sentences: usize, width: usize) -> usize {
         // An encoder's memory counts for all: a decoder's prompts need less.
         let row = 2 * config.kv_heads * config.head_size() * config.block * config.layers;
-        4 * sentences * ((width + 1) * row + width * config.vocabulary)
+        let convolution = config.convolution.map_or(0, |_| 2 * config.channels * config.block * config.layers);
+        4 * sentences * ((width + 1) * row + width * (convolution + config.vocabulary))
     }
 
     /// Translates sources, which are [`framed`]; the results are in their order, of at most `max_tokens` tokens each, the

@@ -20,6 +20,8 @@ const NAME: &str = "gated_conv";
 
 /// Most taps of a window.
 pub const TAPS_MAX: usize = 31;
+/// Most positions from one tap to the next.
+pub const DILATION_MAX: usize = i32::MAX as usize;
 
 /// Which positions a window spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +124,8 @@ fn check(device: &Device, shape: &Shape, documents: Option<&View<'_, i32>>) -> R
     if window != Window::Causal && taps.is_multiple_of(2) {
         return Err(Error::new(NAME, format!("{taps} taps: a centred window has an odd number")));
     }
-    if dilation == 0 || dilation > i32::MAX as usize {
-        return Err(Error::new(NAME, format!("a dilation of {dilation}: use 1 or more")));
+    if !(1..=DILATION_MAX).contains(&dilation) {
+        return Err(Error::new(NAME, format!("a dilation of {dilation}: use 1 to {DILATION_MAX}")));
     }
     let Some(documents) = documents else { return Ok(()) };
     check_len(NAME, "documents", documents.len(), 2 * shape.rows())?;
@@ -459,7 +461,7 @@ mod tests {
         assert_eq!(message(Shape { taps: 32, ..causal }, None), "gated_conv: 32 taps: use 1 to 31");
         let centred = Shape { window: Window::Centred { excludes_self: true }, ..causal };
         assert_eq!(message(centred, None), "gated_conv: 2 taps: a centred window has an odd number");
-        assert_eq!(message(Shape { dilation: 0, ..causal }, None), "gated_conv: a dilation of 0: use 1 or more");
+        assert_eq!(message(Shape { dilation: 0, ..causal }, None), "gated_conv: a dilation of 0: use 1 to 2147483647");
         for (documents, t, found) in [
             ([0, 2, 0, 2, 1, 3, 3, 4], 2, "1..3"),
             ([0, 2, 0, 2, 2, 5, 3, 4], 2, "2..5"),

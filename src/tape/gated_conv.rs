@@ -3,7 +3,7 @@
 use super::run::Run;
 use super::{Error, Needs, Operation, ParameterId, Tape, Value};
 use crate::ops;
-use crate::ops::gated_conv::{Backward, Forward, Shape, TAPS_MAX, Window};
+use crate::ops::gated_conv::{Backward, DILATION_MAX, Forward, Shape, TAPS_MAX, Window};
 
 /// What a gated convolution needs to know besides its input.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +61,8 @@ impl Tape<'_> {
             let kind = if needs_odd { "an odd number of taps" } else { "taps" };
             return error(format!("{taps} taps: this window has {kind}, 1 to {TAPS_MAX}"));
         }
-        if dilation == 0 {
-            return error("a dilation of 0: use 1 or more".to_owned());
+        if !(1..=DILATION_MAX).contains(&dilation) {
+            return error(format!("a dilation of {dilation}: use 1 to {DILATION_MAX}"));
         }
         let shape = Shape { batch, time, channels, taps, dilation, window };
         let node = GatedConv { shape, has_bias: bias.is_some(), has_documents: documents.is_some() };

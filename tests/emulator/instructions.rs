@@ -541,7 +541,8 @@ fn elements_of_arrays_are_operands() {
     let module = |body: &str| {
         let arrays = ".global .align 4 .u32 many[6] = {10, 11, 12, 13, 14, 15};\n.const .align 2 .u16 few[3] = {7, 8, 9};\n\
                       .global .align 4 .u32 matrix[2][3] = {{1, 2, 3}, {4, 5, 6}};\n\
-                      .global .v2 .u32 pairs[2] = {{1, 2}, {3, 4}};\n.visible .entry";
+                      .global .v2 .u32 pairs[2] = {{1, 2}, {3, 4}};\n\
+                      .shared .align 4 .u32 common[8];\n.visible .entry";
         emulator.load("k.ptx", &kernel(body).replace(".visible .entry", arrays))
     };
     for (body, expected) in [
@@ -553,6 +554,12 @@ fn elements_of_arrays_are_operands() {
         ("cvta.global.u64 %a3, many[2];\nld.u32 %r1, [%a3];", 12),
         ("ld.const.u16 %r1, few[2];", 9),
         ("st.global.u32 many[0], 77;\nld.global.u32 %r1, [many];", 77),
+        (
+            ".shared .align 4 .u32 own32[8];\nst.shared.u32 own32[2], 99;\nst.shared.u32 common[2], 7;\nld.shared.u32 %r1, own32[2];",
+            99,
+        ),
+        ("st.shared.u32 common[2], 7;\nld.shared.u32 %r1, [common+4*2];", 7),
+        ("ld.global.u32 %r1, [many+4*2+(3-1)*2];", 13),
         // 0xc, LDS [own+-0x4].
         (".shared .align 4 .u32 own32[8];\nmov.u32 %r2, own32[3];\nmov.u32 %r3, own32;\nsub.u32 %r1, %r2, %r3;", 12),
         (
@@ -575,4 +582,72 @@ fn elements_of_arrays_are_operands() {
         let error = module(body).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(message), "{body}: {error}");
     }
+}
+
+/// What each says of addresses of every kind: global, constant, shared, local, parameter.
+#[test]
+fn isspacep_tells_spaces_apart() {
+    let emulator = Emulator::new(DeviceFacts::default());
+    let asked = ["global", "const", "shared", "local", "param"];
+    let tests: String = asked
+        .iter()
+        .map(|space| {
+            let bit = format!("selp.u32 %r2, 1, 0, %p1;\nshl.b32 %r1, %r1, 1;\nor.b32 %r1, %r1, %r2;\n");
+            format!("isspacep.{space} %p1, %a3;\n{bit}")
+        })
+        .collect();
+    for (place, expected) in [
+        ("mov.u64 %a3, %a1;", 0b10000),
+        ("mov.u64 %a3, variable;\ncvta.global.u64 %a3, %a3;", 0b10000),
+        ("mov.u64 %a3, constant;\ncvta.const.u64 %a3, %a3;\nadd.u64 %a3, %a3, 4;", 0b01000),
+        ("mov.u64 %a3, tile;\ncvta.shared.u64 %a3, %a3;", 0b00100),
+        ("mov.u64 %a3, own;\ncvta.local.u64 %a3, %a3;", 0b00010),
+    ] {
+        let body = format!("{place}\nmov.u32 %r1, 0;\n{tests}st.global.u32 [%a2], %r1;");
+        let variables = ".const .u32 constant[2];\n.global .u32 variable;\n.visible .entry";
+        let text = kernel(&body).replace(".visible .entry", variables);
+        let module = emulator.load("k.ptx", &text).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let out = emulator.upload(&[0u32]).unwrap();
+        let one = LaunchConfig::new([1, 1, 1], [1, 1, 1]);
+        emulator.launch(&module, "k", one, Params::new().u64(out).as_bytes()).unwrap();
+        assert_eq!(emulator.download::<u32>(out, 1).unwrap(), [expected], "{place}");
+    }
+}
+
+/// Those that move no data where a program can see it, and the 24-bit forms.
+#[test]
+fn hints_change_nothing_and_24_bits_are_multiplied() {
+    check("mad24.lo.u32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        ((s[0] & 0xFF_FFFF) * (s[1] & 0xFF_FFFF) + s[2]) & 0xFFFF_FFFF
+    });
+    check("mad24.hi.s32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        let low = |x: u64| i64::from(((x as u32) << 8) as i32 >> 8);
+        ((low(s[0]) * low(s[1])) >> 16).wrapping_add(s[2] as i64) as u64 & 0xFFFF_FFFF
+    });
+    let hints = "prefetch.global.L2 [%a2];\nprefetchu.L1 [%a2];\nprefetch.L1 [%a2];\nmembar.cta;\nmembar.gl;\nmembar.sys;\n\
+                 fence.acq_rel.gpu;\npmevent 3;\ncreatepolicy.fractional.L2::evict_last.b64 %a4, 1.0;\n\
+                 applypriority.global.L2::evict_normal [%a1], 128;\nldu.global.u32 %r1, [%a2];\nadd.u32 %r1, %r1, 1;\n\
+                 st.global.L2::cache_hint.u32 [%a2], %r1, %a4;";
+    let emulator = Emulator::new(DeviceFacts::default());
+    let module = emulator.load("k.ptx", &kernel(hints)).unwrap_or_else(|error| panic!("{error}"));
+    let data = emulator.upload(&(0..32).collect::<Vec<u32>>()).unwrap();
+    let config = LaunchConfig::new([1, 1, 1], [32, 1, 1]);
+    emulator.launch(&module, "k", config, Params::new().u64(data).as_bytes()).unwrap();
+    assert_eq!(emulator.download::<u32>(data, 32).unwrap(), (1..33).collect::<Vec<u32>>());
+}
+
+/// The n-th set bit from a base on, counted upwards or downwards (PTX manual, `fns`).
+#[test]
+fn fns_finds_the_nth_set_bit() {
+    check("and.b32 %b, %b, 31;\nrem.s32 %c, %c, 40;\nfns.b32 %d, %a, %b, %c;", "u32", &["u32", "u32", "u32"], |s| {
+        let (mask, base, offset) = (s[0] as u32, s[1] as u32 % 32, s[2] as i32 % 40);
+        let up: Vec<u32> = (base..32).filter(|bit| mask >> bit & 1 != 0).collect();
+        let down: Vec<u32> = (0..=base).rev().filter(|bit| mask >> bit & 1 != 0).collect();
+        let found = match offset {
+            0 => (mask >> base & 1 != 0).then_some(base),
+            1.. => up.get(offset as usize - 1).copied(),
+            _ => down.get(offset.unsigned_abs() as usize - 1).copied(),
+        };
+        u64::from(found.unwrap_or(u32::MAX))
+    });
 }

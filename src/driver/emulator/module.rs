@@ -183,10 +183,20 @@ fn build(
             signature.host_function = host_function(&signature.name);
         }
     }
+    let constants: Vec<(u64, u64)> = parsed
+        .variables
+        .iter()
+        .zip(&placements)
+        .filter_map(|(variable, placement)| match *placement {
+            Placement::Device(address) if variable.space == ast::Space::Const => Some((address, variable.bytes)),
+            _ => None,
+        })
+        .collect();
     let environment = Environment {
         file,
         level,
         placements: &placements,
+        constants: &constants,
         functions: &function_index,
         signatures: &signatures,
         variables: &variable_index,
@@ -282,9 +292,9 @@ fn build(
 fn uses_common_shared(parsed: &ast::Module<'_>, body: &ast::Body<'_>, placements: &[Placement]) -> bool {
     fn names(operand: &ast::Operand<'_>, test: &dyn Fn(VariableRef) -> bool) -> bool {
         match operand {
-            ast::Operand::Variable(variable, _) | ast::Operand::Address(ast::Base::Variable(variable), _) => {
-                test(*variable)
-            }
+            ast::Operand::Variable(variable, _)
+            | ast::Operand::Element(variable, _)
+            | ast::Operand::Address(ast::Base::Variable(variable), _) => test(*variable),
             ast::Operand::Vector(list) | ast::Operand::List(list) => list.iter().any(|operand| names(operand, test)),
             _ => false,
         }

@@ -3,8 +3,9 @@
 
 use super::reader::ConfigReader;
 use super::{Error, LIMITS};
-use crate::model::config::{Architecture, ModelConfig};
+use crate::model::config::{Architecture, Convolution, ModelConfig};
 use crate::model::image::ImageInput;
+use crate::ops::gated_conv::{DILATION_MAX, TAPS_MAX};
 use serde_json::{Value, json};
 
 /// What `model_type` says of them.
@@ -31,6 +32,15 @@ pub(super) fn read(mut reader: ConfigReader) -> Result<ModelConfig, Error> {
     ] {
         if found == 0 || found as u64 > limit {
             return Err(reader.wrong(key, &json!(found), &format!("it must be a whole number from 1 to {limit}")));
+        }
+    }
+    for (key, convolution) in
+        [("convolution", config.convolution), ("predictions.surroundings", config.predictions.surroundings)]
+    {
+        let is_sound = |c: Convolution| (1..=TAPS_MAX).contains(&c.taps) && (1..=DILATION_MAX).contains(&c.dilation);
+        if !convolution.is_none_or(is_sound) {
+            let remedy = format!("1 to {TAPS_MAX} taps, 1 to {DILATION_MAX} positions apart");
+            return Err(reader.wrong(key, &json!(convolution), &remedy));
         }
     }
     if !config.channels.is_multiple_of(config.heads) || !config.heads.is_multiple_of(config.kv_heads) {

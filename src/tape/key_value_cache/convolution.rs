@@ -5,7 +5,7 @@
 use super::super::run::Run;
 use super::super::{Error, Needs, Operation, ParameterId, Tape, Value};
 use super::Cache;
-use crate::ops::gated_conv::{self, Forward, Shape, TAPS_MAX, Window};
+use crate::ops::gated_conv::{self, DILATION_MAX, Forward, Shape, TAPS_MAX, Window};
 use crate::ops::{self, Write};
 use std::sync::Arc;
 
@@ -56,8 +56,9 @@ impl Tape<'_> {
         if let Some(bias) = bias {
             self.check_parameter(operation, bias, &[channels])?;
         }
-        if !(1..=TAPS_MAX).contains(&taps) || dilation == 0 {
-            return error(format!("{taps} taps, {dilation} apart: use 1 to {TAPS_MAX}, 1 or more apart"));
+        if !(1..=TAPS_MAX).contains(&taps) || !(1..=DILATION_MAX).contains(&dilation) {
+            let most = format!("1 to {TAPS_MAX}, 1 to {DILATION_MAX} apart");
+            return error(format!("{taps} taps, {dilation} apart: use {most}"));
         }
         let shape = Shape { batch, time, channels, taps, dilation, window: Window::Causal };
         let node = CachedGatedConv { shape, has_bias: bias.is_some(), cache: Arc::clone(cache) };

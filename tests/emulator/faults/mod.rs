@@ -68,6 +68,39 @@ fn reads_of_what_nobody_wrote_are_found_where_they_matter() {
 }
 
 #[test]
+fn values_from_nowhere_go_through_calls() {
+    let functions = ".func (.param .b32 r) twice(.param .b32 a) {\n.reg .b32 %x<3>;\nld.param.b32 %x1, [a];\nadd.u32 %x2, %x1, %x1;\n\
+                     st.param.b32 [r], %x2;\nret;\n}\n\
+                     .func (.reg .b32 %d) next(.reg .b32 %a) {\nadd.u32 %d, %a, 1;\nret;\n}\n\
+                     .func (.param .b32 r) maybe(.param .b32 a) {\n.reg .b32 %x<3>;\n.reg .pred %q;\nld.param.b32 %x1, [a];\n\
+                     setp.lt.u32 %q, %x1, 64;\n@%q mov.u32 %x2, 5;\nst.param.b32 [r], %x2;\nret;\n}\n.visible .entry";
+    let call = |name: &str, prepare: &str| {
+        format!(
+            "{prepare}\n{{\n.param .b32 q;\n.param .b32 w;\nst.param.b32 [q], %r5;\ncall (w), {name}, (q);\n\
+             ld.param.b32 %r1, [w];\n}}\nst.global.u32 [%a2], %r1;"
+        )
+    };
+    let by_register = |prepare: &str| format!("{prepare}\ncall (%r1), next, (%r5);\nst.global.u32 [%a2], %r1;");
+    for (faulty, corrected) in [
+        (call("twice", ""), call("twice", "mov.u32 %r5, %t;")),
+        (by_register(""), by_register("mov.u32 %r5, %t;")),
+        (call("maybe", "add.u32 %r5, %t, 1;"), call("maybe", "mov.u32 %r5, %t;")),
+    ] {
+        for (body, is_faulty) in [(&faulty, true), (&corrected, false)] {
+            let emulator = Emulator::new(DeviceFacts::default());
+            let text = kernel(body).replace(".visible .entry", functions);
+            let module = emulator.load("k.ptx", &text).unwrap_or_else(|error| panic!("{body}: {error}"));
+            let data = emulator.upload(&[0u32; 64]).unwrap();
+            let config = LaunchConfig::new([1, 1, 1], [64, 1, 1]);
+            let params = Params::new().u64(data);
+            let findings = emulator.launch_sanitized(&module, "k", config, params.as_bytes()).unwrap().1;
+            let found = findings.iter().any(|finding| finding.kind == FindingKind::UninitialisedRegister);
+            assert_eq!((found, findings.is_empty()), (is_faulty, !is_faulty), "{body}\n{findings:#?}");
+        }
+    }
+}
+
+#[test]
 fn what_only_looks_like_a_mistake_is_not_reported() {
     for (what, body) in races::RIGHT.iter().chain(&unwritten::RIGHT) {
         let (text, findings) = sanitize(body, 1);

@@ -45,6 +45,8 @@ pub struct Environment<'e> {
     pub file: &'e str,
     pub level: Level,
     pub placements: &'e [Placement],
+    /// Where the `.const` variables are, and how many bytes each has.
+    pub constants: &'e [(u64, u64)],
     /// Function names (aliases included) to indices.
     pub functions: &'e HashMap<&'e str, u32>,
     /// Formal parameters of each function.

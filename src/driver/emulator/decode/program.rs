@@ -280,7 +280,10 @@ pub enum Op {
         d: u32,
         address: u32,
         is_wide: bool,
-        space: AddressSpace,
+        /// None for the constants, which lie in global memory here.
+        space: Option<AddressSpace>,
+        /// Start and bytes of each.
+        constants: Box<[(u64, u64)]>,
     },
     /// Stops who names another block of the cluster than the only one.
     OwnBlock {

@@ -16,17 +16,19 @@ impl<'e> Decoder<'e> {
             "getctarank" => self.block_of_address(i, m),
             _ => {
                 let space = match self.space(m) {
-                    Space::Global | Space::Const => AddressSpace::Global,
-                    Space::Shared => AddressSpace::Shared,
-                    Space::Local => AddressSpace::Local,
-                    Space::Param => AddressSpace::Param,
+                    Space::Const => None,
+                    Space::Global => Some(AddressSpace::Global),
+                    Space::Shared => Some(AddressSpace::Shared),
+                    Space::Local => Some(AddressSpace::Local),
+                    Space::Param => Some(AddressSpace::Param),
                     Space::Generic => return self.fail("expected a state space such as .global on isspacep"),
                 };
                 let [p, a] = self.operands(i)?;
                 let is_wide = matches!(a, Operand::Register(index) if self.register_type(*index).bits() == 64);
                 let d = self.predicate_destination(p)?;
                 let address = self.source(a, if is_wide { Type::U64 } else { Type::U32 })?;
-                self.emit(Op::AddressTest { d, address, is_wide, space });
+                let constants = self.environment.constants.into();
+                self.emit(Op::AddressTest { d, address, is_wide, space, constants });
                 Ok(())
             }
         }

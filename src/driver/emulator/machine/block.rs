@@ -68,6 +68,12 @@ impl Barrier {
     }
 }
 
+/// A bit for each warp that has left the kernel.
+fn exited(warps: &[Warp]) -> u32 {
+    let bit = |(index, warp): (usize, &Warp)| u32::from(warp.live == 0) << (index % MAX_WARPS);
+    warps.iter().enumerate().map(bit).sum()
+}
+
 /// The barrier of the cluster, of which the block is all: who arrives goes on, and waits later for the others' arrival.
 #[derive(Debug, Clone, Copy, Default)]
 struct ClusterBarrier {
@@ -295,7 +301,7 @@ impl Block {
             self.cluster.arrived[index % MAX_WARPS] |= warp.groups[group].mask;
             warp.merge(group);
             if O::IS_ON {
-                worker.observer.cluster_barrier(self.index, index as u32, false);
+                worker.observer.cluster_arrived(self.index, index as u32);
             }
         }
         self.complete_cluster(worker);
@@ -308,6 +314,7 @@ impl Block {
             may_pass.iter_mut().zip(arrived.iter()).for_each(|(pass, arrived)| *pass |= arrived);
             *arrived = [0; MAX_WARPS];
         }
+        let exited = exited(&self.warps);
         for (warp, may_pass) in self.warps.iter_mut().zip(may_pass) {
             let mut has_passed = false;
             for group in &mut warp.groups {
@@ -316,7 +323,7 @@ impl Block {
                     group.state = State::Ready;
                     has_passed = true;
                     if O::IS_ON {
-                        worker.observer.cluster_barrier(self.index, warp.index, true);
+                        worker.observer.cluster_passed(self.index, warp.index, exited);
                     }
                 }
             }
@@ -379,11 +386,7 @@ impl Block {
             }
             let done = std::mem::take(barrier);
             if O::IS_ON {
-                let has_exited = |(index, warp): (usize, &Warp)| u32::from(warp.live == 0) << (index % MAX_WARPS);
-                let exited = match done.expected {
-                    Some(_) => 0,
-                    None => self.warps.iter().enumerate().map(has_exited).sum(),
-                };
+                let exited = if done.expected.is_none() { exited(&self.warps) } else { 0 };
                 worker.observer.barrier_released(self.index, id as u32, exited);
             }
             for warp in &mut self.warps {

@@ -2,7 +2,7 @@
 
 use super::access::lanes_of;
 use super::block::SharedMemory;
-use super::observe::{CallEvent, Observe};
+use super::observe::{CallEvent, Observe, PassEvent, PassPlace};
 use super::run::Worker;
 use super::warp::{Frame, Group, NO_FRAME, Warp};
 use super::{Outcome, Stopped};
@@ -148,6 +148,8 @@ impl<O: Observe> Worker<'_, O> {
                 read_value(warp, group.frame, *actual, lane, &mut buffer);
                 write_value(warp, frame, formal_value(formal), lane, &buffer);
             }
+            let (from, to) = ((group.frame, *actual), (frame, formal_value(formal)));
+            self.tell_passed(warp, block, mask, formal.bytes, from, to);
         }
         let moved = &mut warp.groups[index];
         (moved.frame, moved.pc) = (frame, info.entry_pc);
@@ -155,7 +157,7 @@ impl<O: Observe> Worker<'_, O> {
     }
 
     /// Returns the group to its caller; false if it was the kernel's own frame, and the lanes have exited.
-    pub fn return_from(&mut self, warp: &mut Warp, index: usize) -> bool {
+    pub fn return_from(&mut self, warp: &mut Warp, block: [u32; 3], index: usize) -> bool {
         let group = warp.groups[index];
         let frame = warp.frames[group.frame as usize];
         if frame.parent == NO_FRAME {
@@ -173,12 +175,32 @@ impl<O: Observe> Worker<'_, O> {
                     read_value(warp, group.frame, formal_value(formal), lane, &mut buffer);
                     write_value(warp, frame.parent, *actual, lane, &buffer);
                 }
+                let (from, to) = ((group.frame, formal_value(formal)), (frame.parent, *actual));
+                self.tell_passed(warp, block, group.mask, formal.bytes, from, to);
             }
         }
         warp.leave_frame(group.frame, group.mask);
         let moved = &mut warp.groups[index];
         (moved.frame, moved.pc) = (frame.parent, frame.call_pc + 1);
         true
+    }
+
+    fn tell_passed(
+        &mut self,
+        warp: &Warp,
+        block: [u32; 3],
+        lanes: u32,
+        bytes: u32,
+        from: (u32, CallValue),
+        to: (u32, CallValue),
+    ) {
+        if O::IS_ON {
+            let [from, to] = [from, to].map(|(frame, value)| {
+                let Frame { base, local_base, .. } = warp.frames[frame as usize];
+                PassPlace { base, local_base, value }
+            });
+            self.observer.passed(&PassEvent { block, warp: warp.index, lanes, from, to, bytes });
+        }
     }
 
     /// A 64-bit argument of a host call.

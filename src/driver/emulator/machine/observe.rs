@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::Launch;
 use super::resident::Shadow;
-use crate::decode::program::{CopyFence, FunctionInfo};
+use crate::decode::program::{CallValue, CopyFence, FunctionInfo};
 use crate::error::Access;
 use crate::lanes::{LANES, Plane};
 
@@ -65,6 +65,24 @@ pub struct CallEvent<'a> {
     pub base: u32,
     pub local_base: u64,
     pub function: &'a FunctionInfo,
+}
+
+/// A parameter or result that goes from one frame to another.
+pub struct PassEvent {
+    pub block: [u32; 3],
+    pub warp: u32,
+    pub lanes: u32,
+    pub from: PassPlace,
+    pub to: PassPlace,
+    pub bytes: u32,
+}
+
+/// First plane and start of the local memory of a frame, and the value in it.
+#[derive(Debug, Clone, Copy)]
+pub struct PassPlace {
+    pub base: u32,
+    pub local_base: u64,
+    pub value: CallValue,
 }
 
 /// Threads that grew their part of local memory, by lane.
@@ -129,6 +147,8 @@ pub trait Observe: Send {
     #[inline(always)]
     fn called(&mut self, _event: &CallEvent<'_>) {}
     #[inline(always)]
+    fn passed(&mut self, _event: &PassEvent) {}
+    #[inline(always)]
     fn stack_grew(&mut self, _event: &StackEvent<'_>) {}
     /// A thread was given these bytes of the heap.
     #[inline(always)]
@@ -146,9 +166,12 @@ pub trait Observe: Send {
     /// Lanes of a warp run an instruction that brings them together.
     #[inline(always)]
     fn converged(&mut self, _launch: &Launch<'_>, _event: &ConvergeEvent) {}
-    /// Threads of a warp arrived at the cluster's barrier, or passed it.
+    /// Threads of a warp arrived at the cluster's barrier.
     #[inline(always)]
-    fn cluster_barrier(&mut self, _block: [u32; 3], _warp: u32, _has_passed: bool) {}
+    fn cluster_arrived(&mut self, _block: [u32; 3], _warp: u32) {}
+    /// Threads of a warp passed the cluster's barrier; `exited` as of [`barrier_released`](Self::barrier_released).
+    #[inline(always)]
+    fn cluster_passed(&mut self, _block: [u32; 3], _warp: u32, _exited: u32) {}
     #[inline(always)]
     fn block_ended(&mut self, _block: [u32; 3]) {}
 }

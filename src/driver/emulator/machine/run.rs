@@ -262,14 +262,22 @@ impl<'l, O: Observe> Worker<'l, O> {
                     }
                     pc += 1;
                 }
-                Op::AddressTest { d, address, is_wide, space } => {
+                Op::AddressTest { d, address, is_wide, space, constants } => {
                     let addresses: [u64; LANES] = if *is_wide {
                         *u64::view(planes, *address)
                     } else {
                         u32::view(planes, *address).map(u64::from)
                     };
-                    let truth = (0..LANES)
-                        .fold(0, |truth, lane| truth | u32::from(is_in_space(addresses[lane], *space)) << lane);
+                    let is_constant =
+                        |address: u64| constants.iter().any(|&(start, bytes)| address.wrapping_sub(start) < bytes);
+                    let is_inside = |address: u64| match *space {
+                        None => is_constant(address),
+                        Some(AddressSpace::Global) => {
+                            is_in_space(address, AddressSpace::Global) && !is_constant(address)
+                        }
+                        Some(space) => is_in_space(address, space),
+                    };
+                    let truth = (0..LANES).fold(0, |truth, lane| truth | u32::from(is_inside(addresses[lane])) << lane);
                     store_predicate(planes, *d, truth, active);
                     pc += 1;
                 }
@@ -374,7 +382,7 @@ impl<'l, O: Observe> Worker<'l, O> {
                 }
                 Op::Return => {
                     issue(&mut self.observer, pc, mask, planes);
-                    if self.return_from(warp, index) {
+                    if self.return_from(warp, block, index) {
                         pc = warp.groups[index].pc;
                         break Ok(Stop::Reschedule);
                     }

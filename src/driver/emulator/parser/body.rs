@@ -429,14 +429,12 @@ impl<'a> Parser<'a, '_> {
         Ok(Operand::Element(variable, index.wrapping_mul(i64::from(element_bytes))))
     }
 
-    /// Any number of `+ constant` and `- constant`.
+    /// Any number of `+ constant expression` and `- constant`.
     fn offset(&mut self) -> Result<i64> {
         let mut offset = 0i64;
         loop {
             if self.accept("+") {
-                let is_negative = self.accept("-");
-                let value = self.offset_term()?;
-                offset = if is_negative { offset.wrapping_sub(value) } else { offset.wrapping_add(value) };
+                offset = offset.wrapping_add(self.constant_integer()? as i64);
             } else if self.accept("-") {
                 offset = offset.wrapping_sub(self.offset_term()?);
             } else {

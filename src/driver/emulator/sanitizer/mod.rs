@@ -16,7 +16,7 @@ use super::heap::Heap;
 use super::machine::Launch;
 use super::machine::access::lanes_of;
 use super::machine::observe::{
-    AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, StackEvent, Target,
+    AccessEvent, BarrierEvent, CallEvent, ConvergeEvent, IssueEvent, Observe, PassEvent, StackEvent, Target,
 };
 use super::machine::resident::Shadow;
 use fast_map::FastMap;
@@ -307,8 +307,16 @@ impl Observe for Sanitizer {
         self.races.barrier_released(block, id, exited);
     }
 
-    fn cluster_barrier(&mut self, block: [u32; 3], warp: u32, has_passed: bool) {
-        self.races.cluster_barrier(block, warp, has_passed);
+    fn cluster_arrived(&mut self, block: [u32; 3], warp: u32) {
+        self.races.cluster_arrived(block, warp);
+    }
+
+    fn cluster_passed(&mut self, block: [u32; 3], warp: u32, exited: u32) {
+        self.races.cluster_passed(block, warp, exited);
+    }
+
+    fn passed(&mut self, event: &PassEvent) {
+        self.registers.passed(event);
     }
 
     fn block_ended(&mut self, block: [u32; 3]) {

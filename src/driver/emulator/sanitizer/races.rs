@@ -186,11 +186,7 @@ impl Races {
     pub fn barrier_released(&mut self, block: [u32; 3], id: u32, exited: u32) {
         let Some(arrived) = self.blocks.get_mut(&block).and_then(|state| state.arrived.remove(&id)) else { return };
         let mut joined = Clock::default();
-        for warp in lanes_of(exited) {
-            if let Some(clock) = self.clocks.get(&self.warp_id(block, warp as u32)) {
-                join(&mut joined, clock);
-            }
-        }
+        self.join_exited(block, exited, &mut joined);
         for (warp, given) in &arrived {
             match given {
                 Some(clock) => join(&mut joined, clock),
@@ -209,18 +205,31 @@ impl Races {
         }
     }
 
-    pub fn cluster_barrier(&mut self, block: [u32; 3], warp: u32, has_passed: bool) {
+    pub fn cluster_arrived(&mut self, block: [u32; 3], warp: u32) {
         let warp = self.warp_id(block, warp);
         let clock = self.clocks.entry(warp).or_default();
-        let own = *clock.entry(warp).or_insert(1);
-        let known = &mut self.blocks.entry(block).or_default().cluster;
-        if has_passed {
-            join(clock, known);
-            clock.insert(warp, own);
-        } else {
-            join(known, clock);
-        }
+        clock.entry(warp).or_insert(1);
+        join(&mut self.blocks.entry(block).or_default().cluster, clock);
         self.step(warp);
+    }
+
+    pub fn cluster_passed(&mut self, block: [u32; 3], warp: u32, exited: u32) {
+        let warp = self.warp_id(block, warp);
+        let mut known = self.blocks.entry(block).or_default().cluster.clone();
+        self.join_exited(block, exited, &mut known);
+        let clock = self.clocks.entry(warp).or_default();
+        let own = *clock.entry(warp).or_insert(1);
+        join(clock, &known);
+        clock.insert(warp, own);
+        self.step(warp);
+    }
+
+    fn join_exited(&self, block: [u32; 3], exited: u32, into: &mut Clock) {
+        for warp in lanes_of(exited) {
+            if let Some(clock) = self.clocks.get(&self.warp_id(block, warp as u32)) {
+                join(into, clock);
+            }
+        }
     }
 
     /// Bytes of global memory that are somebody else's from now on.

@@ -19,7 +19,7 @@ use crate::execute::warp::shuffle_source;
 use crate::lanes::{LANES, Plane, Word, predicate};
 use crate::machine::Launch;
 use crate::machine::access::lanes_of;
-use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, Order, StackEvent, Target};
+use crate::machine::observe::{AccessEvent, CallEvent, IssueEvent, Order, PassEvent, PassPlace, StackEvent, Target};
 use crate::machine::resident::{Shadow, local_stride, register_room};
 use crate::machine::stack::STACK_GAP;
 use crate::machine::warp::MAX_LOCAL_BYTES;
@@ -485,6 +485,51 @@ impl Registers {
                 let plane = states.plane(event.base + formal.plane + plane);
                 lanes_of(event.lanes).for_each(|lane| plane[lane] = DEFINED);
             }
+        }
+    }
+
+    /// A parameter or a result takes its state along.
+    pub fn passed(&mut self, event: &PassEvent) {
+        let states = self.warps.entry((event.block, event.warp)).or_default();
+        for lane in lanes_of(event.lanes) {
+            let passed = passed_states(states, event.from, lane, event.bytes);
+            match event.to.value {
+                CallValue::Local { offset, bytes } => {
+                    let count = event.bytes.min(bytes);
+                    let start = event.to.local_base + u64::from(offset);
+                    states.local(lane, start, count.into()).copy_from_slice(&passed[..count as usize]);
+                }
+                CallValue::Plane { slot: NONE, .. } => {}
+                CallValue::Plane { slot, planes } => {
+                    for plane in 0..u32::from(planes) {
+                        let part = passed.iter().skip(4 * plane as usize).take(4);
+                        // As a load of them would: one known byte makes a known value.
+                        let is_known = part.clone().any(|&state| state == DEFINED);
+                        let state = part.copied().next().filter(|_| !is_known).unwrap_or(DEFINED);
+                        states.plane(event.to.base + slot + plane)[lane] = state;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The state of each byte of a value that is passed.
+fn passed_states(states: &mut WarpStates, place: PassPlace, lane: usize, bytes: u32) -> Vec<State> {
+    match place.value {
+        CallValue::Local { offset, bytes: most } => {
+            let start = place.local_base + u64::from(offset);
+            let mut found = states.local(lane, start, bytes.min(most).into()).to_vec();
+            found.resize(bytes as usize, DEFINED);
+            found
+        }
+        CallValue::Plane { slot: NONE, .. } => vec![DEFINED; bytes as usize],
+        CallValue::Plane { slot, planes } => {
+            let state_of = |byte: u32| match byte / 4 {
+                plane if plane < planes.into() => states.plane(place.base + slot + plane)[lane],
+                _ => DEFINED,
+            };
+            (0..bytes).map(state_of).collect()
         }
     }
 }

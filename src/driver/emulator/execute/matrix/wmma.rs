@@ -2,7 +2,7 @@
 
 use super::fragment::{Element, Fragment, Role};
 use super::row_product::Product;
-use crate::ast::{Base, Instruction, Operand, Type};
+use crate::ast::{Instruction, Operand, Type};
 use crate::decode::Decoder;
 use crate::decode::modifiers::Modifiers;
 use crate::decode::program::{Address, DataRegister, Extend, Load, MAX_VECTOR, Op, Store};
@@ -94,12 +94,7 @@ impl<'e> Decoder<'e> {
             Some(stride) => self.source(stride, Type::U32)?,
             None => self.constant(leading as u64 * if element == Element::Bits { 32 } else { 1 }, 1)?,
         };
-        let address = match address {
-            Operand::Address(Base::Register(_) | Base::Variable(_) | Base::Name(_), _) => {
-                self.address(address, space)?
-            }
-            _ => return self.fail("expected an address in brackets"),
-        };
+        let address = self.address(address, space)?;
         let registers = self.fragment_registers(data, element, !is_store)?;
         self.move_fragment(role, element, size, by_row, stride, address, &registers, is_store)
     }
