@@ -7,7 +7,36 @@ use engine::driver::emulator::FindingKind::{
 use super::{Seed, seed};
 
 /// What compilers and libraries do with what nobody wrote, and rightly.
-pub(super) const RIGHT: [(&str, &str); 6] = [
+pub(super) const RIGHT: [(&str, &str); 8] = [
+    (
+        "a structure of an int and a double in shared memory, copied word by word",
+        "shl.b32 %r1, %t, 4;
+         mov.u32 %r2, tile;
+         add.u32 %r1, %r1, %r2;
+         st.shared.u32 [%r1], %t;
+         st.shared.u64 [%r1+8], %a1;
+         bar.sync 0;
+         shl.b32 %r3, %t, 4;
+         cvt.u64.u32 %a3, %r3;
+         add.u64 %a3, %a3, %a1;
+         ld.shared.u32 %r4, [%r1];
+         st.global.u32 [%a3], %r4;
+         ld.shared.u32 %r4, [%r1+4];
+         st.global.u32 [%a3+4], %r4;
+         ld.shared.u32 %r4, [%r1+8];
+         st.global.u32 [%a3+8], %r4;
+         ld.shared.u32 %r4, [%r1+12];
+         st.global.u32 [%a3+12], %r4;",
+    ),
+    (
+        "the same in local memory",
+        "st.local.u32 [own], %t;
+         st.local.u64 [own+8], %a1;
+         ld.local.u32 %r4, [own];
+         st.global.u32 [%a2], %r4;
+         ld.local.u32 %r4, [own+4];
+         st.global.u32 [%a2+256], %r4;",
+    ),
     (
         "a field that is set in a word which holds nothing yet",
         "ld.local.u32 %r1, [own];
@@ -70,7 +99,24 @@ pub(super) const RIGHT: [(&str, &str); 6] = [
     ),
 ];
 
-pub(super) const UNWRITTEN: [Seed; 20] = [
+pub(super) const UNWRITTEN: [Seed; 21] = [
+    seed(
+        "a second element that was never written, and is loaded after others",
+        UninitialisedShared,
+        "st.shared.u32 [%s], %t;
+         bar.sync 0;
+         ld.shared.u32 %r1, [%s];
+         st.global.u32 [%a2], %r1;
+         ld.shared.u32 %r2, [tile+260]; // !
+         st.global.u32 [%a2], %r2;",
+        "st.shared.u32 [%s], %t;
+         st.shared.u32 [%s+256], %t;
+         bar.sync 0;
+         ld.shared.u32 %r1, [%s];
+         st.global.u32 [%a2], %r1;
+         ld.shared.u32 %r2, [tile+260];
+         st.global.u32 [%a2], %r2;",
+    ),
     seed(
         "a register that nobody wrote, through shared memory",
         UninitialisedRegister,

@@ -55,7 +55,13 @@ struct WarpStates {
     planes: Vec<States>,
     /// By byte of local memory, for each lane.
     local: Vec<Vec<State>>,
+    /// Where the last load of each lane from shared or local memory was that found something, and where the one before.
+    loads: [Option<Box<[u64; LANES]>>; 2],
 }
+
+/// The space of an address in [`WarpStates::loads`].
+const LOCAL_LOAD: u64 = 1 << 63;
+const NO_LOAD: u64 = u64::MAX;
 
 impl WarpStates {
     fn plane(&mut self, index: u32) -> &mut States {
@@ -76,6 +82,28 @@ impl WarpStates {
             memory.resize(end, NEVER);
         }
         &mut memory[start..end]
+    }
+
+    /// Notes a load.
+    fn loaded(&mut self, event: &AccessEvent<'_>) {
+        let space = if event.target == Target::Local { LOCAL_LOAD } else { 0 };
+        let [last, before] = &mut self.loads;
+        let last = last.get_or_insert_with(|| Box::new([NO_LOAD; LANES]));
+        let before = before.get_or_insert_with(|| Box::new([NO_LOAD; LANES]));
+        for lane in lanes_of(event.lanes) {
+            before[lane] = std::mem::replace(&mut last[lane], space | event.addresses[lane]);
+        }
+    }
+
+    /// Whether a word that nobody wrote, which the last load found, is the padding of a structure that is copied word by word,
+    /// as unoptimised code does it: it fills up a unit of eight bytes, of which the thread has just loaded the other word.
+    fn is_padding(&mut self, event: &AccessEvent<'_>, lane: usize) -> bool {
+        let [Some(last), Some(before)] = &mut self.loads else { return false };
+        let is_padding = event.bytes == 4 && last[lane] % 8 == 4 && before[lane] == last[lane] - 4;
+        if !is_padding {
+            last[lane] = NO_LOAD;
+        }
+        is_padding
     }
 
     fn set_local(&mut self, lanes: u32, start: u64, bytes: u64, state: State) {
@@ -377,6 +405,9 @@ impl Registers {
         let mut states = self.warps.remove(&(event.block, event.warp)).unwrap_or_default();
         let place = Place { pc: event.pc, block: event.block, warp: event.warp, thread: 0, address: 0 };
         let is_shared = event.target == Target::Shared;
+        if event.access == Access::Read && (is_shared || event.target == Target::Local) {
+            states.loaded(event);
+        }
         let is_store = event.access == Access::Write && event.order == Order::Plain && flow.rule != Rule::WholeWarp;
         if event.target == Target::Local {
             self.access_local(report, launch, event, list, &mut states);
@@ -429,12 +460,13 @@ impl Registers {
                         let whole = states.local(lane, address + element as u64 * size, size);
                         let is_unwritten = bytes > 0 && whole.iter().all(|&state| state != DEFINED);
                         let read = states.local(lane, start, bytes);
-                        let state = match read.first() {
-                            Some(&NEVER) if is_unwritten => {
+                        let state = match read.first().copied() {
+                            Some(NEVER) if is_unwritten && states.is_padding(event, lane) => DEFINED,
+                            Some(NEVER) if is_unwritten => {
                                 let kind = FindingKind::UninitialisedLocal;
                                 self.origin(Origin { kind, pc: event.pc, detail: start })
                             }
-                            Some(&state) if is_unwritten => state,
+                            Some(state) if is_unwritten => state,
                             _ => DEFINED,
                         };
                         states.plane(self.base + slot)[lane] = state;

@@ -122,6 +122,9 @@ impl Registers {
             let is_unwritten =
                 |lane: &usize| size > 0 && unwritten[*lane].checked_shr(start).unwrap_or(0) & mask == mask;
             for lane in lanes_of(event.lanes).filter(is_unwritten) {
+                if states.is_padding(event, lane) {
+                    continue;
+                }
                 let (kind, detail) = (FindingKind::UninitialisedShared, event.addresses[lane] + u64::from(start));
                 let state = self.origin(Origin { kind, pc: event.pc, detail });
                 for slot in slots(std::slice::from_ref(item), Role::Written).filter(|&slot| slot != NONE) {
