@@ -168,6 +168,7 @@ fn masks_are_filled_with_the_likeliest_tokens() {
     assert!(filled.contains("sat") && !filled.contains("[MASK]"), "{filled}");
     assert_eq!(model.text("fill", &[text]).lines().count(), 3);
     model.refuses("fill", &["The cat."], &["text 1", "no [MASK]"]);
+    model.refuses("generate", &["--prompt", "The cat"], &["an encoder writes no text", "use fill"]);
     Model::new("bert_cls").refuses("fill", &[text], &["no head that predicts tokens"]);
 }
 

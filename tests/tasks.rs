@@ -347,6 +347,18 @@ fn adapters_are_merged_in_what_a_checkpoint_shows() {
     assert!(frozen.get(name).unwrap().to_f32().unwrap() != merged, "adapters have learned");
 }
 
+#[test]
+fn a_correlation_that_is_not_defined_is_zero() {
+    let scratch = scratch();
+    let all = fs::read_to_string(scratch.path("val.tsv")).unwrap();
+    fs::write(scratch.path("val.tsv"), all.lines().take(2).collect::<Vec<_>>().join("\n") + "\n").unwrap();
+    let sets = ["train.task=regression", "data.label=value", "train.steps=4", "train.eval_every=2"];
+    succeed(encoder(&scratch, "run", &sets));
+    let last = metrics(&scratch.path("run")).pop().unwrap();
+    assert_eq!((last["pearson"].as_f64(), last["spearman"].as_f64()), (Some(0.0), Some(0.0)), "{last}");
+    succeed(resume(&scratch.path("run"), &["train.steps=6"]));
+}
+
 #[track_caller]
 fn refused(scratch: &Scratch, sets: &[&str], parts: &[&str]) {
     let outcome = run(encoder(scratch, "refused", sets));
@@ -383,7 +395,10 @@ fn bad_examples_are_refused_with_file_and_row() {
     refused(&scratch, &["train.task=question-answering", &answers], &["answers.jsonl", "row 1"]);
     fs::write(scratch.path("val.tsv"), rows(2, 40)).unwrap();
     let vocabulary = write("small.tsv", &rows(5, 20));
-    refused(&scratch, &[classes, &vocabulary, "model.vocabulary=7"], &["7"]);
+    refused(&scratch, &[classes, &vocabulary, "model.vocabulary=7"], &["the tokenizer has", "and the model 7"]);
+    let labels = ["train.task=multi-label", "data.label=labels", "train.label_smoothing=0.1"];
+    refused(&scratch, &labels, &["train.label_smoothing is 0.1", "multi-label"]);
+    refused(&scratch, &["train.task=masked-lm", "train.class_weights=balanced"], &["train.class_weights", "masked-lm"]);
     assert!(Tokenizer::load(scratch.path("tokenizer.json")).is_ok());
 }
 

@@ -60,6 +60,14 @@ pub(super) fn open(config: &Config) -> Result<ExampleSource, Error> {
         return pictures::open(config, paths);
     }
     let tokenizer = tokenizer(config, paths)?;
+    if let Some(vocabulary) = config.model.vocabulary
+        && tokenizer.vocabulary() > vocabulary
+    {
+        let found = tokenizer.vocabulary();
+        let what =
+            format!("the tokenizer has {found} tokens, and the model {vocabulary}: use the tokenizer of the model");
+        return Err(unsupported(&what));
+    }
     let train = set(config, paths, &tokenizer, None)?;
     let classes = (!train.classes().is_empty()).then(|| train.classes().to_vec());
     let val = config.data.val_path.as_ref().map(|paths| set(config, paths, &tokenizer, classes)).transpose()?;
@@ -81,7 +89,7 @@ fn set(
 ) -> Result<LabelledSet, Error> {
     let folders: Vec<&PathBuf> = paths.as_slice().iter().filter(|path| LabelledSet::is_folder_of(path)).collect();
     let task = task(config)?;
-    if let [folder] = folders[..] {
+    if let ([folder], [_]) = (&folders[..], paths.as_slice()) {
         let set = LabelledSet::open(folder)?;
         if set.kind() != task.kind() {
             let (found, wanted) = (set.kind().name(), task.kind().name());
@@ -91,7 +99,9 @@ fn set(
         return Ok(set);
     }
     if !folders.is_empty() {
-        return Err(unsupported("data.path: name one folder of examples, or files"));
+        let names: Vec<String> = paths.as_slice().iter().map(|path| path.display().to_string()).collect();
+        let names = names.join(", ");
+        return Err(unsupported(&format!("{names}: name one folder of examples alone, or files of rows")));
     }
     let max_tokens = config.data.max_tokens.unwrap_or(config.model.block);
     // A decoder alone has both texts in one row.

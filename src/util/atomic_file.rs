@@ -1,6 +1,9 @@
 //! Files that are whole or not there: written under a temporary name in the same folder, fsynced, renamed, and the
 //! folder fsynced, so that neither a crash nor a full disk ever leaves half a file under the final name.
 //!
+//! A link is followed, so that the file it names is replaced and not the link. What is no plain file (a pipe, a terminal,
+//! `/dev/null`) is written to as it stands.
+//!
 //! The temporary name starts with a dot and ends in `.partial`; it is removed when the write fails. Only a process
 //! that was killed leaves one behind.
 
@@ -58,6 +61,8 @@ pub struct AtomicFile {
     /// None once sealed: the data is on the disk and the file closed.
     writer: Option<BufWriter<File>>,
     is_committed: bool,
+    /// What has the name already is no plain file: it is written to, and there is no temporary file.
+    is_direct: bool,
 }
 
 impl AtomicFile {
@@ -68,8 +73,14 @@ impl AtomicFile {
     pub fn create(path: impl AsRef<Path>) -> Result<Self, WriteError> {
         // Two writers of one process, or of two processes, must not share a temporary file.
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let path = path.as_ref().to_path_buf();
+        let path = std::fs::canonicalize(&path).unwrap_or_else(|_| path.as_ref().to_path_buf());
         let fail = |cause| WriteError { path: path.clone(), cause };
+        let found = std::fs::metadata(&path).ok();
+        if found.is_some_and(|found| !found.is_file() && !found.is_dir()) {
+            let file = OpenOptions::new().write(true).open(&path).map_err(fail)?;
+            let writer = Some(BufWriter::with_capacity(1 << 18, file));
+            return Ok(Self { temporary: path.clone(), path, writer, is_committed: false, is_direct: true });
+        }
         let name = path.file_name().ok_or_else(|| fail(io::Error::other("this is not the name of a file")))?;
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = format!(
@@ -79,7 +90,8 @@ impl AtomicFile {
         );
         let temporary = path.with_file_name(temporary);
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary).map_err(fail)?;
-        Ok(Self { path, temporary, writer: Some(BufWriter::with_capacity(1 << 18, file)), is_committed: false })
+        let writer = Some(BufWriter::with_capacity(1 << 18, file));
+        Ok(Self { path, temporary, writer, is_committed: false, is_direct: false })
     }
 
     /// The name that the file will have.
@@ -97,7 +109,7 @@ impl AtomicFile {
         writer
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
-            .and_then(|file| file.sync_all())
+            .and_then(|file| if self.is_direct { Ok(()) } else { file.sync_all() })
             .map_err(|cause| WriteError { path: self.path.clone(), cause })
     }
 
@@ -107,6 +119,9 @@ impl AtomicFile {
     /// The data cannot be written, or the file cannot be renamed.
     pub fn commit(mut self) -> Result<(), WriteError> {
         self.seal()?;
+        if self.is_direct {
+            return Ok(());
+        }
         let renamed = std::fs::rename(&self.temporary, &self.path).and_then(|()| {
             self.is_committed = true;
             sync_folder_of(&self.path)
@@ -137,7 +152,7 @@ impl Seek for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.is_committed {
+        if !self.is_committed && !self.is_direct {
             self.writer = None;
             // Nothing useful can be done where this fails as well; the name says that the file is not whole.
             let _ = std::fs::remove_file(&self.temporary);
@@ -189,6 +204,30 @@ mod tests {
             std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_followed_and_what_is_no_plain_file_stays_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target.bin"), folder.path().join("link"));
+        std::fs::write(&target, b"old").unwrap();
+        std::os::unix::fs::symlink("target.bin", &link).unwrap();
+        write_atomically(&link, |file| file.write_all(b"new")).unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["link", "target.bin"]);
+
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        write_atomically(&pipe, |file| file.write_all(b"through the pipe")).unwrap();
+        assert_eq!(reader.join().unwrap(), b"through the pipe");
+        assert!(!std::fs::metadata(&pipe).unwrap().is_file());
+        assert_eq!(names(folder.path()), ["link", "pipe", "target.bin"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::texts::{BatchArguments, Framer, TextArguments, open, run_in_order};
 use anyhow::{Context, bail};
 use clap::Args;
 use engine::data::Tokenizer;
+use engine::model::config::Architecture;
 use engine::model::encode::{Example, Output, softmax, top};
 use serde_json::json;
 
@@ -33,6 +34,9 @@ pub fn fill(arguments: &FillArguments) -> anyhow::Result<()> {
     let (tokenizer, folder) = open(&arguments.model)?;
     let texts = arguments.texts.read()?;
     let mut loaded = arguments.model.load(&folder)?;
+    if loaded.model.config().architecture == Architecture::Decoder {
+        bail!("{}: a decoder predicts what follows and sees nothing behind a mask; use generate", folder.display());
+    }
     let framer = Framer::new(&tokenizer, &loaded, &arguments.batch)?;
     let Some(mask) = framer.mask() else {
         bail!("the tokenizer has no [MASK] or <mask> token; use a model that was trained to fill masks");

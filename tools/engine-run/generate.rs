@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use engine::model::Transformer;
 use engine::model::completion::{Completion, Event, Settings, Totals, complete, encode_prompt};
+use engine::model::config::Architecture;
 use engine::model::generate::{Sampling, first_token_read};
 use serde_json::json;
 use std::io::{self, IsTerminal, Read};
@@ -130,6 +131,13 @@ pub fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
     let tokenizer = arguments.model.tokenizer(&folder)?;
     let texts = prompts(arguments)?;
     let Loaded { model, mut parameters, device, description, .. } = arguments.model.load(&folder)?;
+    match model.config().architecture {
+        Architecture::Decoder => {}
+        Architecture::Encoder => bail!("{}: an encoder writes no text; use fill", folder.display()),
+        Architecture::EncoderDecoder => {
+            bail!("{}: an encoder-decoder goes on from no prompt; use translate", folder.display())
+        }
+    }
     let mut sequences = Vec::new();
     let mut tokens = Vec::new();
     for (number, text) in texts.iter().enumerate() {

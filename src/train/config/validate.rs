@@ -1,7 +1,7 @@
 //! Values of the right type that make no sense, each refused in one line: what, where it was given, what to do.
 
 use super::choices::bundled_name;
-use super::choices::{Architecture, Layout, PositionKind, Task};
+use super::choices::{Architecture, ClassWeights, Layout, PositionKind, Task};
 use super::{Config, ConfigError, Paths};
 use crate::ops::gated_conv::TAPS_MAX;
 use crate::train::presets;
@@ -214,6 +214,31 @@ impl Config {
         check.number("train.epochs", train.epochs, "a finite number, 0 (off) or more", |x| x >= 0.0)?;
         let is_share = |x: f64| (0.0..1.0).contains(&x);
         check.number("train.label_smoothing", train.label_smoothing, "from 0 to below 1", is_share)?;
+        // Of the tasks that are learned together each takes what it can.
+        let (task, is_alone) = (train.task.name(), train.mix.0.is_empty());
+        if is_alone
+            && train.label_smoothing > 0.0
+            && matches!(train.task, Task::MultiLabel | Task::Regression | Task::QuestionAnswering)
+        {
+            return check.refuse(
+                "train.label_smoothing",
+                format!(
+                    "train.label_smoothing is {}, and train.task = {task} has no use for it",
+                    train.label_smoothing
+                ),
+                "set train.label_smoothing = 0",
+            );
+        }
+        if is_alone
+            && train.class_weights != ClassWeights::None
+            && !matches!(train.task, Task::Classification | Task::ImageClassification)
+        {
+            return check.refuse(
+                "train.class_weights",
+                format!("train.class_weights is set, and train.task = {task} has no classes to weigh"),
+                "take it out",
+            );
+        }
         check.number("train.mask_share", train.mask_share, "above 0 and below 1", |x| x > 0.0 && x < 1.0)?;
         for (key, weight) in [("masked-lm", train.losses.masked_lm), ("csm", train.losses.csm)] {
             let key = format!("train.losses.{key}");

@@ -118,8 +118,8 @@ impl Objective for Values {
             return Ok(Evaluation {
                 figures: vec![
                     ("mean_absolute_error", report.mean_absolute_error),
-                    ("pearson", report.pearson),
-                    ("spearman", report.spearman),
+                    ("pearson", defined(report.pearson)),
+                    ("spearman", defined(report.spearman)),
                 ],
                 best_by: Some("pearson"),
                 predictions: lines,
@@ -143,4 +143,9 @@ impl Objective for Values {
             ..Evaluation::default()
         })
     }
+}
+
+/// A correlation, or 0 where there is none: of values that are all the same, or of one.
+fn defined(correlation: f64) -> f64 {
+    if correlation.is_nan() { 0.0 } else { correlation }
 }
