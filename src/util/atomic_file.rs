@@ -57,6 +57,8 @@ pub fn write_atomically(
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
+    /// What `path` is, or what it leads to if it is a link.
+    target: PathBuf,
     temporary: PathBuf,
     /// None once sealed: the data is on the disk and the file closed.
     writer: Option<BufWriter<File>>,
@@ -73,25 +75,28 @@ impl AtomicFile {
     pub fn create(path: impl AsRef<Path>) -> Result<Self, WriteError> {
         // Two writers of one process, or of two processes, must not share a temporary file.
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let path = std::fs::canonicalize(&path).unwrap_or_else(|_| path.as_ref().to_path_buf());
+        let path = path.as_ref().to_path_buf();
+        let is_link = std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+        let target = if is_link { std::fs::canonicalize(&path).ok() } else { None }.unwrap_or_else(|| path.clone());
         let fail = |cause| WriteError { path: path.clone(), cause };
-        let found = std::fs::metadata(&path).ok();
+        let found = std::fs::metadata(&target).ok();
         if found.is_some_and(|found| !found.is_file() && !found.is_dir()) {
-            let file = OpenOptions::new().write(true).open(&path).map_err(fail)?;
+            let file = OpenOptions::new().write(true).open(&target).map_err(fail)?;
             let writer = Some(BufWriter::with_capacity(1 << 18, file));
-            return Ok(Self { temporary: path.clone(), path, writer, is_committed: false, is_direct: true });
+            let temporary = target.clone();
+            return Ok(Self { path, target, temporary, writer, is_committed: false, is_direct: true });
         }
-        let name = path.file_name().ok_or_else(|| fail(io::Error::other("this is not the name of a file")))?;
+        let name = target.file_name().ok_or_else(|| fail(io::Error::other("this is not the name of a file")))?;
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = format!(
             ".{}.{}-{unique}{PARTIAL_SUFFIX}",
             name.to_string_lossy().replace('\u{FFFD}', "_"),
             std::process::id()
         );
-        let temporary = path.with_file_name(temporary);
+        let temporary = target.with_file_name(temporary);
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary).map_err(fail)?;
         let writer = Some(BufWriter::with_capacity(1 << 18, file));
-        Ok(Self { path, temporary, writer, is_committed: false, is_direct: false })
+        Ok(Self { path, target, temporary, writer, is_committed: false, is_direct: false })
     }
 
     /// The name that the file will have.
@@ -122,9 +127,9 @@ impl AtomicFile {
         if self.is_direct {
             return Ok(());
         }
-        let renamed = std::fs::rename(&self.temporary, &self.path).and_then(|()| {
+        let renamed = std::fs::rename(&self.temporary, &self.target).and_then(|()| {
             self.is_committed = true;
-            sync_folder_of(&self.path)
+            sync_folder_of(&self.target)
         });
         renamed.map_err(|cause| WriteError { path: self.path.clone(), cause })
     }
