@@ -592,7 +592,7 @@ fn isspacep_tells_spaces_apart() {
     let tests: String = asked
         .iter()
         .map(|space| {
-            let bit = format!("selp.u32 %r2, 1, 0, %p1;\nshl.b32 %r1, %r1, 1;\nor.b32 %r1, %r1, %r2;\n");
+            let bit = "selp.u32 %r2, 1, 0, %p1;\nshl.b32 %r1, %r1, 1;\nor.b32 %r1, %r1, %r2;\n";
             format!("isspacep.{space} %p1, %a3;\n{bit}")
         })
         .collect();
