@@ -37,6 +37,30 @@ impl Tape<'_> {
         documents: Option<Value>,
     ) -> Result<Value, Error> {
         let operation = "gated_conv";
+        let shape = self.gated_conv_shape(operation, input, weight, bias, options)?;
+        let Shape { batch, time, channels, .. } = shape;
+        if let Some(documents) = documents {
+            self.check_value(operation, documents, &[batch, time, 2])?;
+        }
+        let node = GatedConv { shape, has_bias: bias.is_some(), has_documents: documents.is_some() };
+        let values: Vec<Value> = std::iter::once(input).chain(documents).collect();
+        let parameters: Vec<ParameterId> = std::iter::once(weight).chain(bias).collect();
+        let results = [("gated_conv", vec![batch, time, channels], false)];
+        Ok(self.push_node(node, &values, &parameters, &results)?[0])
+    }
+
+    /// The sizes of a gated convolution of these, for an operation of this name.
+    ///
+    /// # Errors
+    /// As [`gated_conv`](Self::gated_conv).
+    pub(super) fn gated_conv_shape(
+        &self,
+        operation: &'static str,
+        input: Value,
+        weight: ParameterId,
+        bias: Option<ParameterId>,
+        options: &GatedConvOptions,
+    ) -> Result<Shape, Error> {
         let error = |what: String| Err(Error::Shape { operation, what });
         let &[batch, time, columns] = self.shape(input) else {
             return error(format!("the input is {:?}, expected (batch, time, columns)", self.shape(input)));
@@ -52,9 +76,6 @@ impl Tape<'_> {
         if let Some(bias) = bias {
             self.check_parameter(operation, bias, &[channels])?;
         }
-        if let Some(documents) = documents {
-            self.check_value(operation, documents, &[batch, time, 2])?;
-        }
         let GatedConvOptions { window, dilation } = *options;
         let needs_odd = window != Window::Causal;
         if !(1..=TAPS_MAX).contains(&taps) || (needs_odd && taps.is_multiple_of(2)) {
@@ -64,12 +85,7 @@ impl Tape<'_> {
         if !(1..=DILATION_MAX).contains(&dilation) {
             return error(format!("a dilation of {dilation}: use 1 to {DILATION_MAX}"));
         }
-        let shape = Shape { batch, time, channels, taps, dilation, window };
-        let node = GatedConv { shape, has_bias: bias.is_some(), has_documents: documents.is_some() };
-        let values: Vec<Value> = std::iter::once(input).chain(documents).collect();
-        let parameters: Vec<ParameterId> = std::iter::once(weight).chain(bias).collect();
-        let results = [("gated_conv", vec![batch, time, channels], false)];
-        Ok(self.push_node(node, &values, &parameters, &results)?[0])
+        Ok(Shape { batch, time, channels, taps, dilation, window })
     }
 }
 

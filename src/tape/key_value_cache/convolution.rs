@@ -3,9 +3,9 @@
 //! around it.
 
 use super::super::run::Run;
-use super::super::{Error, Needs, Operation, ParameterId, Tape, Value};
+use super::super::{Error, GatedConvOptions, Needs, Operation, ParameterId, Tape, Value};
 use super::Cache;
-use crate::ops::gated_conv::{self, DILATION_MAX, Forward, Shape, TAPS_MAX, Window};
+use crate::ops::gated_conv::{self, Forward, Shape, Window};
 use crate::ops::{self, Write};
 use std::sync::Arc;
 
@@ -41,26 +41,13 @@ impl Tape<'_> {
         cache: &Arc<Cache>,
     ) -> Result<Value, Error> {
         let operation = "gated_conv_cached";
-        let error = |what: String| Err(Error::Shape { operation, what });
-        let &[batch, time, columns] = self.shape(input) else {
-            return error(format!("the input is {:?}, expected (batch, time, columns)", self.shape(input)));
-        };
-        if columns != cache.columns {
-            return error(format!("the cache has {} columns for {columns}", cache.columns));
+        let options = GatedConvOptions { window: Window::Causal, dilation };
+        let shape = self.gated_conv_shape(operation, input, weight, bias, &options)?;
+        let Shape { batch, time, channels, .. } = shape;
+        if 2 * channels != cache.columns {
+            let what = format!("the cache has {} columns for {}", cache.columns, 2 * channels);
+            return Err(Error::Shape { operation, what });
         }
-        let channels = columns / 2;
-        let &[_, taps] = self.parameters.shape(weight) else {
-            return error(format!("the weight is {:?}, expected (channels, taps)", self.parameters.shape(weight)));
-        };
-        self.check_parameter(operation, weight, &[channels, taps])?;
-        if let Some(bias) = bias {
-            self.check_parameter(operation, bias, &[channels])?;
-        }
-        if !(1..=TAPS_MAX).contains(&taps) || !(1..=DILATION_MAX).contains(&dilation) {
-            let most = format!("1 to {TAPS_MAX}, 1 to {DILATION_MAX} apart");
-            return error(format!("{taps} taps, {dilation} apart: use {most}"));
-        }
-        let shape = Shape { batch, time, channels, taps, dilation, window: Window::Causal };
         let node = CachedGatedConv { shape, has_bias: bias.is_some(), cache: Arc::clone(cache) };
         let parameters: Vec<ParameterId> = std::iter::once(weight).chain(bias).collect();
         let results = [("gated_conv", vec![batch, time, channels], false)];
